@@ -1,0 +1,18 @@
+//! Credential to principal: what was presented, the key cache, and the follower that keeps the cache true.
+
+use crate::key::{Prefix, Vocabulary};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// `[keys]` and `[cache]`.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `[keys] prefix`.
+    pub prefix: Prefix,
+    /// `[cache] keys_max`: beyond this many keys the cache is no longer complete.
+    pub keys_max: u64,
+    /// `[cache] max_stale`: how long known keys work while the store cannot be asked.
+    pub max_stale: Duration,
+    /// `[scopes]`, to turn stored names into bits.
+    pub vocabulary: Arc<Vocabulary>,
+}

@@ -1,0 +1,105 @@
+//! Time as an argument: the only place that reads a clock.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// A point in wall-clock time: microseconds since the Unix epoch, UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+/// Where the time comes from: the machine, or a test's hand.
+#[derive(Clone, Debug)]
+pub struct Clock(Source);
+
+#[derive(Clone, Debug)]
+enum Source {
+    System,
+    Manual(Arc<AtomicI64>),
+}
+
+/// The monotonic clock, for deadlines and durations.
+pub fn monotonic() -> Instant {
+    Instant::now()
+}
+
+// === impl Timestamp ===
+
+impl Timestamp {
+    pub const fn from_micros(micros: i64) -> Self {
+        Self(micros)
+    }
+
+    pub const fn as_micros(self) -> i64 {
+        self.0
+    }
+
+    pub const fn as_millis(self) -> i64 {
+        self.0.div_euclid(1000)
+    }
+
+    /// This time plus `duration`, saturating at the end of the representable range.
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+    }
+
+    /// The time that has passed since `earlier`; zero when the clock went back.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// Reads RFC 3339 text, such as `2026-11-24T10:42:10.123456Z`.
+    pub fn parse(text: &str) -> Option<Self> {
+        text.parse::<jiff::Timestamp>().ok().map(|time| Self(time.as_microsecond()))
+    }
+
+    fn to_jiff(self) -> jiff::Timestamp {
+        let range = jiff::Timestamp::MIN.as_microsecond()..=jiff::Timestamp::MAX.as_microsecond();
+        jiff::Timestamp::from_microsecond(self.0.clamp(*range.start(), *range.end()))
+            .unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    /// RFC 3339 in UTC with exactly six fractional digits, the form of audit records.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.6}", self.to_jiff())
+    }
+}
+
+// === impl Clock ===
+
+impl Clock {
+    pub const fn system() -> Self {
+        Self(Source::System)
+    }
+
+    /// A clock that stands at `start` until the returned hand moves it.
+    pub fn manual(start: Timestamp) -> (Self, Arc<AtomicI64>) {
+        let hand = Arc::new(AtomicI64::new(start.0));
+        (Self(Source::Manual(Arc::clone(&hand))), hand)
+    }
+
+    pub fn now(&self) -> Timestamp {
+        match &self.0 {
+            Source::System => {
+                let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                Timestamp(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
+            }
+            Source::Manual(hand) => Timestamp(hand.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps_print_with_microseconds_and_read_back() {
+        let time = Timestamp::from_micros(1_764_000_000_120_000);
+        assert_eq!(time.to_string(), "2025-11-24T16:00:00.120000Z");
+        assert_eq!(Timestamp::parse(&time.to_string()), Some(time));
+    }
+}

@@ -1,0 +1,127 @@
+//! Scopes, `<resource>:<permission>`, and the vocabulary that an operator declares.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// The scopes a key was granted, as stored: names, sorted, separated by spaces. One string, because a gateway holds a
+/// million of these while it loads.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ScopeList(String);
+
+/// A set of declared scopes as bits: what a request's authorization compares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ScopeSet(u128);
+
+/// The declared scopes (`[scopes]` in gateway.toml), each with its bit.
+#[derive(Clone, Debug, Default)]
+pub struct Vocabulary {
+    bits: BTreeMap<String, ScopeBit>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct ScopeBit {
+    bit: u32,
+    elevated: bool,
+}
+
+/// How many scopes can be declared: one bit each.
+pub const SCOPES_MAX: usize = 128;
+
+// === impl ScopeList ===
+
+impl ScopeList {
+    pub fn new(names: impl IntoIterator<Item = String>) -> Self {
+        let names: BTreeSet<String> = names.into_iter().collect();
+        Self(names.into_iter().collect::<Vec<_>>().join(" "))
+    }
+
+    /// Reads the stored form; order and repetition are repaired.
+    pub fn parse(text: &str) -> Self {
+        Self::new(text.split(' ').filter(|name| !name.is_empty()).map(str::to_owned))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.split(' ').filter(|name| !name.is_empty())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for ScopeList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl ScopeSet ===
+
+impl ScopeSet {
+    pub const fn contains_all(self, required: Self) -> bool {
+        self.0 & required.0 == required.0
+    }
+
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+// === impl Vocabulary ===
+
+impl Vocabulary {
+    /// The vocabulary of `declared` scopes: name and whether it is elevated.
+    ///
+    /// # Errors
+    /// When more than [`SCOPES_MAX`] are declared.
+    pub fn new(declared: impl IntoIterator<Item = (String, bool)>) -> Result<Self, String> {
+        let mut bits = BTreeMap::new();
+        for (bit, (name, elevated)) in (0..).zip(declared) {
+            bits.insert(name, ScopeBit { bit, elevated });
+        }
+        if bits.len() > SCOPES_MAX {
+            return Err(format!("{} scopes are declared; at most {SCOPES_MAX} can be", bits.len()));
+        }
+        Ok(Self { bits })
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.bits.contains_key(name)
+    }
+
+    /// Whether a person must acknowledge granting this scope.
+    pub fn is_elevated(&self, name: &str) -> bool {
+        self.bits.get(name).is_some_and(|scope| scope.elevated)
+    }
+
+    /// The set with `name` alone; `None` when it is not declared.
+    pub fn set(&self, name: &str) -> Option<ScopeSet> {
+        self.bits.get(name).map(|scope| ScopeSet(1 << scope.bit))
+    }
+
+    /// The declared names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.bits.keys().map(String::as_str)
+    }
+
+    /// The bits of a stored list. Undeclared names grant nothing and are returned for a warning.
+    pub fn resolve<'a>(&self, list: &'a ScopeList) -> (ScopeSet, Vec<&'a str>) {
+        let mut set = ScopeSet::default();
+        let mut undeclared = Vec::new();
+        for name in list.iter() {
+            match self.set(name) {
+                Some(one) => set = set.union(one),
+                None => undeclared.push(name),
+            }
+        }
+        (set, undeclared)
+    }
+}

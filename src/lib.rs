@@ -1,0 +1,14 @@
+pub mod admin;
+pub mod audit;
+pub mod auth;
+pub mod clock;
+pub mod key;
+pub mod manage;
+pub mod net;
+pub mod policy;
+pub mod proxy;
+pub mod reason;
+pub mod secret;
+pub mod server;
+pub mod store;
+pub mod ulid;

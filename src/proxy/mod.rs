@@ -1,0 +1,64 @@
+//! The data plane: from a request's head to the upstream and back. Read `service` first.
+
+use crate::net::Networks;
+use std::time::Duration;
+
+/// What the data plane needs of gateway.toml, besides routes and upstreams.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `[client_ip] trusted_proxies`: with none, the socket's peer is the client.
+    pub trusted_proxies: Networks,
+    /// `[versions] header`, such as `arcus-version`; `None` without `[versions]`.
+    pub version_header: Option<http::HeaderName>,
+    pub limits: Limits,
+    pub upstreams: Vec<UpstreamSettings>,
+}
+
+/// `[limits]`, the data plane's part.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// `target_max`: bytes of the request target.
+    pub target_bytes_max: usize,
+    /// `body_idle`: how long a body, either way, may stand still.
+    pub body_idle: Duration,
+    /// `upstream_connect`: time to connect to an upstream.
+    pub upstream_connect: Duration,
+    /// `upstream_head`: time from the request's last byte, or from its head while a body streams, to the response's head.
+    pub upstream_head: Duration,
+    /// `upstream_idle`: how long a connection to an upstream is kept unused; shorter than the upstream's own.
+    pub upstream_idle: Duration,
+    /// `upstream_requests_max`: requests in flight to one upstream from one worker.
+    pub upstream_requests_max: usize,
+}
+
+/// `[upstreams.<name>]`: the addresses of each mode. An empty list: no upstream for that mode.
+#[derive(Clone, Debug)]
+pub struct UpstreamSettings {
+    pub name: String,
+    pub live: Vec<Endpoint>,
+    pub test: Vec<Endpoint>,
+    /// `host`: replaces the client's `Host` when set.
+    pub host: Option<http::HeaderValue>,
+}
+
+/// One address of an upstream, from `http://host:port`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    pub host: String,
+    pub port: u16,
+}
+
+// === impl Limits ===
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            target_bytes_max: 8 * 1024,
+            body_idle: Duration::from_secs(30),
+            upstream_connect: Duration::from_secs(1),
+            upstream_head: Duration::from_secs(15),
+            upstream_idle: Duration::from_secs(4),
+            upstream_requests_max: 1024,
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Worker threads, listeners, connections, drain.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// `[[listen]]` and the connection part of `[limits]`.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub listen: Vec<SocketAddr>,
+    /// `[gateway] workers`; default: one a core.
+    pub workers: usize,
+    pub limits: Limits,
+}
+
+/// `[limits]`, the connection's part.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// `connections_max`: open downstream connections in this process.
+    pub connections_max: usize,
+    /// `head_max`: bytes of a request's head.
+    pub head_bytes_max: usize,
+    /// `fields_max`: header fields of a request.
+    pub head_fields_max: usize,
+    /// `head_timeout`: from a request's first byte, or from accept, to its complete head.
+    pub head_timeout: Duration,
+    /// `idle_timeout`: how long a kept-alive connection may stay silent between requests.
+    pub idle_timeout: Duration,
+    /// `write_stall`: how long a client may refuse to take a byte.
+    pub write_stall: Duration,
+    /// `drain`: how long SIGTERM lets requests in flight finish.
+    pub drain: Duration,
+}
+
+// === impl Limits ===
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 10_000,
+            head_bytes_max: 16 * 1024,
+            head_fields_max: 64,
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            write_stall: Duration::from_secs(30),
+            drain: Duration::from_secs(25),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Where key records live: the [`KeyStore`] trait, its ordered change log, and the engines behind it.
+//!
+//! Every mutation is one atomic step that writes records and appends to the log (`seq` + 1 for each write). A record's
+//! version is the `seq` of its last change; keys and entities share one sequence. Calls block: they belong on the
+//! control plane or in the CLI, never on a worker.
+
+pub mod memory;
+pub mod sqlite;
+
+use crate::clock::Timestamp;
+use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
+use std::path::PathBuf;
+
+/// Which store, from `[store]` in gateway.toml.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settings {
+    /// `sqlite:<path>`: the embedded default.
+    Sqlite { path: PathBuf },
+    /// Nothing outlives the process; for tests.
+    Memory,
+}
+
+/// What went wrong in a store, told apart by what a caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Cannot be asked now: locked, full, failing, corrupt. Never to be read as "empty".
+    #[error("the key store is not available: {0}")]
+    Unavailable(String),
+    /// Refused, because what is there is not ours to use: wrong owner, newer schema, not a database.
+    #[error("{0}")]
+    Refused(String),
+    /// The mutation contradicts what the store holds; nothing was written.
+    #[error("{0}")]
+    Conflict(Conflict),
+}
+
+/// Why a mutation was not applied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// The record is not at the version the mutation was made for: read again, decide again.
+    #[error("the record was changed meanwhile")]
+    Version,
+    /// Another key has this digest.
+    #[error("a key with this digest exists already: {0}")]
+    DigestTaken(KeyId),
+    /// Another live entity has this code.
+    #[error("the entity code '{0}' is taken")]
+    CodeTaken(String),
+    /// Another entity, live or deleted, has this id.
+    #[error("the entity id {0} is taken")]
+    EntityIdTaken(EntityId),
+    /// The key's entity does not exist or was deleted.
+    #[error("the entity {0} does not exist or was deleted")]
+    EntityGone(EntityId),
+    /// Revoked and deleted are final (invariant I5).
+    #[error("the record was revoked or deleted, which is final")]
+    Final,
+}
+
+/// Repeating a mutation under the same id gives the first outcome again and changes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OperationId(pub u128);
+
+/// One atomic step.
+#[derive(Clone, Debug)]
+pub struct Mutation {
+    pub operation: OperationId,
+    /// Who asked, such as `cli:root`.
+    pub actor: String,
+    pub at: Timestamp,
+    /// At least one; all are applied, in order, or none.
+    pub writes: Vec<Write>,
+}
+
+/// One record written by a mutation.
+#[derive(Clone, Debug)]
+pub struct Write {
+    pub action: Action,
+    /// The version the record must have now; `None`: it must not exist.
+    pub expected: Option<u64>,
+    /// The record as it will stand. Its `version` is assigned by the store.
+    pub record: Record,
+}
+
+/// A key or an entity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    Key(KeyRecord),
+    Entity(EntityRecord),
+}
+
+/// What was done to a record: the `action` of its change entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    KeyCreated,
+    KeyImported,
+    KeyUpdated,
+    KeyRotated,
+    KeyRevoked,
+    EntityCreated,
+    EntityDeleted,
+}
+
+/// One entry of the ordered log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    pub seq: u64,
+    /// 64 random bits: proves that two logs which hold the same `seq` share a history.
+    pub token: u64,
+    pub at: Timestamp,
+    pub actor: String,
+    pub action: Action,
+    pub before: Option<Record>,
+    pub after: Record,
+}
+
+/// How far a follower has read: the last `seq` it has wholly applied and that entry's token. The start is (0, 0).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    pub seq: u64,
+    pub token: u64,
+}
+
+/// The answer to a poll.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Feed {
+    /// Entries after the follower's position, at most the limit asked for, and the log's head.
+    Entries { head: Position, entries: Vec<Change> },
+    /// The log does not hold the follower's position: it lost entries, or is another store's.
+    Diverged { head: Position },
+}
+
+/// Which keys to list.
+#[derive(Clone, Debug, Default)]
+pub struct KeyFilter {
+    pub entity: Option<EntityId>,
+}
+
+/// A store of key and entity records with an ordered change log. Passes `tests/store_contract.rs`.
+pub trait KeyStore: Send + Sync {
+    /// Applies one mutation and returns the `seq` of each of its writes.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when a write contradicts what is stored: nothing was written then.
+    fn apply(&self, mutation: &Mutation) -> Result<Vec<u64>, StoreError>;
+
+    fn key(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError>;
+    fn key_by_digest(&self, digest: &Digest) -> Result<Option<KeyRecord>, StoreError>;
+    /// Keys in the order of their ids, hence of creation, after `after`; at most `limit`.
+    fn keys(&self, filter: &KeyFilter, after: Option<KeyId>, limit: usize) -> Result<Vec<KeyRecord>, StoreError>;
+    fn entity(&self, id: EntityId) -> Result<Option<EntityRecord>, StoreError>;
+    /// The live entity with this code.
+    fn entity_by_code(&self, code: &str) -> Result<Option<EntityRecord>, StoreError>;
+    /// All entities, deleted ones included, in the order of their codes.
+    fn entities(&self) -> Result<Vec<EntityRecord>, StoreError>;
+
+    /// Opens a reader of the change log.
+    fn changes(&self) -> Result<Box<dyn Changes>, StoreError>;
+}
+
+/// A follower's reader of the change log and of the whole set.
+pub trait Changes: Send {
+    /// The log's head now.
+    fn head(&mut self) -> Result<Position, StoreError>;
+
+    /// Entries after `from`, at most `limit`. Cheap when nothing has changed: it is called every few milliseconds.
+    fn poll(&mut self, from: Position, limit: usize) -> Result<Feed, StoreError>;
+
+    /// Current records with a version above `after`, in the order of their versions, at most `limit`: the full load,
+    /// page by page. Absence is never deletion (invariant I6).
+    fn page(&mut self, after: u64, limit: usize) -> Result<Vec<Record>, StoreError>;
+}
+
+// === impl Record ===
+
+impl Record {
+    pub const fn version(&self) -> u64 {
+        match self {
+            Self::Key(key) => key.version,
+            Self::Entity(entity) => entity.version,
+        }
+    }
+}
+
+// === impl Action ===
+
+impl Action {
+    pub const ALL: &'static [Self] = &[
+        Self::KeyCreated,
+        Self::KeyImported,
+        Self::KeyUpdated,
+        Self::KeyRotated,
+        Self::KeyRevoked,
+        Self::EntityCreated,
+        Self::EntityDeleted,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::KeyCreated => "key.created",
+            Self::KeyImported => "key.imported",
+            Self::KeyUpdated => "key.updated",
+            Self::KeyRotated => "key.rotated",
+            Self::KeyRevoked => "key.revoked",
+            Self::EntityCreated => "entity.created",
+            Self::EntityDeleted => "entity.deleted",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|action| action.as_str() == text)
+    }
+}
