@@ -9,6 +9,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
+/// One instant on both clocks, read once for each request.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    pub wall: Timestamp,
+    pub mono: Instant,
+}
+
 /// Where the time comes from: the machine, or a test's hand.
 #[derive(Clone, Debug)]
 pub struct Clock(Source);
@@ -89,6 +96,11 @@ impl Clock {
             }
             Source::Manual(hand) => Timestamp(hand.load(Ordering::Relaxed)),
         }
+    }
+
+    /// Both clocks, now.
+    pub fn moment(&self) -> Moment {
+        Moment { wall: self.now(), mono: monotonic() }
     }
 }
 

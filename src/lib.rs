@@ -11,4 +11,5 @@ pub mod reason;
 pub mod secret;
 pub mod server;
 pub mod store;
+pub mod telemetry;
 pub mod ulid;

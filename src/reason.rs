@@ -160,6 +160,8 @@ reasons! {
     HeaderInvalid = "header_invalid" => BadRequest, "A request header is malformed or not allowed.";
     /// More than one credential.
     CredentialsSeveral = "credentials_several" => BadRequest, "Send exactly one credential.";
+    /// Something like one of our keys in the request target, where every log would keep it.
+    CredentialInTarget = "credential_in_target" => BadRequest, "Send the API key in the Authorization header, never in the URL.";
     /// The request body broke its own framing.
     BodyMalformed = "body_malformed" => BadRequest, "The request body is malformed.";
     /// TRACE, TRACK or CONNECT, or a method that no route can name.

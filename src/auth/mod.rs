@@ -1,8 +1,18 @@
 //! Credential to principal: what was presented, the key cache, and the follower that keeps the cache true.
 
+pub mod authenticator;
+pub mod cache;
+pub mod credential;
+pub mod follower;
+
 use crate::key::{Prefix, Vocabulary};
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use authenticator::{Authentication, Authenticator, Unavailable};
+pub use cache::KeyCache;
+pub use credential::{Credential, Presented};
+pub use follower::Follower;
 
 /// `[keys]` and `[cache]`.
 #[derive(Clone, Debug)]

@@ -1,5 +1,17 @@
 //! The data plane: from a request's head to the upstream and back. Read `service` first.
 
+pub mod body;
+pub mod canonical;
+pub mod client_addr;
+pub mod exchange;
+pub mod forward;
+pub mod headers;
+pub mod request_id;
+pub mod respond;
+pub mod service;
+pub mod trace;
+pub mod upstream;
+
 use crate::net::Networks;
 use std::time::Duration;
 

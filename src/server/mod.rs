@@ -1,5 +1,11 @@
 //! Worker threads, listeners, connections, drain.
 
+pub mod connection;
+pub mod io;
+pub mod listener;
+pub mod registry;
+pub mod worker;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

@@ -1,1 +1,161 @@
+//! A store that lives and dies with the process: the contract's reference model, and a quick store for tests.
 
+use super::{
+    Change, Changes, Conflict, Feed, KeyFilter, KeyStore, Mutation, OperationId, Position, Record, StoreError, Write,
+};
+use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// All records and the log, under one lock.
+#[derive(Debug, Default)]
+pub struct MemoryStore(Arc<Mutex<Data>>);
+
+#[derive(Clone, Debug, Default)]
+struct Data {
+    keys: BTreeMap<KeyId, KeyRecord>,
+    entities: BTreeMap<EntityId, EntityRecord>,
+    log: Vec<Change>,
+    operations: HashMap<OperationId, Vec<u64>>,
+}
+
+// === impl MemoryStore ===
+
+impl MemoryStore {
+    fn data(&self) -> MutexGuard<'_, Data> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl KeyStore for MemoryStore {
+    fn apply(&self, mutation: &Mutation) -> Result<Vec<u64>, StoreError> {
+        let mut data = self.data();
+        if let Some(outcome) = data.operations.get(&mutation.operation) {
+            return Ok(outcome.clone());
+        }
+        let mut next = data.clone();
+        let seqs = mutation.writes.iter().map(|write| next.write(mutation, write)).collect::<Result<Vec<_>, _>>()?;
+        next.operations.insert(mutation.operation, seqs.clone());
+        *data = next;
+        Ok(seqs)
+    }
+
+    fn key(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
+        Ok(self.data().keys.get(&id).cloned())
+    }
+
+    fn key_by_digest(&self, digest: &Digest) -> Result<Option<KeyRecord>, StoreError> {
+        Ok(self.data().keys.values().find(|key| key.digest == *digest).cloned())
+    }
+
+    fn keys(&self, filter: &KeyFilter, after: Option<KeyId>, limit: usize) -> Result<Vec<KeyRecord>, StoreError> {
+        let data = self.data();
+        let keys = data.keys.values().filter(|key| after.is_none_or(|after| key.id > after));
+        Ok(keys.filter(|key| filter.entity.is_none_or(|entity| key.entity_id == entity)).take(limit).cloned().collect())
+    }
+
+    fn entity(&self, id: EntityId) -> Result<Option<EntityRecord>, StoreError> {
+        Ok(self.data().entities.get(&id).cloned())
+    }
+
+    fn entity_by_code(&self, code: &str) -> Result<Option<EntityRecord>, StoreError> {
+        Ok(self.data().live_entity(code).cloned())
+    }
+
+    fn entities(&self) -> Result<Vec<EntityRecord>, StoreError> {
+        let mut entities: Vec<_> = self.data().entities.values().cloned().collect();
+        entities.sort_by(|left, right| (&left.code, left.id).cmp(&(&right.code, right.id)));
+        Ok(entities)
+    }
+
+    fn changes(&self) -> Result<Box<dyn Changes>, StoreError> {
+        Ok(Box::new(Self(Arc::clone(&self.0))))
+    }
+}
+
+impl Changes for MemoryStore {
+    fn head(&mut self) -> Result<Position, StoreError> {
+        Ok(self.data().head())
+    }
+
+    fn poll(&mut self, from: Position, limit: usize) -> Result<Feed, StoreError> {
+        let data = self.data();
+        let held = from == Position::default()
+            || data.log.iter().any(|change| change.seq == from.seq && change.token == from.token);
+        if !held {
+            return Ok(Feed::Diverged { head: data.head() });
+        }
+        let entries = data.log.iter().filter(|change| change.seq > from.seq).take(limit).cloned().collect();
+        Ok(Feed::Entries { head: data.head(), entries })
+    }
+
+    fn page(&mut self, after: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
+        let data = self.data();
+        let keys = data.keys.values().cloned().map(Record::Key);
+        let mut records: Vec<_> = keys.chain(data.entities.values().cloned().map(Record::Entity)).collect();
+        records.retain(|record| record.version() > after);
+        records.sort_by_key(Record::version);
+        records.truncate(limit);
+        Ok(records)
+    }
+}
+
+// === impl Data ===
+
+impl Data {
+    fn head(&self) -> Position {
+        self.log.last().map_or_else(Position::default, |change| Position { seq: change.seq, token: change.token })
+    }
+
+    fn live_entity(&self, code: &str) -> Option<&EntityRecord> {
+        self.entities.values().find(|entity| entity.code == code && entity.deleted_at.is_none())
+    }
+
+    fn write(&mut self, mutation: &Mutation, write: &Write) -> Result<u64, StoreError> {
+        let seq = self.head().seq + 1;
+        let mut after = write.record.clone();
+        let before = match &mut after {
+            Record::Key(key) => {
+                key.version = seq;
+                self.write_key(key, write.expected)?.map(Record::Key)
+            }
+            Record::Entity(entity) => {
+                entity.version = seq;
+                self.write_entity(entity, write.expected)?.map(Record::Entity)
+            }
+        };
+        let (at, actor, action) = (mutation.at, mutation.actor.clone(), write.action);
+        self.log.push(Change { seq, token: fastrand::u64(1..), at, actor, action, before, after });
+        Ok(seq)
+    }
+
+    fn write_key(&mut self, key: &KeyRecord, expected: Option<u64>) -> Result<Option<KeyRecord>, StoreError> {
+        let before = self.keys.get(&key.id).cloned();
+        super::check_key(before.as_ref(), key, expected)?;
+        if self.entities.get(&key.entity_id).is_none_or(|entity| entity.deleted_at.is_some())
+            && key.revoked_at.is_none()
+        {
+            return Err(StoreError::Conflict(Conflict::EntityGone(key.entity_id)));
+        }
+        if let Some(other) = self.keys.values().find(|other| other.digest == key.digest && other.id != key.id) {
+            return Err(StoreError::Conflict(Conflict::DigestTaken(other.id)));
+        }
+        self.keys.insert(key.id, key.clone());
+        Ok(before)
+    }
+
+    fn write_entity(
+        &mut self,
+        entity: &EntityRecord,
+        expected: Option<u64>,
+    ) -> Result<Option<EntityRecord>, StoreError> {
+        let before = self.entities.get(&entity.id).cloned();
+        super::check_entity(before.as_ref(), entity, expected)?;
+        let taken = self.live_entity(&entity.code).is_some_and(|other| other.id != entity.id);
+        if taken && entity.deleted_at.is_none() {
+            return Err(StoreError::Conflict(Conflict::CodeTaken(entity.code.clone())));
+        }
+        self.entities.insert(entity.id, entity.clone());
+        Ok(before)
+    }
+}

@@ -4,12 +4,14 @@
 //! version is the `seq` of its last change; keys and entities share one sequence. Calls block: they belong on the
 //! control plane or in the CLI, never on a worker.
 
+pub mod codec;
 pub mod memory;
 pub mod sqlite;
 
 use crate::clock::Timestamp;
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Which store, from `[store]` in gateway.toml.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +20,17 @@ pub enum Settings {
     Sqlite { path: PathBuf },
     /// Nothing outlives the process; for tests.
     Memory,
+}
+
+/// Opens the store, making it when it is not there yet.
+///
+/// # Errors
+/// [`StoreError`] when it is not ours to use or cannot be asked.
+pub fn open(settings: &Settings) -> Result<Arc<dyn KeyStore>, StoreError> {
+    Ok(match settings {
+        Settings::Sqlite { path } => Arc::new(sqlite::SqliteStore::open(path)?),
+        Settings::Memory => Arc::new(memory::MemoryStore::default()),
+    })
 }
 
 /// What went wrong in a store, told apart by what a caller can do about it.
@@ -209,5 +222,27 @@ impl Action {
 
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|action| action.as_str() == text)
+    }
+}
+
+/// What every engine checks before it writes a key: the version, and that revoked is final (invariant I5).
+fn check_key(before: Option<&KeyRecord>, key: &KeyRecord, expected: Option<u64>) -> Result<(), StoreError> {
+    if before.map(|before| before.version) != expected {
+        return Err(StoreError::Conflict(Conflict::Version));
+    }
+    let revived = before.is_some_and(|before| before.revoked_at.is_some() && before.revoked_at != key.revoked_at);
+    let rekeyed = before.is_some_and(|before| before.digest != key.digest || before.entity_id != key.entity_id);
+    if revived || rekeyed { Err(StoreError::Conflict(Conflict::Final)) } else { Ok(()) }
+}
+
+/// The same for an entity: deleted is final.
+fn check_entity(before: Option<&EntityRecord>, entity: &EntityRecord, expected: Option<u64>) -> Result<(), StoreError> {
+    match (before, expected) {
+        (Some(_), None) => Err(StoreError::Conflict(Conflict::EntityIdTaken(entity.id))),
+        (before, expected) if before.map(|before| before.version) != expected => {
+            Err(StoreError::Conflict(Conflict::Version))
+        }
+        (Some(before), _) if before.deleted_at.is_some() => Err(StoreError::Conflict(Conflict::Final)),
+        (Some(_) | None, _) => Ok(()),
     }
 }

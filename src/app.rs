@@ -1,0 +1,316 @@
+//! The composition root: a [`Config`] becomes a running gateway. Binds, spawns workers, follows the store, drains.
+
+use crate::admin::{self, ControlPlane};
+use crate::audit::{self, Journal};
+use crate::auth::follower::Turn;
+use crate::auth::{Authenticator, Follower, KeyCache};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::policy::{RouteTable, UpstreamModes};
+use crate::proxy::canonical::HeadLimits;
+use crate::proxy::service::Shared;
+use crate::server::listener::{self, Spread};
+use crate::server::worker;
+use crate::store::{self, KeyStore, StoreError};
+use crate::telemetry::Page;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// How often the follower asks the store: half of the time within which a change must be in force, with room to spare.
+const POLL: Duration = Duration::from_millis(15);
+/// How often a failing store is asked.
+const POLL_FAILING: Duration = Duration::from_millis(500);
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Why a gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    #[error("{0}")]
+    Audit(#[from] audit::AuditError),
+    #[error("cannot listen on {address}: {error}")]
+    Bind { address: SocketAddr, error: io::Error },
+    #[error("{0}")]
+    Other(String),
+}
+
+/// A running gateway.
+pub struct Gateway {
+    /// The addresses that are listened on, ports filled in.
+    pub listening: Vec<SocketAddr>,
+    pub admin: SocketAddr,
+    stop: watch::Sender<bool>,
+    workers: Vec<JoinHandle<io::Result<()>>>,
+    follower: JoinHandle<()>,
+    state: Arc<State>,
+    journal: Journal,
+    control: tokio::runtime::Runtime,
+}
+
+/// What the control plane shares.
+struct State {
+    cache: Arc<KeyCache>,
+    clock: Clock,
+    page: Page,
+    health: Arc<audit::Health>,
+    ready: AtomicBool,
+    stopping: AtomicBool,
+    diverged: AtomicBool,
+}
+
+// === impl Gateway ===
+
+impl Gateway {
+    /// Starts everything and returns once requests are served.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    pub fn start(config: Config, store: Arc<dyn KeyStore>) -> Result<Self, StartError> {
+        let clock = Clock::system();
+        let gateway = gateway_id(&config)?;
+        let bound = config.server.listen.iter().map(|address| bind(*address, config.server.workers));
+        let bound = bound.collect::<Result<Vec<_>, _>>()?;
+        let admin_listener = std::net::TcpListener::bind(config.admin.address)
+            .map_err(|error| StartError::Bind { address: config.admin.address, error })?;
+        let (journal, recorders) =
+            Journal::open(&config.audit, &gateway, &config.hash, clock.clone(), config.server.workers)?;
+        let cache = Arc::new(KeyCache::new(config.auth.keys_max, config.auth.max_stale));
+        let mut follower = Follower::new(Arc::clone(&cache), store.changes()?, config.auth.clone(), clock.clone());
+        follower.load()?;
+        let state = Arc::new(State {
+            cache: Arc::clone(&cache),
+            clock: clock.clone(),
+            page: Page::install().map_err(StartError::Other)?,
+            health: journal.health(),
+            ready: AtomicBool::new(true),
+            stopping: AtomicBool::new(false),
+            diverged: AtomicBool::new(false),
+        });
+        let (stop, stopped) = watch::channel(false);
+        let shared = Arc::new(shared(&config, cache, clock)?);
+        let listening = bound.iter().map(|(address, _)| *address).collect();
+        let workers = spawn_workers(&config, bound, &shared, recorders, &journal, &stopped)?;
+        let control = control_plane(admin_listener, &state)?;
+        let admin = control.1;
+        let changes = journal.changes();
+        let follower = spawn_follower(follower, Arc::clone(&state), changes)?;
+        Ok(Self { listening, admin, stop, workers, follower, state, journal, control: control.0 })
+    }
+
+    /// Lets what is in flight finish within the drain's bound, flushes the journal, and ends.
+    pub fn drain(self) {
+        self.state.ready.store(false, Ordering::SeqCst);
+        _ = self.stop.send(true);
+        for worker in self.workers {
+            match worker.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "worker failed"),
+                Err(_) => tracing::error!("worker panicked"),
+            }
+        }
+        self.state.stopping.store(true, Ordering::SeqCst);
+        if self.follower.join().is_err() {
+            tracing::error!("follower panicked");
+        }
+        self.journal.shutdown();
+        self.control.shutdown_timeout(Duration::from_millis(100));
+    }
+}
+
+/// The gateway's id: the operator's, or one made once and kept beside the data.
+fn gateway_id(config: &Config) -> Result<String, StartError> {
+    if let Some(id) = &config.gateway_id {
+        return Ok(id.clone());
+    }
+    let path = config.data_dir.join("gateway-id");
+    let failed = |error: io::Error| StartError::Other(format!("cannot keep the gateway's id in {}: {error}", path.display()));
+    match std::fs::read_to_string(&path) {
+        Ok(id) if is_gateway_id(id.trim()) => Ok(id.trim().to_owned()),
+        Ok(_) => Err(StartError::Other(format!("{} does not hold a gateway id; remove it to get a new one", path.display()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make_gateway_id(&path).map_err(failed),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn is_gateway_id(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+}
+
+fn make_gateway_id(path: &Path) -> io::Result<String> {
+    let id = format!("gw-{:08x}", fastrand::u32(..));
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    std::fs::write(path, format!("{id}\n"))?;
+    Ok(id)
+}
+
+fn bind(address: SocketAddr, workers: usize) -> Result<(SocketAddr, Vec<std::net::TcpListener>), StartError> {
+    listener::bind(address, workers).map_err(|error| StartError::Bind { address, error })
+}
+
+fn shared(config: &Config, cache: Arc<KeyCache>, clock: Clock) -> Result<Shared, StartError> {
+    let head_limits = HeadLimits {
+        target_bytes_max: config.proxy.limits.target_bytes_max,
+        head_bytes_max: config.server.limits.head_bytes_max,
+        head_fields_max: config.server.limits.head_fields_max,
+    };
+    let modes = config.proxy.upstreams.iter().map(|upstream| (!upstream.test.is_empty(), !upstream.live.is_empty()));
+    Ok(Shared {
+        settings: config.proxy.clone(),
+        head_limits,
+        routes: RouteTable::build(config.routes.clone()).map_err(StartError::Other)?,
+        modes: UpstreamModes::new(modes),
+        authenticator: Authenticator::new(config.auth.prefix.clone(), cache),
+        clock,
+    })
+}
+
+fn spawn_workers(
+    config: &Config,
+    bound: Vec<(SocketAddr, Vec<std::net::TcpListener>)>,
+    shared: &Arc<Shared>,
+    recorders: Vec<audit::Recorder>,
+    journal: &Journal,
+    stopped: &watch::Receiver<bool>,
+) -> Result<Vec<JoinHandle<io::Result<()>>>, StartError> {
+    let workers = config.server.workers;
+    let open: Arc<[AtomicUsize]> = (0..workers).map(|_| AtomicUsize::new(0)).collect();
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
+    let senders: Arc<[_]> = senders.into();
+    // By address, then by worker; wanted by worker.
+    let mut by_address: Vec<_> = bound.into_iter().map(|(_, listeners)| listeners.into_iter()).collect();
+    let mut threads = Vec::with_capacity(workers);
+    for (index, (recorder, handed_over)) in recorders.into_iter().zip(receivers).enumerate() {
+        let parts = worker::Parts {
+            index,
+            listeners: by_address.iter_mut().filter_map(Iterator::next).collect(),
+            handed_over,
+            spread: Spread { mine: index, open: Arc::clone(&open), senders: Arc::clone(&senders) },
+            limits: config.server.limits.clone(),
+            connections_max: config.server.limits.connections_max.div_ceil(workers),
+            shared: Arc::clone(shared),
+            recorder,
+            events: journal.connection_events(),
+            stop: stopped.clone(),
+        };
+        threads.push(worker::spawn(parts).map_err(|error| StartError::Other(format!("cannot start a worker: {error}")))?);
+    }
+    Ok(threads)
+}
+
+/// The control plane's own runtime, which cannot stall a worker.
+fn control_plane(
+    listener: std::net::TcpListener,
+    state: &Arc<State>,
+) -> Result<(tokio::runtime::Runtime, SocketAddr), StartError> {
+    let failed = |error: io::Error| StartError::Other(format!("cannot start the control plane: {error}"));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let control: Arc<dyn ControlPlane> = Arc::clone(state) as _;
+    let page = state.page.clone();
+    let _entered = runtime.enter();
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+    runtime.spawn(admin::serve(listener, control));
+    runtime.spawn(async move {
+        let mut ticks = tokio::time::interval(UPKEEP);
+        loop {
+            ticks.tick().await;
+            page.upkeep();
+        }
+    });
+    Ok((runtime, address))
+}
+
+fn spawn_follower(
+    mut follower: Follower,
+    state: Arc<State>,
+    changes: audit::Changes,
+) -> Result<JoinHandle<()>, StartError> {
+    let follow = move || {
+        let mut failing = false;
+        while !state.stopping.load(Ordering::SeqCst) {
+            let turn = follower.turn();
+            let rest = rest_after(&turn, &state, &mut failing);
+            if let Ok(Turn::CaughtUp(entries) | Turn::Behind(entries)) = turn {
+                entries.iter().for_each(|entry| changes.record(entry));
+            }
+            std::thread::sleep(rest);
+        }
+    };
+    std::thread::Builder::new()
+        .name("follower".into())
+        .spawn(follow)
+        .map_err(|error| StartError::Other(format!("cannot start the follower: {error}")))
+}
+
+/// Says what is worth saying once, and how long to rest before the next turn.
+fn rest_after(turn: &Result<Turn, StoreError>, state: &State, failing: &mut bool) -> Duration {
+    match turn {
+        Ok(Turn::Behind(_)) => Duration::ZERO,
+        Ok(Turn::CaughtUp(_)) => {
+            if std::mem::take(failing) {
+                tracing::info!("the key store answers again");
+            }
+            POLL
+        }
+        Ok(Turn::Diverged) => {
+            if !state.diverged.swap(true, Ordering::SeqCst) {
+                tracing::error!("the key store has lost changes or is another one; known keys work until max_stale, restart to accept it as it is");
+            }
+            POLL_FAILING
+        }
+        Err(error) => {
+            if !std::mem::replace(failing, true) {
+                tracing::error!(%error, "the key store cannot be asked; known keys go on working until max_stale");
+            }
+            POLL_FAILING
+        }
+    }
+}
+
+// === impl State ===
+
+impl ControlPlane for State {
+    fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::SeqCst)
+    }
+
+    fn report(&self) -> String {
+        let staleness = self.cache.staleness(self.clock.moment());
+        let store = if self.diverged.load(Ordering::SeqCst) { "diverged" } else { "followed" };
+        let complete = if self.cache.is_complete() { "complete" } else { "incomplete" };
+        let journal = if self.health.is_healthy() { "writing" } else { "failing" };
+        format!(
+            "[store] {store}, last caught up {} ms ago\n[cache] {complete}, {} records\n[journal] {journal}\n",
+            staleness.as_millis(),
+            self.cache.records()
+        )
+    }
+
+    fn metrics(&self) -> String {
+        let staleness = self.cache.staleness(self.clock.moment());
+        self.page.render(&[
+            ("keygate_cache_records", "keys held, revoked ones included", self.cache.records() as f64),
+            ("keygate_cache_complete", "1 while a miss is a definite refusal", f64::from(u8::from(self.cache.is_complete()))),
+            ("keygate_cache_lookups", "look-ups since the start; a malformed key makes none", self.cache.lookups() as f64),
+            ("keygate_feed_lag_seconds", "time since the last caught-up poll of the store", staleness.as_secs_f64()),
+            ("keygate_journal_healthy", "1 while audit records can be written", f64::from(u8::from(self.health.is_healthy()))),
+            ("keygate_journal_records", "audit records written since the start", self.health.records() as f64),
+            ("keygate_journal_refused", "requests refused because they could not be recorded", self.health.refused() as f64),
+        ])
+    }
+}

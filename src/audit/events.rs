@@ -1,0 +1,183 @@
+//! What is not a request but belongs into the journal or onto the metrics page: counts, changes, health.
+
+use crate::clock::Timestamp;
+use crate::reason::Reason;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, OnceLock};
+
+/// Why bytes from a client never became a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    Unparseable,
+    HeadTooLarge,
+    HeadTimeout,
+    WriteStall,
+    Evicted,
+}
+
+/// Counts of connections that ended without a request, by cause; told to the journal once a second.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectionEvents(Arc<[AtomicU64; Cause::ALL.len()]>);
+
+/// The journal's condition, for metrics and readiness.
+#[derive(Debug)]
+pub struct Health {
+    healthy: AtomicBool,
+    records: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// Refusals without a valid key: the first `per_second` of a second are recorded, the rest are counted exactly.
+#[derive(Debug)]
+pub struct Anonymous {
+    per_second: u32,
+    second: AtomicI64,
+    recorded: AtomicU32,
+    counts: Box<[AtomicU64]>,
+}
+
+/// A change of a key or an entity, as the store's log has it.
+#[derive(Clone, Debug)]
+pub struct ChangeEntry {
+    /// The change's `seq` in the store's log.
+    pub seq: u64,
+    pub at: Timestamp,
+    pub actor: String,
+    pub action: &'static str,
+    /// JSON objects.
+    pub before: Option<String>,
+    pub after: String,
+}
+
+/// Where the follower hands changes over to the journal.
+#[derive(Clone, Debug)]
+pub struct Changes {
+    pub(super) sender: SyncSender<ChangeEntry>,
+    pub(super) health: Arc<Health>,
+}
+
+// === impl Cause ===
+
+impl Cause {
+    pub const ALL: [Self; 5] =
+        [Self::Unparseable, Self::HeadTooLarge, Self::HeadTimeout, Self::WriteStall, Self::Evicted];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unparseable => "unparseable",
+            Self::HeadTooLarge => "head_too_large",
+            Self::HeadTimeout => "head_timeout",
+            Self::WriteStall => "write_stall",
+            Self::Evicted => "evicted",
+        }
+    }
+}
+
+// === impl ConnectionEvents ===
+
+impl ConnectionEvents {
+    pub fn count(&self, cause: Cause) {
+        if let Some(count) = self.0.get(cause as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes what has been counted since the last call.
+    pub(super) fn take(&self) -> Vec<(&'static str, u64)> {
+        let counts = Cause::ALL.iter().zip(self.0.iter());
+        counts
+            .map(|(cause, count)| (cause.as_str(), count.swap(0, Ordering::Relaxed)))
+            .filter(|(_, n)| *n > 0)
+            .collect()
+    }
+}
+
+// === impl Health ===
+
+impl Health {
+    pub(super) const fn new() -> Self {
+        Self { healthy: AtomicBool::new(true), records: AtomicU64::new(0), refused: AtomicU64::new(0) }
+    }
+
+    /// Whether records can be written now.
+    pub fn is_healthy(&self) -> bool {
+        self.healthy.load(Ordering::Relaxed)
+    }
+
+    /// Records written since the start.
+    pub fn records(&self) -> u64 {
+        self.records.load(Ordering::Relaxed)
+    }
+
+    /// Requests refused since the start because they could not be recorded.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_healthy(&self, healthy: bool) {
+        self.healthy.store(healthy, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_records(&self, records: u64) {
+        self.records.fetch_add(records, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// === impl Anonymous ===
+
+impl Anonymous {
+    pub(super) fn new(per_second: u32) -> Self {
+        Self {
+            per_second,
+            second: AtomicI64::new(0),
+            recorded: AtomicU32::new(0),
+            counts: Reason::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// Whether a refusal gets a record of its own; counts it otherwise.
+    pub(super) fn admits(&self, reason: Reason, now: Timestamp) -> bool {
+        let second = now.as_micros().div_euclid(1_000_000);
+        if self.second.swap(second, Ordering::Relaxed) != second {
+            self.recorded.store(0, Ordering::Relaxed);
+        }
+        if self.recorded.fetch_add(1, Ordering::Relaxed) < self.per_second {
+            return true;
+        }
+        if let Some(count) = self.counts.get(reason as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        false
+    }
+
+    /// Takes what has been counted since the last call.
+    pub(super) fn take(&self) -> Vec<(&'static str, u64)> {
+        let counts = Reason::ALL.iter().zip(self.counts.iter());
+        counts
+            .map(|(reason, count)| (reason.as_str(), count.swap(0, Ordering::Relaxed)))
+            .filter(|(_, n)| *n > 0)
+            .collect()
+    }
+}
+
+// === impl Changes ===
+
+impl Changes {
+    /// Hands a change over. Waits when the journal is far behind; a journal that fails is told by its health, and the
+    /// change stays in the store's log.
+    pub fn record(&self, entry: ChangeEntry) {
+        static LOST: OnceLock<()> = OnceLock::new();
+        match self.sender.try_send(entry) {
+            Ok(()) => {}
+            Err(TrySendError::Full(entry)) if self.health.is_healthy() => _ = self.sender.send(entry),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                LOST.get_or_init(|| tracing::error!("a key change could not be journaled; it is in the store's log"));
+            }
+        }
+    }
+}

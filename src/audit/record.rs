@@ -1,0 +1,229 @@
+//! One request's record: filled through the request's life, encoded once.
+
+use super::json::ObjectWriter;
+use super::recorder::Recorder;
+use crate::clock::{Moment, Timestamp};
+use crate::key::Principal;
+use crate::reason::Reason;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, StatusCode, Version, header, request};
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Longest shown part of each free text, in bytes before escaping. Together, escaped, they fit a record.
+const PATH_MAX: usize = 256;
+const HOST_MAX: usize = 100;
+const USER_AGENT_MAX: usize = 120;
+const NAME_MAX: usize = 64;
+const ROUTE_MAX: usize = 200;
+
+/// An open record. What it holds are cheap copies; nothing of it is a header dump, a query or a body.
+#[derive(Debug)]
+pub struct Pending {
+    recorder: Rc<Recorder>,
+    started: Moment,
+    request_id: Option<HeaderValue>,
+    trace_id: [u8; 16],
+    client_ip: Option<IpAddr>,
+    peer_ip: Option<IpAddr>,
+    method: Method,
+    host: Option<HeaderValue>,
+    target: Option<PathAndQuery>,
+    user_agent: Option<HeaderValue>,
+    version: Version,
+    principal: Option<Arc<Principal>>,
+    route: Option<Arc<str>>,
+    allowed: bool,
+    status: Option<StatusCode>,
+    upstream: Option<Arc<str>>,
+    upstream_time: Option<Duration>,
+    bytes_in: u64,
+    bytes_out: u64,
+    committed: bool,
+}
+
+// === impl Pending ===
+
+impl Pending {
+    pub(super) const fn new(recorder: Rc<Recorder>, started: Moment) -> Self {
+        Self {
+            recorder,
+            started,
+            request_id: None,
+            trace_id: [0; 16],
+            client_ip: None,
+            peer_ip: None,
+            method: Method::GET,
+            host: None,
+            target: None,
+            user_agent: None,
+            version: Version::HTTP_11,
+            principal: None,
+            route: None,
+            allowed: false,
+            status: None,
+            upstream: None,
+            upstream_time: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            committed: false,
+        }
+    }
+
+    /// What the head says, besides its target, which is set once it has been judged.
+    pub fn set_request(&mut self, head: &request::Parts, request_id: HeaderValue, trace_id: [u8; 16]) {
+        self.request_id = Some(request_id);
+        self.trace_id = trace_id;
+        self.method = head.method.clone();
+        self.version = head.version;
+        self.host = head.headers.get(header::HOST).cloned();
+        self.user_agent = head.headers.get(header::USER_AGENT).cloned();
+    }
+
+    pub const fn set_addresses(&mut self, client: IpAddr, peer: IpAddr) {
+        self.client_ip = Some(client);
+        self.peer_ip = Some(peer);
+    }
+
+    /// The canonical target; its query is never written.
+    pub fn set_target(&mut self, target: &PathAndQuery) {
+        self.target = Some(target.clone());
+    }
+
+    pub fn set_principal(&mut self, principal: Arc<Principal>) {
+        self.principal = Some(principal);
+    }
+
+    pub fn set_route(&mut self, pattern: &Arc<str>) {
+        self.route = Some(Arc::clone(pattern));
+    }
+
+    pub const fn allow(&mut self) {
+        self.allowed = true;
+    }
+
+    pub const fn is_allowed(&self) -> bool {
+        self.allowed
+    }
+
+    pub fn set_upstream(&mut self, name: Arc<str>) {
+        self.upstream = Some(name);
+    }
+
+    /// The upstream's head arrived at `now`.
+    pub fn answered(&mut self, status: StatusCode, now: Instant) {
+        self.status = Some(status);
+        self.upstream_time = Some(now.saturating_duration_since(self.started.mono));
+    }
+
+    /// The gateway's own answer.
+    pub fn refused(&mut self, reason: Reason) {
+        self.status = Some(reason.code().status());
+    }
+
+    pub const fn set_bytes(&mut self, bytes_in: u64, bytes_out: u64) {
+        self.bytes_in = bytes_in;
+        self.bytes_out = bytes_out;
+    }
+
+    /// Writes the record, once; `reason` is null for a request that was served whole. Gives the request's duration.
+    pub fn commit(&mut self, reason: Option<Reason>, now: Instant) -> Duration {
+        let duration = now.saturating_duration_since(self.started.mono);
+        if !self.committed {
+            self.committed = true;
+            let recorder = Rc::clone(&self.recorder);
+            recorder.commit(self, reason, duration);
+        }
+        duration
+    }
+
+    pub(super) const fn started(&self) -> Timestamp {
+        self.started.wall
+    }
+
+    /// Refused, and nobody is known to have asked.
+    pub(super) const fn is_anonymous(&self) -> bool {
+        self.principal.is_none() && !self.allowed
+    }
+
+    /// Encodes everything but what the journal's writer adds: schema, kind, journal, seq and crc.
+    pub(super) fn encode(&self, out: &mut Vec<u8>, ts: &str, reason: Option<Reason>, duration: Duration) {
+        let mut object = ObjectWriter::new(out);
+        object.plain("ts", ts);
+        self.encode_request(&mut object);
+        self.encode_key(&mut object);
+        self.encode_outcome(&mut object, reason, duration);
+    }
+
+    fn encode_request(&self, object: &mut ObjectWriter<'_>) {
+        text_or_null(object, "request_id", self.request_id.as_ref().map(HeaderValue::as_bytes), 128);
+        object.plain("trace_id", Hex(&self.trace_id));
+        plain_or_null(object, "client_ip", self.client_ip);
+        plain_or_null(object, "peer_ip", self.peer_ip);
+        object.text("method", self.method.as_str().as_bytes(), 32);
+        text_or_null(object, "host", self.host.as_ref().map(HeaderValue::as_bytes), HOST_MAX);
+        text_or_null(object, "path", self.target.as_ref().map(|target| target.path().as_bytes()), PATH_MAX);
+        text_or_null(object, "route", self.route.as_ref().map(|route| route.as_bytes()), ROUTE_MAX);
+        object.plain("protocol", if self.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" });
+        text_or_null(object, "user_agent", self.user_agent.as_ref().map(HeaderValue::as_bytes), USER_AGENT_MAX);
+    }
+
+    fn encode_key(&self, object: &mut ObjectWriter<'_>) {
+        let Some(principal) = &self.principal else {
+            ["key_id", "key_name", "entity_id", "mode"].into_iter().for_each(|name| object.null(name));
+            return;
+        };
+        object.plain("key_id", principal.id);
+        object.text("key_name", principal.name.as_bytes(), NAME_MAX);
+        object.plain("entity_id", &principal.entity.id);
+        object.plain("mode", principal.mode);
+    }
+
+    fn encode_outcome(&self, object: &mut ObjectWriter<'_>, reason: Option<Reason>, duration: Duration) {
+        object.plain("decision", if self.allowed { "allow" } else { "deny" });
+        plain_or_null(object, "reason", reason.map(Reason::as_str));
+        raw_or_null(object, "status", self.status.map(|status| status.as_u16()));
+        object.raw("bytes_in", self.bytes_in);
+        object.raw("bytes_out", self.bytes_out);
+        object.raw("duration_us", duration.as_micros());
+        text_or_null(object, "upstream", self.upstream.as_ref().map(|name| name.as_bytes()), NAME_MAX);
+        raw_or_null(object, "upstream_us", self.upstream_time.map(|time| time.as_micros()));
+    }
+}
+
+fn text_or_null(object: &mut ObjectWriter<'_>, name: &str, value: Option<&[u8]>, bytes_max: usize) {
+    match value {
+        Some(value) => object.text(name, value, bytes_max),
+        None => object.null(name),
+    }
+}
+
+fn plain_or_null(object: &mut ObjectWriter<'_>, name: &str, value: Option<impl std::fmt::Display>) {
+    match value {
+        Some(value) => object.plain(name, value),
+        None => object.null(name),
+    }
+}
+
+fn raw_or_null(object: &mut ObjectWriter<'_>, name: &str, value: Option<impl std::fmt::Display>) {
+    match value {
+        Some(value) => object.raw(name, value),
+        None => object.null(name),
+    }
+}
+
+/// Bytes as lower-case hex.
+struct Hex<'a>(&'a [u8]);
+
+impl std::fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        self.0.iter().try_for_each(|byte| {
+            f.write_char(char::from(DIGITS[usize::from(byte >> 4)]))?; // tidy: allow(four bits index 16 digits)
+            f.write_char(char::from(DIGITS[usize::from(byte & 15)])) // tidy: allow(four bits index 16 digits)
+        })
+    }
+}

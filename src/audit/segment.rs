@@ -1,0 +1,141 @@
+//! Segments: the journal's files, each named by its first `seq`, and the format of a line.
+
+use super::SCHEMA;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// The end of every line: the CRC-32 (IEEE) of all bytes before this member, in hex.
+const CRC_MEMBER: &str = ",\"crc\":\"";
+const CRC_DIGITS: usize = 8;
+const SUFFIX: &str = ".ndjson";
+
+/// The kinds of record (contract, section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Request,
+    Change,
+    Gap,
+    Summary,
+    Connection,
+    Start,
+}
+
+// === impl Kind ===
+
+impl Kind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Change => "change",
+            Self::Gap => "gap",
+            Self::Summary => "summary",
+            Self::Connection => "connection",
+            Self::Start => "start",
+        }
+    }
+}
+
+/// Appends one line: the members the writer adds, `body` (members, each followed by a comma), and the checksum.
+pub fn write_line(out: &mut Vec<u8>, kind: Kind, journal: &str, seq: u64, config: &str, body: &[u8]) {
+    let start = out.len();
+    let kind = kind.as_str();
+    // Writing to a vector cannot fail.
+    _ = write!(out, r#"{{"schema":{SCHEMA},"kind":"{kind}","journal":"{journal}","seq":{seq},"#);
+    out.extend_from_slice(body);
+    let gateway = journal.split('/').next().unwrap_or_default();
+    _ = write!(out, r#""gateway":"{gateway}","config":"{config}""#);
+    let crc = crc32fast::hash(out.get(start..).unwrap_or_default());
+    _ = writeln!(out, "{CRC_MEMBER}{crc:08x}\"}}");
+}
+
+/// Whether a line (without its newline) is whole: its checksum is that of the bytes before it.
+pub fn is_whole(line: &[u8]) -> bool {
+    let tail = CRC_MEMBER.len() + CRC_DIGITS + 2;
+    let Some((body, end)) = line.len().checked_sub(tail).and_then(|at| line.split_at_checked(at)) else { return false };
+    *end == *format!("{CRC_MEMBER}{:08x}\"}}", crc32fast::hash(body)).as_bytes()
+}
+
+/// The `seq` of a line, without parsing the rest.
+pub fn seq_of(line: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(line.get(..200).unwrap_or(line)).ok()?;
+    let (_, rest) = text.split_once("\"seq\":")?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// The name of the segment whose first record is `seq`.
+pub fn file_name(seq: u64) -> String {
+    format!("{seq:020}{SUFFIX}")
+}
+
+/// The segments of a journal's directory, oldest first, each with its first `seq`.
+///
+/// # Errors
+/// As of reading the directory.
+pub fn list(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(SUFFIX));
+        if let Some(first) = name.filter(|digits| digits.len() == 20).and_then(|digits| digits.parse().ok()) {
+            segments.push((first, path));
+        }
+    }
+    segments.sort();
+    Ok(segments)
+}
+
+/// What recovery found in a journal's directory.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// The last `seq` that was written whole; 0 in an empty journal.
+    pub last_seq: u64,
+    /// Where a torn end was moved to.
+    pub torn: Option<PathBuf>,
+}
+
+/// Finds the last whole record and moves a torn end aside. Damage with whole records after it stays where it is: readers
+/// report it.
+///
+/// # Errors
+/// As of reading and writing the directory.
+pub fn recover(dir: &Path) -> io::Result<Recovered> {
+    let mut recovered = Recovered::default();
+    for (first, path) in list(dir)?.into_iter().rev() {
+        let bytes = fs::read(&path)?;
+        let (end, last) = last_whole(&bytes);
+        if end < bytes.len() && recovered.torn.is_none() {
+            recovered.torn = Some(move_aside(&path, &bytes, end)?);
+        }
+        // A segment without a whole record began at `first`, so everything before it was written.
+        recovered.last_seq = last.unwrap_or(first.saturating_sub(1));
+        if last.is_some() || first > 0 {
+            break;
+        }
+    }
+    Ok(recovered)
+}
+
+/// Where the last whole line ends, and its `seq`.
+fn last_whole(bytes: &[u8]) -> (usize, Option<u64>) {
+    let (mut end, mut last, mut at) = (0, None, 0);
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        at += line.len();
+        if let Some(line) = line.strip_suffix(b"\n").filter(|line| is_whole(line)) {
+            end = at;
+            last = seq_of(line);
+        }
+    }
+    (end, last)
+}
+
+fn move_aside(path: &Path, bytes: &[u8], end: usize) -> io::Result<PathBuf> {
+    let torn = path.with_extension("torn");
+    let mut file = File::create(&torn)?;
+    file.write_all(bytes.get(end..).unwrap_or_default())?;
+    file.sync_all()?;
+    let segment = File::options().write(true).open(path)?;
+    segment.set_len(end as u64)?;
+    segment.sync_all()?;
+    Ok(torn)
+}

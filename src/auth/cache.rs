@@ -1,0 +1,206 @@
+//! The key cache: every key of the store in this process, digest to principal (protocols I1, I5-I7).
+//!
+//! Readers are the workers: one look-up in moka and a few atomic loads, no lock that a writer can hold. The one writer is
+//! the follower. While the whole set is inside and the feed is fresh the cache is *complete*: a miss is a definite
+//! refusal without I/O. In every other state a miss is *unknown*, and unknown is never told as a bad key.
+
+use crate::clock::{Moment, Timestamp, monotonic};
+use crate::key::{Digest, Principal};
+use moka::notification::RemovalCause;
+use moka::sync::Cache;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long after the last caught-up poll the feed counts as fresh: L of protocols I1.
+pub const FRESH_FOR: Duration = Duration::from_secs(2);
+
+/// The cache, shared by all workers and the follower.
+#[derive(Debug)]
+pub struct KeyCache {
+    map: Cache<Digest, Arc<Principal>>,
+    /// 0 while a miss proves nothing; a new non-zero value each time the set has become complete.
+    generation: Arc<AtomicU64>,
+    /// Whether foreign credentials are worth a look-up.
+    holds_imported: AtomicBool,
+    caught_up: Contact,
+    max_stale: Duration,
+    records: AtomicU64,
+    lookups: AtomicU64,
+}
+
+/// When the follower was last caught up, on two clocks: the earlier right to serve counts (protocols I1).
+#[derive(Debug)]
+struct Contact {
+    origin: Instant,
+    wall_micros: AtomicI64,
+    mono_micros: AtomicU64,
+}
+
+/// What the cache knows of a digest.
+#[derive(Debug)]
+pub enum Lookup {
+    Known(Arc<Principal>),
+    /// Known to have been revoked, or its entity deleted.
+    Ended(Arc<Principal>),
+    /// Known, and past its expiry.
+    Expired(Arc<Principal>),
+    /// There is no such key.
+    Absent,
+    /// The truth cannot be known here and now.
+    Unknown,
+}
+
+// === impl KeyCache ===
+
+impl KeyCache {
+    /// An empty cache that is not complete and gives no right to serve until [`KeyCache::mark_caught_up`].
+    pub fn new(keys_max: u64, max_stale: Duration) -> Self {
+        let generation = Arc::new(AtomicU64::new(0));
+        let alarm = Arc::clone(&generation);
+        // Twice the bound and no time limits, so that moka never has a reason to evict. If it evicts all the same, a miss
+        // proves nothing any more until the next full load.
+        let map = Cache::builder()
+            .max_capacity(keys_max.saturating_mul(2))
+            .eviction_listener(move |_, _, cause| {
+                if matches!(cause, RemovalCause::Size | RemovalCause::Expired) {
+                    alarm.store(0, Ordering::SeqCst);
+                    tracing::error!(
+                        "a key was evicted from the cache; unknown keys are answered 503 until it is reloaded"
+                    );
+                }
+            })
+            .build();
+        Self {
+            map,
+            generation,
+            holds_imported: AtomicBool::new(false),
+            caught_up: Contact::new(),
+            max_stale,
+            records: AtomicU64::new(0),
+            lookups: AtomicU64::new(0),
+        }
+    }
+
+    /// Looks `digest` up as of `now`. Only the truth is told (protocols I7).
+    pub fn lookup(&self, digest: &Digest, now: Moment) -> Lookup {
+        self.lookups.fetch_add(1, Ordering::Relaxed);
+        let generation = self.generation.load(Ordering::SeqCst);
+        let age = self.caught_up.age(now);
+        match self.live_or_ended(digest) {
+            Some(principal) if !principal.is_live() => Lookup::Ended(principal),
+            Some(principal) if principal.is_expired(now.wall) => Lookup::Expired(principal),
+            Some(principal) if age < self.max_stale => Lookup::Known(principal),
+            Some(_) => Lookup::Unknown,
+            None if self.proves_absence(generation, age) => Lookup::Absent,
+            None => Lookup::Unknown,
+        }
+    }
+
+    /// The entry, looked up again when it was replaced between the look-up and here: a replaced entry has ended too, but
+    /// its successor is already in the map, because the writer publishes before it ends.
+    fn live_or_ended(&self, digest: &Digest) -> Option<Arc<Principal>> {
+        let mut found = self.map.get(digest)?;
+        while !found.is_live() {
+            let again = self.map.get(digest)?;
+            if Arc::ptr_eq(&again, &found) {
+                break;
+            }
+            found = again;
+        }
+        Some(found)
+    }
+
+    /// A miss is definite only when the set was whole before and after it, and the feed is fresh.
+    fn proves_absence(&self, before: u64, age: Duration) -> bool {
+        before != 0 && age < FRESH_FOR && before == self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Whether a miss would be definite now.
+    pub fn is_authoritative(&self, now: Moment) -> bool {
+        self.proves_absence(self.generation.load(Ordering::SeqCst), self.caught_up.age(now))
+    }
+
+    /// Whether a credential of another system can be a key here.
+    pub fn holds_imported(&self) -> bool {
+        self.holds_imported.load(Ordering::Relaxed)
+    }
+
+    /// The number of records inside, revoked ones included.
+    pub fn records(&self) -> u64 {
+        self.records.load(Ordering::Relaxed)
+    }
+
+    /// How often the map was asked: shows that malformed credentials never get this far.
+    pub fn lookups(&self) -> u64 {
+        self.lookups.load(Ordering::Relaxed)
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.generation.load(Ordering::SeqCst) != 0
+    }
+
+    /// The time since the last caught-up poll; `Duration::MAX` before the first.
+    pub fn staleness(&self, now: Moment) -> Duration {
+        self.caught_up.age(now)
+    }
+
+    // What follows is for the one writer.
+
+    /// The entry of `digest`, ended or not.
+    pub(super) fn peek(&self, digest: &Digest) -> Option<Arc<Principal>> {
+        self.map.get(digest)
+    }
+
+    /// Publishes `principal`, then ends the entry it replaces.
+    pub(super) fn publish(&self, digest: Digest, principal: Arc<Principal>, replaced: Option<&Principal>) {
+        self.map.insert(digest, principal);
+        match replaced {
+            Some(old) => old.end(),
+            None => _ = self.records.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn note_imported(&self) {
+        self.holds_imported.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_incomplete(&self) {
+        self.generation.store(0, Ordering::SeqCst);
+    }
+
+    /// Declares the set whole, under a generation that was never used before.
+    pub(super) fn set_complete(&self, generation: u64) {
+        self.generation.store(generation, Ordering::SeqCst);
+    }
+
+    /// Everything up to the head of a poll sent at `sent` has been applied.
+    pub(super) fn mark_caught_up(&self, sent: Moment) {
+        self.caught_up.set(sent);
+    }
+}
+
+// === impl Contact ===
+
+impl Contact {
+    fn new() -> Self {
+        Self { origin: monotonic(), wall_micros: AtomicI64::new(i64::MIN), mono_micros: AtomicU64::new(0) }
+    }
+
+    fn set(&self, sent: Moment) {
+        let micros = u64::try_from(sent.mono.saturating_duration_since(self.origin).as_micros()).unwrap_or(u64::MAX);
+        self.mono_micros.store(micros, Ordering::Relaxed);
+        self.wall_micros.store(sent.wall.as_micros(), Ordering::Release);
+    }
+
+    /// The longer of the times that have passed on the two clocks.
+    fn age(&self, now: Moment) -> Duration {
+        let wall = self.wall_micros.load(Ordering::Acquire);
+        if wall == i64::MIN {
+            return Duration::MAX;
+        }
+        let mono = Duration::from_micros(self.mono_micros.load(Ordering::Relaxed));
+        let by_mono = now.mono.saturating_duration_since(self.origin).saturating_sub(mono);
+        now.wall.since(Timestamp::from_micros(wall)).max(by_mono)
+    }
+}

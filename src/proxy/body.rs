@@ -1,0 +1,257 @@
+//! Bodies, both ways: streamed with back-pressure, never buffered, watched for standing still.
+
+use super::exchange::Exchange;
+use super::upstream::Lease;
+use crate::clock::monotonic;
+use crate::reason::Reason;
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+use tokio::time::Sleep;
+
+/// Why a body was broken off; the peer sees a broken message, the audit record this reason.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("{}", .0.as_str())]
+pub struct BodyError(pub Reason);
+
+/// A response's body.
+pub enum Body {
+    /// The gateway's own answer.
+    Own(Option<Bytes>),
+    /// The upstream's.
+    Upstream(Box<ResponseBody>),
+}
+
+/// A request's body on its way to the upstream.
+pub struct RequestBody {
+    incoming: Option<Incoming>,
+    upload: Rc<Upload>,
+    bytes_max: u64,
+    watch: IdleWatch,
+}
+
+/// What the exchange sees of a request's body while the upstream's connection sends it.
+#[derive(Debug)]
+pub struct Upload {
+    bytes: Cell<u64>,
+    failure: Cell<Option<Reason>>,
+    progress: Cell<Instant>,
+}
+
+/// An upstream's response body on its way to the client. Owns the exchange: what sends last writes the record.
+pub struct ResponseBody {
+    incoming: Incoming,
+    exchange: Exchange,
+    lease: Option<Lease>,
+    watch: IdleWatch,
+}
+
+/// A timer that runs only while a body stands still.
+struct IdleWatch {
+    idle_max: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    running: bool,
+}
+
+// === impl Upload ===
+
+impl Upload {
+    pub fn new(now: Instant) -> Rc<Self> {
+        Rc::new(Self { bytes: Cell::new(0), failure: Cell::new(None), progress: Cell::new(now) })
+    }
+
+    /// Body bytes that were handed to the upstream's connection.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// Why the body was broken off, if it was.
+    pub fn failure(&self) -> Option<Reason> {
+        self.failure.get()
+    }
+
+    /// When the body last moved, or the head was sent.
+    pub fn progress(&self) -> Instant {
+        self.progress.get()
+    }
+
+    fn fail(&self, reason: Reason) -> BodyError {
+        self.failure.set(Some(reason));
+        BodyError(reason)
+    }
+}
+
+// === impl RequestBody ===
+
+impl RequestBody {
+    pub fn new(incoming: Incoming, upload: Rc<Upload>, bytes_max: Option<u64>, idle_max: Duration) -> Self {
+        let incoming = (!incoming.is_end_stream()).then_some(incoming);
+        Self { incoming, upload, bytes_max: bytes_max.unwrap_or(u64::MAX), watch: IdleWatch::new(idle_max) }
+    }
+
+    /// Counts a frame. Trailers are dropped: no route allows them.
+    fn accept(&self, frame: Frame<Bytes>) -> Option<Result<Frame<Bytes>, BodyError>> {
+        let data = frame.into_data().ok()?;
+        self.upload.progress.set(monotonic());
+        self.upload.bytes.set(self.upload.bytes.get() + data.len() as u64);
+        if self.upload.bytes.get() > self.bytes_max {
+            return Some(Err(self.upload.fail(Reason::BodyTooLarge)));
+        }
+        Some(Ok(Frame::data(data)))
+    }
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        loop {
+            let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
+            match Pin::new(incoming).poll_frame(cx) {
+                Poll::Pending => {
+                    ready!(this.watch.poll_expired(cx));
+                    return Poll::Ready(Some(Err(this.upload.fail(Reason::BodyTimeout))));
+                }
+                Poll::Ready(None) => {
+                    this.incoming = None;
+                    this.upload.progress.set(monotonic());
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    let gone = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
+                    let reason = if gone { Reason::ClientAborted } else { Reason::BodyMalformed };
+                    return Poll::Ready(Some(Err(this.upload.fail(reason))));
+                }
+                Poll::Ready(Some(Ok(frame))) => {
+                    this.watch.moved();
+                    if let Some(result) = this.accept(frame) {
+                        return Poll::Ready(Some(result));
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
+    }
+}
+
+// === impl ResponseBody ===
+
+impl ResponseBody {
+    pub fn new(incoming: Incoming, exchange: Exchange, lease: Lease, idle_max: Duration) -> Self {
+        Self { incoming, exchange, lease: Some(lease), watch: IdleWatch::new(idle_max) }
+    }
+
+    /// The last byte is at hand: the record is committed before it goes out, and the connection can serve another request.
+    fn finish(&mut self) {
+        self.exchange.complete();
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+
+    fn abort(&mut self, reason: Reason) -> BodyError {
+        self.exchange.end(reason);
+        self.lease = None;
+        BodyError(reason)
+    }
+}
+
+impl HttpBody for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.incoming).poll_frame(cx) {
+            Poll::Pending => {
+                ready!(this.watch.poll_expired(cx));
+                Poll::Ready(Some(Err(this.abort(Reason::UpstreamAborted))))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                this.watch.moved();
+                this.exchange.add_bytes_out(frame.data_ref().map_or(0, Bytes::len));
+                if frame.is_trailers() || this.incoming.is_end_stream() {
+                    this.finish();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(_))) => Poll::Ready(Some(Err(this.abort(Reason::UpstreamAborted)))),
+            Poll::Ready(None) => {
+                this.finish();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+// === impl Body ===
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Upstream(body) => Pin::new(body.as_mut()).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.is_none(),
+            Self::Upstream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Upstream(body) => body.size_hint(),
+        }
+    }
+}
+
+// === impl IdleWatch ===
+
+impl IdleWatch {
+    const fn new(idle_max: Duration) -> Self {
+        Self { idle_max, timer: None, running: false }
+    }
+
+    const fn moved(&mut self) {
+        self.running = false;
+    }
+
+    /// Ready once the body has stood still for `idle_max`.
+    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let idle_max = self.idle_max;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle_max)));
+        if !self.running {
+            timer.as_mut().reset(tokio::time::Instant::now() + idle_max);
+            self.running = true;
+        }
+        timer.as_mut().poll(cx)
+    }
+}

@@ -1,0 +1,433 @@
+//! The canonical form of a request's head: what is ambiguous is refused, and what passes is one string that routing,
+//! authorization and forwarding all use (the attack classes are in the threat model's page of the manual).
+
+use crate::key::Prefix;
+use crate::reason::Reason;
+use http::header::{self, HeaderName};
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, request};
+
+/// A head that was judged. The upstream request is rebuilt from it, so that nothing is forwarded that was not judged.
+#[derive(Debug)]
+pub struct Judged {
+    pub method: Method,
+    /// Canonical path and the query as received. What is routed is what is forwarded.
+    pub target: PathAndQuery,
+    /// The one valid `Host`.
+    pub host: HeaderValue,
+    pub version: Version,
+    /// Every field of the head but hop-by-hop ones, those `Connection` listed, and `Host`.
+    pub headers: HeaderMap,
+    /// The client can take response trailers (`TE: trailers`).
+    pub takes_trailers: bool,
+}
+
+/// The bounds of a head that are judged here, where the client still gets an answer it can read.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    pub target_bytes_max: usize,
+    pub head_bytes_max: usize,
+    pub head_fields_max: usize,
+}
+
+// === impl Judged ===
+
+impl Judged {
+    pub fn path(&self) -> &str {
+        self.target.path()
+    }
+
+    /// Judges a head.
+    ///
+    /// # Errors
+    /// The reason for the refusal. It is the same on every route, before authentication.
+    pub fn judge(head: request::Parts, limits: HeadLimits, prefix: &Prefix) -> Result<Self, Reason> {
+        let request::Parts { method, uri, version, mut headers, .. } = head;
+        check_method(&method)?;
+        check_size(&uri, &headers, limits)?;
+        let host = take_host(&mut headers)?;
+        check_authority(&uri, &host)?;
+        let target = canonical_target(&uri)?;
+        if prefix.occurs_in(target.as_str().as_bytes()) {
+            return Err(Reason::CredentialInTarget);
+        }
+        check_framing(&headers)?;
+        check_expectation(&mut headers)?;
+        let takes_trailers = headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+        strip_hop_by_hop(&mut headers)?;
+        Ok(Self { method, target, host, version, headers, takes_trailers })
+    }
+}
+
+/// TRACE echoes credentials, CONNECT makes tunnels: never, on no route.
+fn check_method(method: &Method) -> Result<(), Reason> {
+    let forbidden = *method == Method::TRACE || *method == Method::CONNECT || method.as_str() == "TRACK";
+    if forbidden { Err(Reason::MethodForbidden) } else { Ok(()) }
+}
+
+fn check_size(uri: &Uri, headers: &HeaderMap, limits: HeadLimits) -> Result<(), Reason> {
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if target > limits.target_bytes_max {
+        return Err(Reason::TargetTooLong);
+    }
+    let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+    if headers.len() > limits.head_fields_max || bytes + target > limits.head_bytes_max {
+        return Err(Reason::HeadTooLarge);
+    }
+    Ok(())
+}
+
+/// Takes the one valid `Host` (RFC 9110, section 7.2): `host` or `host:port`, for HTTP/1.0 as well.
+fn take_host(headers: &mut HeaderMap) -> Result<HeaderValue, Reason> {
+    if headers.get_all(header::HOST).iter().nth(1).is_some() {
+        return Err(Reason::HostInvalid);
+    }
+    let host = headers.remove(header::HOST).ok_or(Reason::HostInvalid)?;
+    if is_host(host.as_bytes()) { Ok(host) } else { Err(Reason::HostInvalid) }
+}
+
+fn is_host(host: &[u8]) -> bool {
+    let (name, port) = split_port(host);
+    let port_valid = port.is_none_or(|port| {
+        (1..=5).contains(&port.len()) && std::str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok())
+    });
+    port_valid && (is_reg_name(name) || is_ip_literal(name))
+}
+
+/// Splits `host:port`; a colon inside brackets belongs to the address.
+fn split_port(host: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match host.iter().rposition(|byte| *byte == b':') {
+        Some(colon) if !host.ends_with(b"]") => {
+            let (name, port) = host.split_at(colon);
+            (name, port.strip_prefix(b":"))
+        }
+        _ => (host, None),
+    }
+}
+
+fn is_reg_name(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+}
+
+fn is_ip_literal(name: &[u8]) -> bool {
+    let inner = name.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
+    inner.and_then(|text| std::str::from_utf8(text).ok()).is_some_and(|text| text.parse::<std::net::Ipv6Addr>().is_ok())
+}
+
+/// The target must be in origin form, or in absolute form with the authority that `Host` names. Without a scheme an
+/// authority is what the library makes of `GET admin HTTP/1.1`.
+fn check_authority(uri: &Uri, host: &HeaderValue) -> Result<(), Reason> {
+    match (uri.scheme(), uri.authority()) {
+        (None, None) => Ok(()),
+        (Some(scheme), Some(authority)) if *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS => {
+            let default_port: &[u8] = if *scheme == Scheme::HTTP { b"80" } else { b"443" };
+            let same = same_host(authority.as_str().as_bytes(), host.as_bytes(), default_port);
+            if same { Ok(()) } else { Err(Reason::HostMismatch) }
+        }
+        _ => Err(Reason::TargetForm),
+    }
+}
+
+fn same_host(left: &[u8], right: &[u8], default_port: &[u8]) -> bool {
+    let (left, left_port) = split_port(left);
+    let (right, right_port) = split_port(right);
+    left.eq_ignore_ascii_case(right) && left_port.unwrap_or(default_port) == right_port.unwrap_or(default_port)
+}
+
+/// The canonical path and the query as received. The common case, a path without escapes, is the received one.
+fn canonical_target(uri: &Uri) -> Result<PathAndQuery, Reason> {
+    let target = uri.path_and_query().ok_or(Reason::TargetForm)?;
+    let path = target.path();
+    if !path.starts_with('/') {
+        return Err(Reason::TargetForm);
+    }
+    let Some(rewritten) = canonical_path(path)? else { return Ok(target.clone()) };
+    let text = match target.query() {
+        Some(query) => format!("{rewritten}?{query}"),
+        None => rewritten,
+    };
+    PathAndQuery::try_from(text).map_err(|_| Reason::PathAmbiguous)
+}
+
+/// The canonical form of `path`; `None` when it is canonical already. Escaped unreserved characters are decoded, once;
+/// the escapes that stay are written in upper case (RFC 3986, section 6.2.2).
+///
+/// # Errors
+/// [`Reason::PathAmbiguous`] for whatever two readers could read differently: empty and dot segments, escaped
+/// separators, escapes of escapes, controls, bytes that are not UTF-8, `;`, `\` and what is no path character at all.
+pub fn canonical_path(path: &str) -> Result<Option<String>, Reason> {
+    if path.bytes().all(is_plain) {
+        check_segments(path)?;
+        return Ok(None);
+    }
+    let canonical = decode_unreserved(path.as_bytes())?;
+    check_segments(&canonical)?;
+    Ok((canonical != path).then_some(canonical))
+}
+
+/// Path characters that need no second look: `pchar` of RFC 3986 but `%` and `;`, and the slash.
+const fn is_plain(byte: u8) -> bool {
+    is_unreserved(byte)
+        || matches!(byte, b'/' | b':' | b'@' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b'=')
+}
+
+const fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// No segment may be empty, `.` or `..`; a trailing slash is part of the path.
+fn check_segments(path: &str) -> Result<(), Reason> {
+    let inner = path.strip_prefix('/').ok_or(Reason::TargetForm)?;
+    let inner = inner.strip_suffix('/').unwrap_or(inner);
+    if path == "/" {
+        return Ok(());
+    }
+    let ambiguous = inner.split('/').any(|segment| matches!(segment, "" | "." | ".."));
+    if ambiguous { Err(Reason::PathAmbiguous) } else { Ok(()) }
+}
+
+fn decode_unreserved(path: &[u8]) -> Result<String, Reason> {
+    let mut canonical = String::with_capacity(path.len());
+    let mut decoded = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        if byte != b'%' {
+            if !is_plain(byte) {
+                return Err(Reason::PathAmbiguous);
+            }
+            canonical.push(char::from(byte));
+            decoded.push(byte);
+            continue;
+        }
+        let (value, tail) = take_escape(rest)?;
+        if is_refused_escape(value) || (value == b'%' && take_escape(tail).is_ok()) {
+            return Err(Reason::PathAmbiguous);
+        }
+        if is_unreserved(value) {
+            canonical.push(char::from(value));
+        } else {
+            push_escape(&mut canonical, value);
+        }
+        decoded.push(value);
+        rest = tail;
+    }
+    // The escapes must spell UTF-8: an overlong form of a separator is a separator to some readers.
+    std::str::from_utf8(&decoded).map_err(|_| Reason::PathAmbiguous)?;
+    Ok(canonical)
+}
+
+/// Reads the two hex digits after a `%`.
+fn take_escape(rest: &[u8]) -> Result<(u8, &[u8]), Reason> {
+    let (digits, tail) = rest.split_at_checked(2).ok_or(Reason::PathAmbiguous)?;
+    let value = digits.iter().try_fold(0u8, |value, digit| {
+        let digit = char::from(*digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        digit.map(|digit| (value << 4) | digit).ok_or(Reason::PathAmbiguous)
+    })?;
+    Ok((value, tail))
+}
+
+/// Escapes that hide a separator, a parameter or a control from whoever looks before decoding.
+const fn is_refused_escape(value: u8) -> bool {
+    matches!(value, b'/' | b'\\' | b';' | 0x00..=0x1f | 0x7f)
+}
+
+fn push_escape(text: &mut String, value: u8) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    text.push('%');
+    text.push(char::from(HEX[usize::from(value >> 4)])); // tidy: allow(four bits index 16 digits)
+    text.push(char::from(HEX[usize::from(value & 15)])); // tidy: allow(four bits index 16 digits)
+}
+
+/// The only transfer coding that has one meaning is exactly `chunked`. With it, the library has dropped any
+/// `Content-Length` already; our client frames the body anew.
+fn check_framing(headers: &HeaderMap) -> Result<(), Reason> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let chunked = match codings.next() {
+        None => return Ok(()),
+        Some(coding) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+    };
+    if chunked && codings.next().is_none() { Ok(()) } else { Err(Reason::FramingAmbiguous) }
+}
+
+/// `100-continue` is answered by the library when the body is first asked for, which is after authorization. The field
+/// is never forwarded.
+fn check_expectation(headers: &mut HeaderMap) -> Result<(), Reason> {
+    let several = headers.get_all(header::EXPECT).iter().nth(1).is_some();
+    match headers.remove(header::EXPECT) {
+        None => Ok(()),
+        Some(value) if !several && value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(()),
+        Some(_) => Err(Reason::ExpectationUnknown),
+    }
+}
+
+/// Fields of one connection only (RFC 9110, section 7.6.1), besides those that `Connection` lists.
+pub const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::TE,
+    header::TRAILER,
+    header::UPGRADE,
+    header::PROXY_AUTHORIZATION,
+    header::PROXY_AUTHENTICATE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Removes the hop-by-hop fields and what the client's `Connection` lists, before anything reads the rest.
+fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Reason> {
+    if headers.contains_key(header::CONNECTION) {
+        for name in listed(headers) {
+            let name = name?;
+            if is_relied_on(&name) {
+                return Err(Reason::ConnectionInvalid);
+            }
+            headers.remove(&name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+    headers.remove("http2-settings");
+    Ok(())
+}
+
+/// The names that `Connection` lists.
+fn listed(headers: &HeaderMap) -> Vec<Result<HeaderName, Reason>> {
+    let lines = headers.get_all(header::CONNECTION).iter();
+    lines
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|name| !name.is_empty())
+        .map(|name| HeaderName::from_bytes(name).map_err(|_| Reason::ConnectionInvalid))
+        .collect()
+}
+
+/// Fields that a client may not have removed: the gateway reads them, or sets them for the upstream.
+fn is_relied_on(name: &HeaderName) -> bool {
+    let relied = [header::AUTHORIZATION, header::HOST, header::CONTENT_LENGTH, header::CONTENT_TYPE, header::COOKIE];
+    relied.contains(name) || super::headers::is_vouched_for(name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_is_plain_stays_as_it_is() {
+        for path in ["/", "/v1/entities/1/orders", "/a/", "/a.b/c~d/(e)", "/a:b@c/x=1,2"] {
+            assert_eq!(canonical_path(path), Ok(None), "{path}");
+        }
+    }
+
+    #[test]
+    fn unreserved_is_decoded_once_and_other_escapes_are_upper_case() {
+        assert_eq!(canonical_path("/%61%2d%7E"), Ok(Some("/a-~".into())));
+        assert_eq!(canonical_path("/a%20b%c3%a4"), Ok(Some("/a%20b%C3%A4".into())));
+        assert_eq!(canonical_path("/a%20b"), Ok(None));
+        assert_eq!(canonical_path("/100%25"), Ok(None));
+    }
+
+    #[test]
+    fn what_two_readers_could_read_differently_is_refused() {
+        let refused = [
+            "//",
+            "/a//b",
+            "//a",
+            "/a//",
+            "/.",
+            "/..",
+            "/a/../b",
+            "/a/./b",
+            "/a/..",
+            "/%2e%2e/a",
+            "/%2E/a",
+            "/.%2e/a",
+            "/a%2fb",
+            "/a%2Fb",
+            "/a%5cb",
+            "/a\\b",
+            "/a%00",
+            "/a%0d%0a",
+            "/a%7f",
+            "/a%zz",
+            "/a%",
+            "/a%2",
+            "/a%252fb",
+            "/a%252e",
+            "/a;b",
+            "/a%3bb",
+            "/..;/a",
+            "/a%c0%af",
+            "/a%ff",
+            "/a b",
+            "/a\"b",
+            "/a<b>",
+            "/a{b}",
+            "/a|b",
+            "/a^b",
+            "/a`b",
+            "/ä",
+        ];
+        for path in refused {
+            assert_eq!(canonical_path(path), Err(Reason::PathAmbiguous), "{path}");
+        }
+    }
+
+    #[test]
+    fn hosts() {
+        for host in ["erp.example", "erp.example:8080", "10.0.0.1", "[::1]", "[::1]:80", "a_b"] {
+            assert!(is_host(host.as_bytes()), "{host}");
+        }
+        for host in ["", ":80", "a:b", "a:", "a:99999", "user@host", "a,b", "a b", "[::1", "::1", "[zz]", "a/b", "ä"] {
+            assert!(!is_host(host.as_bytes()), "{host}");
+        }
+    }
+
+    #[test]
+    fn authorities_compare_by_case_and_default_port() {
+        assert!(same_host(b"ERP.example:80", b"erp.example", b"80"));
+        assert!(same_host(b"[::1]", b"[::1]:80", b"80"));
+        assert!(!same_host(b"erp.example:81", b"erp.example", b"80"));
+        assert!(!same_host(b"erp.example", b"erp.example.evil", b"80"));
+    }
+
+    proptest! {
+        /// What the table routes and what the upstream receives are one string: judging it again changes nothing, and
+        /// decoding it with a reader that decodes everything finds no separator that was not there before.
+        #[test]
+        fn the_canonical_form_is_stable_and_hides_no_separator(path in "/([a-z.;%/\\\\]|%2[ef5F]|%5c|%61|%20|%c3%a4){0,12}") {
+            if let Ok(rewritten) = canonical_path(&path) {
+                let canonical = rewritten.unwrap_or(path);
+                prop_assert_eq!(canonical_path(&canonical), Ok(None));
+                let decoded = naive_decode(canonical.as_bytes());
+                let slashes = |text: &[u8]| text.iter().filter(|byte| **byte == b'/').count();
+                prop_assert_eq!(slashes(&decoded), slashes(canonical.as_bytes()));
+                let segments: Vec<&[u8]> = decoded.split(|byte| *byte == b'/').collect();
+                prop_assert!(!segments.iter().any(|segment| matches!(*segment, b"." | b"..")));
+            }
+        }
+
+        #[test]
+        fn judging_a_path_never_panics(path: String) {
+            let _ = canonical_path(&path);
+        }
+    }
+
+    fn naive_decode(text: &[u8]) -> Vec<u8> {
+        let mut decoded = Vec::new();
+        let mut index = 0;
+        while index < text.len() {
+            if text[index] == b'%' {
+                let digits = std::str::from_utf8(&text[index + 1..index + 3]).unwrap();
+                decoded.push(u8::from_str_radix(digits, 16).unwrap());
+                index += 3;
+            } else {
+                decoded.push(text[index]);
+                index += 1;
+            }
+        }
+        decoded
+    }
+}

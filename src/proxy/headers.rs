@@ -1,0 +1,198 @@
+//! Header fields: what a client may not say, and what the gateway says to the upstream in its own name.
+
+use super::client_addr::{ClientAddr, X_FORWARDED_FOR};
+use super::request_id::RequestId;
+use super::trace::Trace;
+use crate::key::{KeyId, Mode, Principal};
+use http::header::{self, HeaderName};
+use http::{HeaderMap, HeaderValue};
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_KEY_ID: HeaderName = HeaderName::from_static("x-key-id");
+const X_KEY_MODE: HeaderName = HeaderName::from_static("x-key-mode");
+const X_KEY_SCOPES: HeaderName = HeaderName::from_static("x-key-scopes");
+const X_ENTITY_ID: HeaderName = HeaderName::from_static("x-entity-id");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const VIA: HeaderValue = HeaderValue::from_static("1.1 keygate");
+
+/// Names whose content the gateway vouches for; a client's own copies are stripped on every route.
+const VOUCHED: [&str; 6] = ["x-request-id", "x-key-id", "x-key-mode", "x-key-scopes", "x-entity-id", "traceparent"];
+/// Everything below this name too: `-for`, `-proto`, `-host`, `-port`, `-prefix` and what others invent.
+const VOUCHED_FAMILY: &str = "x-forwarded-";
+/// Names that make some upstreams see another address, path or method than the one that was judged.
+const MISLEADING: [&str; 8] = [
+    "forwarded",
+    "x-real-ip",
+    "x-original-url",
+    "x-rewrite-url",
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+    "x-api-key",
+];
+
+/// What is known of a request when it is forwarded, besides its head.
+pub struct Vouched<'a> {
+    pub request_id: &'a RequestId,
+    pub trace: &'a Trace,
+    pub addr: ClientAddr,
+    pub principal: Option<&'a Principal>,
+    pub mode: Mode,
+    /// `Host` as received.
+    pub host: &'a HeaderValue,
+    /// `[versions] header`.
+    pub version_header: Option<&'a HeaderName>,
+}
+
+/// Whether the gateway sets this field for the upstream. `_` counts as `-`, as some upstreams read it.
+pub fn is_vouched_for(name: &str) -> bool {
+    VOUCHED.iter().any(|vouched| same_name(name, vouched))
+        || name.get(..VOUCHED_FAMILY.len()).is_some_and(|start| same_name(start, VOUCHED_FAMILY))
+}
+
+fn is_stripped(name: &str) -> bool {
+    // The names in question all begin with one of three letters: most fields are passed by this line.
+    if !matches!(name.as_bytes().first(), Some(b'x' | b'f' | b't')) {
+        return false;
+    }
+    is_vouched_for(name) || MISLEADING.iter().any(|misleading| same_name(name, misleading))
+}
+
+/// Compares names, `_` in `name` read as `-`. Both are lower case already.
+fn same_name(name: &str, plain: &str) -> bool {
+    name.len() == plain.len()
+        && name.bytes().zip(plain.bytes()).all(|(left, right)| left == right || (left == b'_' && right == b'-'))
+}
+
+/// What forwarding headers a trusted proxy sent, taken before they are stripped.
+#[derive(Debug, Default)]
+pub struct Forwarded {
+    hops: Option<HeaderValue>,
+    proto: Option<HeaderValue>,
+}
+
+// === impl Forwarded ===
+
+impl Forwarded {
+    /// Takes over what a trusted proxy said; nothing from anybody else.
+    pub fn take(headers: &HeaderMap, addr: ClientAddr) -> Self {
+        if !addr.peer_trusted {
+            return Self::default();
+        }
+        let proto = headers.get(X_FORWARDED_PROTO).filter(|proto| matches!(proto.as_bytes(), b"http" | b"https"));
+        Self { hops: joined(headers), proto: proto.cloned() }
+    }
+}
+
+/// All `X-Forwarded-For` lines as one.
+fn joined(headers: &HeaderMap) -> Option<HeaderValue> {
+    let lines: Vec<&[u8]> = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
+    if lines.is_empty() {
+        return None;
+    }
+    HeaderValue::from_bytes(&lines.join(&b", "[..])).ok()
+}
+
+/// Removes what a client may not say, and sets what the gateway vouches for.
+pub fn rewrite(headers: &mut HeaderMap, vouched: &Vouched<'_>, forwarded: Forwarded) {
+    strip(headers);
+    headers.insert(X_REQUEST_ID, vouched.request_id.to_header());
+    headers.insert(X_FORWARDED_FOR, forwarded_for(vouched.addr.peer, forwarded.hops.as_ref()));
+    headers.insert(X_FORWARDED_PROTO, forwarded.proto.unwrap_or(const { HeaderValue::from_static("http") }));
+    headers.insert(X_FORWARDED_HOST, vouched.host.clone());
+    headers.insert(TRACEPARENT, vouched.trace.to_header());
+    headers.append(header::VIA, VIA);
+    if let Some(principal) = vouched.principal {
+        set_identity(headers, principal, vouched.version_header);
+    }
+    headers.insert(X_KEY_MODE, mode_header(vouched.mode));
+}
+
+/// Removes, on every route, a client's own copies of what the gateway vouches for, and what misleads.
+fn strip(headers: &mut HeaderMap) {
+    while let Some(name) = headers.keys().find(|name| is_stripped(name.as_str())).cloned() {
+        headers.remove(name);
+    }
+}
+
+fn set_identity(headers: &mut HeaderMap, principal: &Principal, version_header: Option<&HeaderName>) {
+    headers.insert(X_KEY_ID, key_id(principal.id));
+    headers.insert(X_KEY_SCOPES, principal.grant.header.clone());
+    if let Ok(entity) = HeaderValue::from_str(&principal.entity.id) {
+        headers.insert(X_ENTITY_ID, entity);
+    }
+    if let (Some(name), Some(version)) = (version_header, &principal.api_version)
+        && !headers.contains_key(name)
+    {
+        headers.insert(name, HeaderValue::clone(version));
+    }
+}
+
+const fn mode_header(mode: Mode) -> HeaderValue {
+    match mode {
+        Mode::Test => HeaderValue::from_static("test"),
+        Mode::Live => HeaderValue::from_static("live"),
+    }
+}
+
+fn key_id(id: KeyId) -> HeaderValue {
+    let mut text = String::with_capacity(KeyId::TEXT_LEN);
+    _ = write!(text, "{id}");
+    visible(text)
+}
+
+fn forwarded_for(peer: IpAddr, hops: Option<&HeaderValue>) -> HeaderValue {
+    let mut text = String::with_capacity(40);
+    if let Some(hops) = hops.and_then(|hops| hops.to_str().ok()) {
+        text.push_str(hops);
+        text.push_str(", ");
+    }
+    _ = write!(text, "{peer}");
+    visible(text)
+}
+
+/// A header value of text that we made of visible characters; nothing if that were ever wrong.
+fn visible(text: String) -> HeaderValue {
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// Removes from a response what belongs to the upstream's connection alone, besides what its `Connection` lists.
+pub fn clean_response(headers: &mut HeaderMap, request_id: &RequestId) {
+    if headers.contains_key(header::CONNECTION) {
+        let listed: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            .collect();
+        for name in listed {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    headers.remove(header::TRANSFER_ENCODING);
+    headers.remove(header::UPGRADE);
+    headers.remove("keep-alive");
+    headers.remove("proxy-connection");
+    headers.insert(X_REQUEST_ID, request_id.to_header());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn underscores_do_not_hide_a_name() {
+        for name in ["x-key-id", "x_key_id", "x-forwarded-for", "x_forwarded_host", "x-forwarded-anything", "forwarded"]
+        {
+            assert!(is_stripped(name), "{name}");
+        }
+        for name in ["x-key-identity", "x-custom", "accept", "te", "tracestate", "from", "x-forward"] {
+            assert!(!is_stripped(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The only place that turns a reason into bytes (contract, section 3).
+
+use super::body::Body;
+use super::headers::X_REQUEST_ID;
+use super::request_id::RequestId;
+use crate::policy::Denial;
+use crate::reason::{Code, Reason};
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Response};
+use std::borrow::Cow;
+
+/// What a client should wait before it tries again, in seconds.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// A refusal on its way to becoming a response.
+#[derive(Debug)]
+pub struct Refusal {
+    pub reason: Reason,
+    /// The scopes the route needs; with `insufficient_scope` only.
+    required: Option<String>,
+    /// The methods the resource takes; with `method_not_allowed` only.
+    allow: Option<HeaderValue>,
+}
+
+// === impl Refusal ===
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self { reason, required: None, allow: None }
+    }
+}
+
+impl From<Denial> for Refusal {
+    fn from(denial: Denial) -> Self {
+        Self { reason: denial.reason, required: denial.required.map(|text| text.to_string()), allow: denial.allow }
+    }
+}
+
+impl Refusal {
+    /// The refusal's response.
+    pub fn into_response(self, request_id: &RequestId) -> Response<Body> {
+        let code = self.reason.code();
+        let body = Bytes::from(self.body(request_id));
+        let mut response = Response::new(Body::Own(Some(body)));
+        *response.status_mut() = code.status();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(X_REQUEST_ID, request_id.to_header());
+        self.add_fields(code, headers);
+        response
+    }
+
+    /// The body. Every part is a literal, a scope's name or an id of `[A-Za-z0-9_.-]`: nothing needs escaping.
+    fn body(&self, request_id: &RequestId) -> String {
+        let code = self.reason.code();
+        let (name, kind, hint) = (code.as_str(), code.error_type(), self.hint());
+        let required = self.required.as_ref().map_or_else(String::new, |scope| format!(r#""required":"{scope}","#));
+        let id = request_id.as_str();
+        format!(
+            r#"{{"error":"{name}","code":"{name}","type":"{kind}","hint":"{hint}","param":null,{required}"request_id":"{id}"}}"#
+        )
+    }
+
+    fn hint(&self) -> Cow<'static, str> {
+        match &self.required {
+            Some(scope) if scope.contains(' ') => format!("This key does not hold all of the scopes {scope}.").into(),
+            Some(scope) => format!("This key does not hold the scope {scope}.").into(),
+            None => self.reason.hint().into(),
+        }
+    }
+
+    fn add_fields(self, code: Code, headers: &mut HeaderMap) {
+        if let Some(challenge) = self.challenge(code) {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        if matches!(code, Code::KeyStoreUnavailable | Code::Overloaded | Code::AuditUnavailable) {
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if closes(code) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if code == Code::MethodNotAllowed {
+            // RFC 9110, section 15.5.6: `Allow` is there even when the list is empty.
+            headers.insert(header::ALLOW, self.allow.unwrap_or_else(|| HeaderValue::from_static("")));
+        }
+    }
+
+    /// RFC 6750, section 3: no `error` when nothing was presented.
+    fn challenge(&self, code: Code) -> Option<HeaderValue> {
+        match code {
+            Code::MissingApiKey => Some(HeaderValue::from_static(r#"Bearer realm="keygate""#)),
+            Code::InvalidApiKey | Code::ExpiredApiKey | Code::ModeMismatch => {
+                Some(HeaderValue::from_static(r#"Bearer realm="keygate", error="invalid_token""#))
+            }
+            Code::InsufficientScope => {
+                let scope = self.required.as_deref().unwrap_or_default();
+                let text = format!(r#"Bearer realm="keygate", error="insufficient_scope", scope="{scope}""#);
+                HeaderValue::try_from(text).ok()
+            }
+            Code::IpNotAllowlisted
+            | Code::EntityMismatch
+            | Code::NotFound
+            | Code::MethodNotAllowed
+            | Code::BadRequest
+            | Code::PayloadTooLarge
+            | Code::UriTooLong
+            | Code::HeadersTooLarge
+            | Code::RequestTimeout
+            | Code::ExpectationFailed
+            | Code::KeyStoreUnavailable
+            | Code::AuditUnavailable
+            | Code::Overloaded
+            | Code::UpstreamUnreachable
+            | Code::UpstreamTimeout
+            | Code::InternalError => None,
+        }
+    }
+}
+
+/// After these the connection is not trusted to be in step with the client any more.
+const fn closes(code: Code) -> bool {
+    matches!(
+        code,
+        Code::BadRequest | Code::PayloadTooLarge | Code::UriTooLong | Code::HeadersTooLarge | Code::RequestTimeout
+    )
+}

@@ -1,0 +1,184 @@
+//! One request, top to bottom: this is the file to read first.
+
+use super::Settings;
+use super::body::Body;
+use super::canonical::{HeadLimits, Judged};
+use super::client_addr::{self, ClientAddr};
+use super::exchange::Exchange;
+use super::forward::{self, Outgoing};
+use super::headers::Forwarded;
+use super::request_id::RequestId;
+use super::respond::Refusal;
+use super::trace::Trace;
+use super::upstream::Upstreams;
+use crate::audit::Recorder;
+use crate::auth::{self, Authentication, Authenticator, Presented, Unavailable};
+use crate::clock::{Clock, Moment};
+use crate::key::Principal;
+use crate::policy::{self, Facts, Permit, RouteTable, UpstreamModes};
+use crate::reason::Reason;
+use crate::telemetry::RequestMetrics;
+use http::{Request, Response, request};
+use hyper::body::Incoming;
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What all workers share, immutable.
+pub struct Shared {
+    pub settings: Settings,
+    pub head_limits: HeadLimits,
+    pub routes: RouteTable,
+    pub modes: UpstreamModes,
+    pub authenticator: Authenticator,
+    pub clock: Clock,
+}
+
+/// What the exchanges of one worker share.
+pub struct Worker {
+    pub metrics: RequestMetrics,
+    /// The drain's bound has passed: whatever is dropped now was cut off by us.
+    pub drain_expired: Cell<bool>,
+}
+
+/// The data plane of one worker.
+pub struct Service {
+    shared: Arc<Shared>,
+    upstreams: Upstreams,
+    recorder: Rc<Recorder>,
+    worker: Rc<Worker>,
+}
+
+/// What is known of a request before it is judged.
+pub struct Arrival {
+    pub now: Moment,
+    pub addr: ClientAddr,
+    pub request_id: RequestId,
+    pub trace: Trace,
+}
+
+// === impl Service ===
+
+impl Service {
+    pub fn new(shared: Arc<Shared>, recorder: Recorder) -> Rc<Self> {
+        let upstreams = Upstreams::new(&shared.settings.upstreams, &shared.settings.limits);
+        let worker = Rc::new(Worker { metrics: RequestMetrics::new(), drain_expired: Cell::new(false) });
+        Rc::new(Self { shared, upstreams, recorder: Rc::new(recorder), worker })
+    }
+
+    /// Answers one request. Every way out of here leaves exactly one record.
+    pub async fn handle(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+        let now = self.shared.clock.moment();
+        let (mut head, incoming) = request.into_parts();
+        let addr = client_addr::decide(peer.ip(), &head.headers, &self.shared.settings.trusted_proxies);
+        let arrival = Arrival::new(&mut head, addr, peer, now);
+        let Ok(mut exchange) = self.open(&head, &arrival) else {
+            return Refusal::from(Reason::AuditUnavailable).into_response(&arrival.request_id);
+        };
+        let forwarded = Forwarded::take(&head.headers, arrival.addr);
+        let (judged, permit) = match self.admit(head, addr, &arrival, &mut exchange) {
+            Ok(admitted) => admitted,
+            Err(refusal) => return exchange.refuse(refusal, &arrival.request_id),
+        };
+        let version_header = self.shared.settings.version_header.as_ref();
+        let outgoing = Outgoing { judged, incoming, forwarded, arrival: &arrival, version_header };
+        let limits = &self.shared.settings.limits;
+        match forward::forward(&self.upstreams, limits, permit, outgoing, exchange).await {
+            Ok(response) => response,
+            Err((reason, exchange)) => exchange.refuse(reason.into(), &arrival.request_id),
+        }
+    }
+
+    /// Opens the request's record.
+    fn open(&self, head: &request::Parts, arrival: &Arrival) -> Result<Exchange, crate::audit::Unavailable> {
+        let mut pending = self.recorder.begin(arrival.now)?;
+        pending.set_request(head, arrival.request_id.to_header(), arrival.trace.id);
+        pending.set_addresses(arrival.addr.client, arrival.addr.peer);
+        Ok(Exchange::new(pending, Rc::clone(&self.worker)))
+    }
+
+    /// Everything between a head and a permit, in the contract's order of checks (section 3). Synchronous: nothing here
+    /// waits.
+    fn admit(
+        &self,
+        head: request::Parts,
+        addr: Result<ClientAddr, Reason>,
+        arrival: &Arrival,
+        exchange: &mut Exchange,
+    ) -> Result<(Judged, Permit), Refusal> {
+        let shared = &*self.shared;
+        let mut judged = Judged::judge(head, shared.head_limits, shared.authenticator.prefix())?;
+        exchange.pending().set_target(&judged.target);
+        let addr = addr?;
+        let presented = auth::credential::take(&mut judged.headers, shared.authenticator.prefix())?;
+        if let Some(route) = shared.routes.public(judged.path()) {
+            exchange.set_route(route);
+            let principal = self.known(&presented, arrival.now);
+            if let Some(principal) = &principal {
+                exchange.set_principal(Arc::clone(principal));
+            }
+            let permit = policy::permit_public(route, &shared.modes, &judged.method, principal)?;
+            exchange.admit(&permit);
+            return Ok((judged, permit));
+        }
+        let principal = self.authenticate(&presented, arrival.now, exchange)?;
+        let facts = Facts { method: &judged.method, path: judged.path(), client_ip: addr.client };
+        let permit = policy::authorize(&shared.routes, &shared.modes, &facts, &principal)?;
+        exchange.admit(&permit);
+        Ok((judged, permit))
+    }
+
+    fn authenticate(
+        &self,
+        presented: &Presented,
+        now: Moment,
+        exchange: &mut Exchange,
+    ) -> Result<Arc<Principal>, Reason> {
+        let Presented::Bearer(credential) = presented else { return Err(Reason::KeyMissing) };
+        match self.shared.authenticator.authenticate(credential.expose(), now) {
+            Ok(Authentication::Authenticated(principal)) => {
+                exchange.set_principal(Arc::clone(&principal));
+                Ok(principal)
+            }
+            Ok(Authentication::Rejected(reason, known)) => {
+                if let Some(principal) = known {
+                    exchange.set_principal(principal);
+                }
+                Err(reason)
+            }
+            Err(Unavailable) => Err(Reason::StoreUnavailable),
+        }
+    }
+
+    /// The principal of a valid key on a public route, where anything else counts as no key.
+    fn known(&self, presented: &Presented, now: Moment) -> Option<Arc<Principal>> {
+        let Presented::Bearer(credential) = presented else { return None };
+        match self.shared.authenticator.authenticate(credential.expose(), now) {
+            Ok(Authentication::Authenticated(principal)) => Some(principal),
+            Ok(Authentication::Rejected(..)) | Err(Unavailable) => None,
+        }
+    }
+
+    /// Work that may be a little late.
+    pub fn upkeep(&self, now: Instant) {
+        self.upstreams.close_idle(now);
+        self.recorder.flush();
+    }
+
+    /// From now on, an exchange that is dropped was cut off by the drain's bound.
+    pub fn expire_drain(&self) {
+        self.worker.drain_expired.set(true);
+    }
+}
+
+// === impl Arrival ===
+
+impl Arrival {
+    fn new(head: &mut request::Parts, addr: Result<ClientAddr, Reason>, peer: SocketAddr, now: Moment) -> Self {
+        let request_id = RequestId::choose(&head.headers, addr.ok(), now.wall);
+        let trace = Trace::choose(&mut head.headers);
+        Self { now, addr: addr.unwrap_or_else(|_| ClientAddr::unproven(peer.ip())), request_id, trace }
+    }
+}

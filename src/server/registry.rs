@@ -1,0 +1,221 @@
+//! The open connections of one worker: what each is doing, and the way to wake it.
+
+use super::Limits;
+use crate::clock::monotonic;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::task::Waker;
+use std::time::Instant;
+use tokio::sync::Notify;
+
+/// All connections of a worker.
+#[derive(Debug)]
+pub struct Registry {
+    slots: RefCell<Vec<Option<Rc<ConnState>>>>,
+    free: RefCell<Vec<usize>>,
+    open: Cell<usize>,
+    open_max: usize,
+    draining: Cell<bool>,
+    freed: Notify,
+}
+
+/// What one connection is doing, as its I/O and its service see it.
+#[derive(Debug)]
+pub struct ConnState {
+    phase: Cell<Phase>,
+    /// Since when the client has not taken a byte that was ready for it.
+    blocked_since: Cell<Option<Instant>>,
+    evicted: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// The part of a connection's life that decides which deadline holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// A head is awaited or has begun to arrive.
+    Head(Instant),
+    /// Kept alive, silent.
+    Idle(Instant),
+    /// A request is being served; its own deadlines hold.
+    Exchange,
+}
+
+/// Why a connection was closed for standing still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    HeadTimeout,
+    IdleTimeout,
+    WriteStall,
+}
+
+/// A connection's place in the registry; given back when dropped.
+#[derive(Debug)]
+pub struct Registered {
+    registry: Rc<Registry>,
+    index: usize,
+    pub state: Rc<ConnState>,
+}
+
+/// Held by what sends last: while it lives, the connection is serving a request.
+#[derive(Debug)]
+pub struct ExchangeGuard(Rc<ConnState>);
+
+// === impl Registry ===
+
+impl Registry {
+    pub fn new(open_max: usize) -> Rc<Self> {
+        Rc::new(Self {
+            slots: RefCell::default(),
+            free: RefCell::default(),
+            open: Cell::new(0),
+            open_max,
+            draining: Cell::new(false),
+            freed: Notify::new(),
+        })
+    }
+
+    pub fn register(self: &Rc<Self>) -> Registered {
+        let state = Rc::new(ConnState::new());
+        let mut slots = self.slots.borrow_mut();
+        let index = self.free.borrow_mut().pop().unwrap_or(slots.len());
+        if index == slots.len() {
+            slots.push(None);
+        }
+        if let Some(slot) = slots.get_mut(index) {
+            *slot = Some(Rc::clone(&state));
+        }
+        self.open.set(self.open.get() + 1);
+        Registered { registry: Rc::clone(self), index, state }
+    }
+
+    pub const fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    pub const fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Tells every connection to finish what it is doing and close.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        self.slots.borrow().iter().flatten().for_each(|state| state.wake());
+    }
+
+    /// Waits until there is room for one more, closing the connection that has been idle longest if that helps.
+    pub async fn room(&self) {
+        while self.open.get() >= self.open_max {
+            self.evict_idle();
+            self.freed.notified().await;
+        }
+    }
+
+    /// Waits until no connection is open.
+    pub async fn empty(&self) {
+        while self.open.get() > 0 {
+            self.freed.notified().await;
+        }
+    }
+
+    /// Closes the connection that has been idle longest.
+    pub fn evict_idle(&self) {
+        let slots = self.slots.borrow();
+        let idle = slots.iter().flatten().filter_map(|state| match state.phase.get() {
+            Phase::Idle(since) if !state.evicted.get() => Some((since, state)),
+            Phase::Idle(_) | Phase::Head(_) | Phase::Exchange => None,
+        });
+        if let Some((_, state)) = idle.min_by_key(|(since, _)| *since) {
+            state.evicted.set(true);
+            state.wake();
+        }
+    }
+}
+
+// === impl Registered ===
+
+impl Registered {
+    pub fn is_draining(&self) -> bool {
+        self.registry.is_draining()
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if let Some(slot) = self.registry.slots.borrow_mut().get_mut(self.index) {
+            *slot = None;
+        }
+        self.registry.free.borrow_mut().push(self.index);
+        self.registry.open.set(self.registry.open.get().saturating_sub(1));
+        self.registry.freed.notify_waiters();
+        self.registry.freed.notify_one();
+    }
+}
+
+// === impl ConnState ===
+
+impl ConnState {
+    fn new() -> Self {
+        Self {
+            phase: Cell::new(Phase::Head(monotonic())),
+            blocked_since: Cell::new(None),
+            evicted: Cell::new(false),
+            waker: RefCell::new(None),
+        }
+    }
+
+    /// Bytes arrived.
+    pub fn on_read(&self) {
+        if let Phase::Idle(_) = self.phase.get() {
+            self.phase.set(Phase::Head(monotonic()));
+        }
+    }
+
+    /// The client takes no more bytes, or takes them again.
+    pub fn on_write(&self, blocked: bool) {
+        match (blocked, self.blocked_since.get()) {
+            (true, None) => self.blocked_since.set(Some(monotonic())),
+            (false, Some(_)) => self.blocked_since.set(None),
+            (true, Some(_)) | (false, None) => {}
+        }
+    }
+
+    /// A request's head is complete.
+    pub fn begin_exchange(self: &Rc<Self>) -> ExchangeGuard {
+        self.phase.set(Phase::Exchange);
+        ExchangeGuard(Rc::clone(self))
+    }
+
+    pub fn is_evicted(&self) -> bool {
+        self.evicted.get()
+    }
+
+    /// The deadline that holds now, and what it means to miss it.
+    pub fn deadline(&self, limits: &Limits) -> Option<(Instant, Expiry)> {
+        let stall = self.blocked_since.get().map(|since| (since + limits.write_stall, Expiry::WriteStall));
+        let phase = match self.phase.get() {
+            Phase::Head(since) => Some((since + limits.head_timeout, Expiry::HeadTimeout)),
+            Phase::Idle(since) => Some((since + limits.idle_timeout, Expiry::IdleTimeout)),
+            Phase::Exchange => None,
+        };
+        stall.into_iter().chain(phase).min_by_key(|(deadline, _)| *deadline)
+    }
+
+    pub fn set_waker(&self, waker: &Waker) {
+        let mut slot = self.waker.borrow_mut();
+        if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *slot = Some(waker.clone());
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+impl Drop for ExchangeGuard {
+    fn drop(&mut self) {
+        self.0.phase.set(Phase::Idle(monotonic()));
+    }
+}

@@ -1,0 +1,101 @@
+//! A worker: one OS thread, one `current_thread` runtime, its own listeners and upstream connections. A request lives and
+//! dies on one worker.
+
+use super::listener::{Spread, accept};
+use super::registry::Registry;
+use super::{Limits, connection};
+use crate::audit::{ConnectionEvents, Recorder};
+use crate::clock::monotonic;
+use crate::proxy::service::{Service, Shared};
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+
+/// How often a worker closes idle upstream connections and moves along what waits in its recorder.
+const UPKEEP: Duration = Duration::from_millis(200);
+
+/// Everything a worker is given when it starts.
+pub struct Parts {
+    pub index: usize,
+    pub listeners: Vec<StdListener>,
+    pub handed_over: mpsc::UnboundedReceiver<(StdStream, SocketAddr)>,
+    pub spread: Spread,
+    pub limits: Limits,
+    pub connections_max: usize,
+    pub shared: Arc<Shared>,
+    pub recorder: Recorder,
+    pub events: ConnectionEvents,
+    /// Turns true when the process drains.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// Starts a worker's thread. It ends after the drain.
+///
+/// # Errors
+/// When the machine gives no thread.
+pub fn spawn(parts: Parts) -> io::Result<JoinHandle<io::Result<()>>> {
+    std::thread::Builder::new().name(format!("worker-{}", parts.index)).spawn(move || run(parts))
+}
+
+fn run(parts: Parts) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let tasks = tokio::task::LocalSet::new();
+    let result = tasks.block_on(&runtime, work(parts));
+    // What the drain's bound cut off is dropped here, while the recorder still takes its records.
+    drop(tasks);
+    result
+}
+
+async fn work(parts: Parts) -> io::Result<()> {
+    let Parts {
+        listeners, mut handed_over, spread, limits, connections_max, shared, recorder, events, mut stop, ..
+    } = parts;
+    let registry = Registry::new(connections_max);
+    let service = Service::new(shared, recorder);
+    let limits = Rc::new(limits);
+    let serve = {
+        let (registry, service, limits) = (Rc::clone(&registry), Rc::clone(&service), Rc::clone(&limits));
+        move |stream: TcpStream, peer| {
+            // Without it small responses would wait for the client's acknowledgement.
+            _ = stream.set_nodelay(true);
+            let (service, limits, events) = (Rc::clone(&service), Rc::clone(&limits), events.clone());
+            tokio::task::spawn_local(connection::serve(stream, peer, service, registry.register(), limits, events));
+        }
+    };
+    let mut accepting = tokio::task::JoinSet::new();
+    for listener in listeners {
+        let listener = TcpListener::from_std(listener)?;
+        accepting.spawn_local(accept(listener, Rc::clone(&registry), spread.clone(), serve.clone()));
+    }
+    accepting.spawn_local(async move {
+        while let Some((stream, peer)) = handed_over.recv().await {
+            if let Ok(stream) = TcpStream::from_std(stream) {
+                serve(stream, peer);
+            }
+        }
+    });
+    accepting.spawn_local(upkeep(Rc::clone(&service), Rc::clone(&registry), spread));
+
+    _ = stop.wait_for(|stop| *stop).await;
+    accepting.shutdown().await;
+    registry.drain();
+    if tokio::time::timeout(limits.drain, registry.empty()).await.is_err() {
+        tracing::warn!(connections = registry.open(), "drain bound reached; the rest is cut off");
+        service.expire_drain();
+    }
+    Ok(())
+}
+
+async fn upkeep(service: Rc<Service>, registry: Rc<Registry>, spread: Spread) {
+    let mut ticks = tokio::time::interval(UPKEEP);
+    loop {
+        ticks.tick().await;
+        spread.publish(registry.open());
+        service.upkeep(monotonic());
+    }
+}

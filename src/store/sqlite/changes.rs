@@ -1,0 +1,153 @@
+//! The follower's side: polls that cost next to nothing while nothing changes.
+
+use super::super::{Action, Change, Changes, Feed, Position, Record, codec};
+use super::{StoreError, number, one_row, open, rows, unavailable};
+use crate::clock::Timestamp;
+use rusqlite::{Connection, Row, params};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// A reader with a connection of its own. It never writes: its own commits would not move `data_version`.
+pub struct SqliteChanges {
+    path: PathBuf,
+    connection: Connection,
+    /// Device and inode: a file restored by `mv` is another file.
+    file: (u64, u64),
+    /// What `data_version` was when the log's head was last read, and that head.
+    seen: Option<(i64, Position)>,
+}
+
+// === impl SqliteChanges ===
+
+impl SqliteChanges {
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let file = identity(path)?;
+        Ok(Self { path: path.to_owned(), connection: open::open_reader(path)?, file, seen: None })
+    }
+
+    /// Follows the path to another file, if it leads to one now.
+    fn follow_path(&mut self) -> Result<(), StoreError> {
+        if identity(&self.path)? != self.file {
+            *self = Self::open(&self.path)?;
+        }
+        Ok(())
+    }
+
+    fn data_version(&self) -> Result<i64, StoreError> {
+        number(&self.connection, "PRAGMA data_version").map(|version| version.unwrap_or(0))
+    }
+
+    fn read_head(&self) -> Result<Position, StoreError> {
+        let sql = "SELECT seq, token FROM changes ORDER BY seq DESC LIMIT 1";
+        one_row(&self.connection, sql, [], read_position).map(Option::unwrap_or_default)
+    }
+
+    fn holds(&self, position: Position) -> Result<bool, StoreError> {
+        if position == Position::default() {
+            return Ok(true);
+        }
+        let sql = "SELECT seq, token FROM changes WHERE seq = ?1";
+        let held = one_row(&self.connection, sql, [position.seq], read_position)?;
+        Ok(held == Some(position))
+    }
+
+    /// The log after `from`, and its head, as of one moment.
+    fn read(&self, from: Position, limit: usize) -> Result<Feed, StoreError> {
+        let snapshot = self.connection.unchecked_transaction().map_err(unavailable)?;
+        let head = self.read_head()?;
+        if !self.holds(from)? {
+            return Ok(Feed::Diverged { head });
+        }
+        let sql =
+            "SELECT seq, token, at, actor, action, before, after FROM changes WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+        let mut statement = snapshot.prepare_cached(sql).map_err(unavailable)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut found = statement.query(params![from.seq, limit]).map_err(unavailable)?;
+        let mut entries = Vec::new();
+        while let Some(row) = found.next().map_err(unavailable)? {
+            entries.push(read_change(row)?);
+        }
+        Ok(Feed::Entries { head, entries })
+    }
+
+    fn keys_page(&self, after: u64, limit: i64) -> Result<Vec<Record>, StoreError> {
+        let sql = format!("SELECT {} FROM keys WHERE version > ?1 ORDER BY version LIMIT ?2", rows::KEY_COLUMNS);
+        self.records(&sql, after, limit, |row| rows::read_key(row).map(Record::Key))
+    }
+
+    fn entities_page(&self, after: u64, limit: i64) -> Result<Vec<Record>, StoreError> {
+        let sql = format!("SELECT {} FROM entities WHERE version > ?1 ORDER BY version LIMIT ?2", rows::ENTITY_COLUMNS);
+        self.records(&sql, after, limit, |row| rows::read_entity(row).map(Record::Entity))
+    }
+
+    fn records(
+        &self,
+        sql: &str,
+        after: u64,
+        limit: i64,
+        read: impl Fn(&Row<'_>) -> Result<Record, StoreError>,
+    ) -> Result<Vec<Record>, StoreError> {
+        let mut statement = self.connection.prepare_cached(sql).map_err(unavailable)?;
+        let mut found = statement.query(params![after, limit]).map_err(unavailable)?;
+        let mut records = Vec::new();
+        while let Some(row) = found.next().map_err(unavailable)? {
+            records.push(read(row)?);
+        }
+        Ok(records)
+    }
+}
+
+impl Changes for SqliteChanges {
+    fn head(&mut self) -> Result<Position, StoreError> {
+        self.follow_path()?;
+        self.read_head()
+    }
+
+    fn poll(&mut self, from: Position, limit: usize) -> Result<Feed, StoreError> {
+        self.follow_path()?;
+        let version = self.data_version()?;
+        if self.seen == Some((version, from)) {
+            return Ok(Feed::Entries { head: from, entries: Vec::new() });
+        }
+        let feed = self.read(from, limit)?;
+        // Taken before the read: a commit in between is seen again by the next poll.
+        self.seen = match &feed {
+            Feed::Entries { head, .. } => Some((version, *head)),
+            Feed::Diverged { .. } => None,
+        };
+        Ok(feed)
+    }
+
+    fn page(&mut self, after: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut records = self.keys_page(after, limit)?;
+        records.extend(self.entities_page(after, limit)?);
+        records.sort_by_key(Record::version);
+        records.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        Ok(records)
+    }
+}
+
+fn identity(path: &Path) -> Result<(u64, u64), StoreError> {
+    let found = fs::metadata(path).map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
+    Ok((found.dev(), found.ino()))
+}
+
+fn read_position(row: &Row<'_>) -> Result<Position, StoreError> {
+    Ok(Position { seq: rows::column(row, 0)?, token: rows::column(row, 1)? })
+}
+
+fn read_change(row: &Row<'_>) -> Result<Change, StoreError> {
+    let action: String = rows::column(row, 4)?;
+    let before: Option<String> = rows::column(row, 5)?;
+    Ok(Change {
+        seq: rows::column(row, 0)?,
+        token: rows::column(row, 1)?,
+        at: Timestamp::from_micros(rows::column(row, 2)?),
+        actor: rows::column(row, 3)?,
+        action: codec::need("changes.action", &action, Action::parse)?,
+        before: before.as_deref().map(codec::decode).transpose()?,
+        after: codec::decode(&rows::column::<String>(row, 6)?)?,
+    })
+}

@@ -1,0 +1,115 @@
+//! The embedded store: one SQLite file that the gateway and the CLI share (protocols, the SQLite paragraph).
+
+mod changes;
+mod open;
+mod rows;
+mod write;
+
+use super::{Changes, KeyFilter, KeyStore, Mutation, StoreError};
+use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
+use rusqlite::{Connection, OptionalExtension, params};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Key and entity records and the change log in one file.
+#[derive(Debug)]
+pub struct SqliteStore {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+// === impl SqliteStore ===
+
+impl SqliteStore {
+    /// Opens `path`, making the file and its directory when they are not there.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] for a file that is not ours to use, with what to do; [`StoreError::Unavailable`] for one that
+    /// cannot be read or written now.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(open::open(path)?) })
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        // A panic elsewhere leaves no transaction open: rusqlite rolls back on drop.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl KeyStore for SqliteStore {
+    fn apply(&self, mutation: &Mutation) -> Result<Vec<u64>, StoreError> {
+        write::apply(&mut self.connection(), mutation)
+    }
+
+    fn key(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
+        rows::key_by_id(&self.connection(), id)
+    }
+
+    fn key_by_digest(&self, digest: &Digest) -> Result<Option<KeyRecord>, StoreError> {
+        rows::key_where(&self.connection(), "digest = ?1", [digest.to_string()])
+    }
+
+    fn keys(&self, filter: &KeyFilter, after: Option<KeyId>, limit: usize) -> Result<Vec<KeyRecord>, StoreError> {
+        let connection = self.connection();
+        let sql = format!(
+            "SELECT {} FROM keys WHERE id > ?1 AND (?2 IS NULL OR entity_id = ?2) ORDER BY id LIMIT ?3",
+            rows::KEY_COLUMNS
+        );
+        let mut statement = connection.prepare_cached(&sql).map_err(unavailable)?;
+        let after = after.map_or_else(String::new, |id| id.to_string());
+        let entity = filter.entity.map(|entity| entity.to_string());
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut found = statement.query(params![after, entity, limit]).map_err(unavailable)?;
+        let mut keys = Vec::new();
+        while let Some(row) = found.next().map_err(unavailable)? {
+            keys.push(rows::read_key(row)?);
+        }
+        Ok(keys)
+    }
+
+    fn entity(&self, id: EntityId) -> Result<Option<EntityRecord>, StoreError> {
+        rows::entity_by_id(&self.connection(), id)
+    }
+
+    fn entity_by_code(&self, code: &str) -> Result<Option<EntityRecord>, StoreError> {
+        rows::entity_where(&self.connection(), "code = ?1 AND deleted_at IS NULL", [code])
+    }
+
+    fn entities(&self) -> Result<Vec<EntityRecord>, StoreError> {
+        let connection = self.connection();
+        let sql = format!("SELECT {} FROM entities ORDER BY code, id", rows::ENTITY_COLUMNS);
+        let mut statement = connection.prepare_cached(&sql).map_err(unavailable)?;
+        let mut found = statement.query([]).map_err(unavailable)?;
+        let mut entities = Vec::new();
+        while let Some(row) = found.next().map_err(unavailable)? {
+            entities.push(rows::read_entity(row)?);
+        }
+        Ok(entities)
+    }
+
+    fn changes(&self) -> Result<Box<dyn Changes>, StoreError> {
+        Ok(Box::new(changes::SqliteChanges::open(&self.path)?))
+    }
+}
+
+/// A failing database is one that cannot be asked, whatever the failure: never an empty one.
+fn unavailable(error: rusqlite::Error) -> StoreError {
+    StoreError::Unavailable(error.to_string())
+}
+
+/// Runs a query of one row.
+fn one_row<T>(
+    connection: &Connection,
+    sql: &str,
+    params: impl rusqlite::Params,
+    read: impl FnOnce(&rusqlite::Row<'_>) -> Result<T, StoreError>,
+) -> Result<Option<T>, StoreError> {
+    let mut statement = connection.prepare_cached(sql).map_err(unavailable)?;
+    let mut rows = statement.query(params).map_err(unavailable)?;
+    rows.next().map_err(unavailable)?.map(read).transpose()
+}
+
+/// Runs a query of one number.
+fn number(connection: &Connection, sql: &str) -> Result<Option<i64>, StoreError> {
+    connection.query_row(sql, [], |row| row.get(0)).optional().map_err(unavailable)
+}

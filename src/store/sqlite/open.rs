@@ -1,0 +1,172 @@
+//! Opening the file: what is refused, and the schema.
+
+use super::{StoreError, number, unavailable};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+/// "ark" and a version byte: says that the file is ours.
+const APPLICATION_ID: i64 = 0x61_72_6b_01;
+const SCHEMA_VERSION: i64 = 1;
+/// How long a writer waits for another: mutations take a millisecond.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// `version` is the row's own number, so that a load by version reads the table from front to back.
+const SCHEMA: &str = "
+CREATE TABLE keys (
+    version INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    digest TEXT NOT NULL UNIQUE,
+    entity_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    mode TEXT NOT NULL,
+    scopes TEXT NOT NULL,
+    allowlist TEXT NOT NULL,
+    tier TEXT NOT NULL,
+    api_version TEXT,
+    last4 TEXT NOT NULL,
+    imported INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER,
+    revoked_at INTEGER,
+    rotated_to TEXT,
+    rotated_from TEXT
+);
+CREATE TABLE entities (
+    version INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    code TEXT NOT NULL,
+    name TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    deleted_at INTEGER
+);
+CREATE UNIQUE INDEX entities_code ON entities (code) WHERE deleted_at IS NULL;
+CREATE TABLE changes (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    token INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    actor TEXT NOT NULL,
+    action TEXT NOT NULL,
+    before TEXT,
+    after TEXT NOT NULL
+);
+CREATE TABLE operations (
+    id BLOB PRIMARY KEY,
+    first_seq INTEGER NOT NULL,
+    writes INTEGER NOT NULL
+) WITHOUT ROWID;
+";
+
+/// Opens or makes the database.
+pub fn open(path: &Path) -> Result<Connection, StoreError> {
+    make_directory(path)?;
+    check_owner(path)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(|error| cannot_use(path, &error))?;
+    connection.busy_timeout(BUSY).map_err(unavailable)?;
+    check_ours(&connection, path)?;
+    // The file holds no secret, but who may read it may learn who the customers are.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|error| io_refused(path, &error))?;
+    connection
+        .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
+        .map_err(|error| cannot_use(path, &error))?;
+    make_schema(&connection, path)?;
+    Ok(connection)
+}
+
+/// Opens for reading alone, for a follower.
+pub fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(|error| cannot_use(path, &error))?;
+    connection.busy_timeout(BUSY).map_err(unavailable)?;
+    connection.execute_batch("PRAGMA query_only = ON;").map_err(unavailable)?;
+    check_ours(&connection, path)?;
+    Ok(connection)
+}
+
+fn make_directory(path: &Path) -> Result<(), StoreError> {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() && !dir.exists() => {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.map_err(|error| io_refused(dir, &error))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// A root shell would leave files behind that the service's user cannot open: refused, with the command to use instead.
+fn check_owner(path: &Path) -> Result<(), StoreError> {
+    let existing = [Some(path), path.parent()].into_iter().flatten().find_map(|path| fs::metadata(path).ok());
+    let Some(existing) = existing.filter(|found| found.is_file()) else { return Ok(()) };
+    let (owner, me) = (existing.uid(), rustix::process::geteuid().as_raw());
+    if owner == me {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(StoreError::Refused(format!(
+        "{path} belongs to user {owner}, and this is user {me}; use: sudo -u '#{owner}' keygate ..."
+    )))
+}
+
+/// Not a database, somebody else's, or a newer one: refused before anything is written.
+fn check_ours(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let ask = |sql| number(connection, sql);
+    let pages = connection.query_row("PRAGMA page_count", [], |row| row.get::<_, i64>(0));
+    let pages = pages.map_err(|error| cannot_use(path, &error))?;
+    let (application, schema) = (ask("PRAGMA application_id")?, ask("PRAGMA user_version")?);
+    let path = path.display();
+    match (application.unwrap_or(0), schema.unwrap_or(0)) {
+        (0, 0) if pages == 0 => Ok(()),
+        (APPLICATION_ID, SCHEMA_VERSION) => Ok(()),
+        (APPLICATION_ID, newer) if newer > SCHEMA_VERSION => Err(StoreError::Refused(format!(
+            "{path} has schema {newer}, and this keygate knows up to {SCHEMA_VERSION}; use the keygate that wrote it or a newer one"
+        ))),
+        _ => Err(StoreError::Refused(format!(
+            "{path} is a database, but not one of keygate's; name another file in [store] url"
+        ))),
+    }
+}
+
+/// Makes the tables of an empty file, at once or not at all.
+fn make_schema(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    if number(connection, "PRAGMA user_version")? == Some(SCHEMA_VERSION) {
+        return Ok(());
+    }
+    let sql = format!(
+        "BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+    );
+    let made = connection.execute_batch(&sql);
+    if made.is_err() && !connection.is_autocommit() {
+        connection.execute_batch("ROLLBACK").map_err(unavailable)?;
+    }
+    // Another process may have made them at the same moment.
+    if number(connection, "PRAGMA user_version")? == Some(SCHEMA_VERSION) {
+        return Ok(());
+    }
+    made.map_err(|error| cannot_use(path, &error))
+}
+
+fn cannot_use(path: &Path, error: &rusqlite::Error) -> StoreError {
+    let code = error.sqlite_error_code();
+    let path = path.display();
+    match code {
+        Some(ErrorCode::NotADatabase) => {
+            StoreError::Refused(format!("{path} is not a database; name another file in [store] url, or restore it"))
+        }
+        Some(ErrorCode::DatabaseCorrupt) => {
+            StoreError::Refused(format!("{path} is corrupt ({error}); restore it from a backup"))
+        }
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+            StoreError::Refused(format!(
+                "{path} cannot be opened for writing ({error}); the file and its directory must be writable by this user"
+            ))
+        }
+        _ => StoreError::Unavailable(format!("{path}: {error}")),
+    }
+}
+
+fn io_refused(path: &Path, error: &std::io::Error) -> StoreError {
+    StoreError::Refused(format!("{}: {error}; the store's directory must be writable by this user", path.display()))
+}

@@ -1,0 +1,116 @@
+//! Every metric, in one file. Labels come from enums and from gateway.toml, never from a request.
+
+use crate::reason::Reason;
+use metrics::{Counter, Histogram, Unit};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use std::cell::{OnceCell, RefCell};
+use std::sync::Arc;
+use std::time::Duration;
+
+const REQUESTS: &str = "keygate_requests_total";
+const DURATION: &str = "keygate_request_duration_seconds";
+const BUILD: &str = "keygate_build_info";
+
+/// Upper bounds of the duration histogram's buckets, in seconds: OpenTelemetry's advice for HTTP, and finer ones below it.
+const BUCKETS: [f64; 17] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+
+/// The metrics page.
+#[derive(Clone)]
+pub struct Page {
+    handle: PrometheusHandle,
+}
+
+/// A value that is read when the page is drawn: name, help, value.
+pub type Reading = (&'static str, &'static str, f64);
+
+/// One worker's request metrics. A handle is resolved when its series first appears and is two atomic operations from then
+/// on.
+pub struct RequestMetrics {
+    /// The label where no route was found.
+    none: Arc<str>,
+    /// By route number plus one; first, no route.
+    routes: RefCell<Vec<RouteMetrics>>,
+}
+
+#[derive(Default)]
+struct RouteMetrics {
+    allowed: OnceCell<Counter>,
+    refused: Vec<(Reason, Counter)>,
+    duration: OnceCell<Histogram>,
+}
+
+// === impl Page ===
+
+impl Page {
+    /// Installs the recorder of this process.
+    ///
+    /// # Errors
+    /// A sentence, when one is installed already.
+    pub fn install() -> Result<Self, String> {
+        let builder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Full(DURATION.to_owned()), &BUCKETS)
+            .map_err(|error| error.to_string())?;
+        let recorder = builder.build_recorder();
+        let handle = recorder.handle();
+        metrics::set_global_recorder(recorder).map_err(|error| error.to_string())?;
+        metrics::describe_counter!(REQUESTS, "requests by route, decision and reason");
+        metrics::describe_histogram!(DURATION, Unit::Seconds, "time from a request's head to its response's last byte");
+        metrics::describe_gauge!(BUILD, "the version that is running");
+        metrics::gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        Ok(Self { handle })
+    }
+
+    /// The page in Prometheus' text format, `readings` included.
+    pub fn render(&self, readings: &[Reading]) -> String {
+        for (name, help, value) in readings {
+            metrics::describe_gauge!(*name, *help);
+            metrics::gauge!(*name).set(*value);
+        }
+        self.handle.render()
+    }
+
+    /// Empties what the histograms have gathered into their buckets. Without it they grow until somebody scrapes.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+// === impl RequestMetrics ===
+
+impl RequestMetrics {
+    pub fn new() -> Self {
+        Self { none: "".into(), routes: RefCell::default() }
+    }
+
+    /// Counts one request on its route, by number and pattern, or on none. `reason` is none for one served whole.
+    pub fn record(&self, route: Option<(u32, &Arc<str>)>, reason: Option<Reason>, allowed: bool, duration: Duration) {
+        let (index, route) = route.map_or((0, &self.none), |(number, pattern)| (number as usize + 1, pattern));
+        let mut routes = self.routes.borrow_mut();
+        if routes.len() <= index {
+            routes.resize_with(index + 1, RouteMetrics::default);
+        }
+        let Some(metrics) = routes.get_mut(index) else { return };
+        metrics.duration.get_or_init(|| metrics::histogram!(DURATION, "route" => Arc::clone(route))).record(duration);
+        match reason {
+            None => metrics.allowed.get_or_init(|| counter(route, "allow", "")).increment(1),
+            Some(reason) => metrics.refused(reason, route, allowed).increment(1),
+        }
+    }
+}
+
+impl RouteMetrics {
+    fn refused(&mut self, reason: Reason, route: &Arc<str>, allowed: bool) -> &Counter {
+        let known = self.refused.iter().position(|(known, _)| *known == reason);
+        let index = known.unwrap_or_else(|| {
+            let decision = if allowed { "allow" } else { "deny" };
+            self.refused.push((reason, counter(route, decision, reason.as_str())));
+            self.refused.len() - 1
+        });
+        &self.refused[index].1 // tidy: allow(the index was found or has just been pushed)
+    }
+}
+
+fn counter(route: &Arc<str>, decision: &'static str, reason: &'static str) -> Counter {
+    metrics::counter!(REQUESTS, "route" => Arc::clone(route), "decision" => decision, "reason" => reason)
+}

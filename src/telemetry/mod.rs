@@ -1,0 +1,6 @@
+//! Metrics, logs, health. A leaf: everything may use it, it uses nothing but other leaves.
+
+pub mod logging;
+pub mod metrics;
+
+pub use metrics::{Page, RequestMetrics};
