@@ -11,7 +11,7 @@ use crate::proxy::canonical::HeadLimits;
 use crate::proxy::service::Shared;
 use crate::server::listener::{self, Spread};
 use crate::server::worker;
-use crate::store::{self, KeyStore, StoreError};
+use crate::store::{Change, KeyStore, StoreError, codec};
 use crate::telemetry::Page;
 use std::io;
 use std::net::SocketAddr;
@@ -130,17 +130,21 @@ fn gateway_id(config: &Config) -> Result<String, StartError> {
         return Ok(id.clone());
     }
     let path = config.data_dir.join("gateway-id");
-    let failed = |error: io::Error| StartError::Other(format!("cannot keep the gateway's id in {}: {error}", path.display()));
+    let failed =
+        |error: io::Error| StartError::Other(format!("cannot keep the gateway's id in {}: {error}", path.display()));
     match std::fs::read_to_string(&path) {
         Ok(id) if is_gateway_id(id.trim()) => Ok(id.trim().to_owned()),
-        Ok(_) => Err(StartError::Other(format!("{} does not hold a gateway id; remove it to get a new one", path.display()))),
+        Ok(_) => {
+            Err(StartError::Other(format!("{} does not hold a gateway id; remove it to get a new one", path.display())))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => make_gateway_id(&path).map_err(failed),
         Err(error) => Err(failed(error)),
     }
 }
 
 fn is_gateway_id(text: &str) -> bool {
-    (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
 }
 
 fn make_gateway_id(path: &Path) -> io::Result<String> {
@@ -201,7 +205,8 @@ fn spawn_workers(
             events: journal.connection_events(),
             stop: stopped.clone(),
         };
-        threads.push(worker::spawn(parts).map_err(|error| StartError::Other(format!("cannot start a worker: {error}")))?);
+        threads
+            .push(worker::spawn(parts).map_err(|error| StartError::Other(format!("cannot start a worker: {error}")))?);
     }
     Ok(threads)
 }
@@ -246,7 +251,7 @@ fn spawn_follower(
             let turn = follower.turn();
             let rest = rest_after(&turn, &state, &mut failing);
             if let Ok(Turn::CaughtUp(entries) | Turn::Behind(entries)) = turn {
-                entries.iter().for_each(|entry| changes.record(entry));
+                entries.iter().for_each(|change| journal_change(change, &changes));
             }
             std::thread::sleep(rest);
         }
@@ -255,6 +260,24 @@ fn spawn_follower(
         .name("follower".into())
         .spawn(follow)
         .map_err(|error| StartError::Other(format!("cannot start the follower: {error}")))
+}
+
+/// Copies a change of the store's log into the journal.
+fn journal_change(change: &Change, journal: &audit::Changes) {
+    let before = change.before.as_ref().map(codec::encode).transpose();
+    match (before, codec::encode(&change.after)) {
+        (Ok(before), Ok(after)) => journal.record(audit::ChangeEntry {
+            seq: change.seq,
+            at: change.at,
+            actor: change.actor.clone(),
+            action: change.action.as_str(),
+            before,
+            after,
+        }),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, seq = change.seq, "a change could not be journaled")
+        }
+    }
 }
 
 /// Says what is worth saying once, and how long to rest before the next turn.
@@ -269,7 +292,9 @@ fn rest_after(turn: &Result<Turn, StoreError>, state: &State, failing: &mut bool
         }
         Ok(Turn::Diverged) => {
             if !state.diverged.swap(true, Ordering::SeqCst) {
-                tracing::error!("the key store has lost changes or is another one; known keys work until max_stale, restart to accept it as it is");
+                tracing::error!(
+                    "the key store has lost changes or is another one; known keys work until max_stale, restart to accept it as it is"
+                );
             }
             POLL_FAILING
         }
@@ -305,12 +330,28 @@ impl ControlPlane for State {
         let staleness = self.cache.staleness(self.clock.moment());
         self.page.render(&[
             ("keygate_cache_records", "keys held, revoked ones included", self.cache.records() as f64),
-            ("keygate_cache_complete", "1 while a miss is a definite refusal", f64::from(u8::from(self.cache.is_complete()))),
-            ("keygate_cache_lookups", "look-ups since the start; a malformed key makes none", self.cache.lookups() as f64),
+            (
+                "keygate_cache_complete",
+                "1 while a miss is a definite refusal",
+                f64::from(u8::from(self.cache.is_complete())),
+            ),
+            (
+                "keygate_cache_lookups",
+                "look-ups since the start; a malformed key makes none",
+                self.cache.lookups() as f64,
+            ),
             ("keygate_feed_lag_seconds", "time since the last caught-up poll of the store", staleness.as_secs_f64()),
-            ("keygate_journal_healthy", "1 while audit records can be written", f64::from(u8::from(self.health.is_healthy()))),
+            (
+                "keygate_journal_healthy",
+                "1 while audit records can be written",
+                f64::from(u8::from(self.health.is_healthy())),
+            ),
             ("keygate_journal_records", "audit records written since the start", self.health.records() as f64),
-            ("keygate_journal_refused", "requests refused because they could not be recorded", self.health.refused() as f64),
+            (
+                "keygate_journal_refused",
+                "requests refused because they could not be recorded",
+                self.health.refused() as f64,
+            ),
         ])
     }
 }

@@ -1,5 +1,6 @@
 //! `keygate demo`: a small ERP, the gateway in front of it, an entity and two keys, in one process.
 
+use super::output::Output;
 use super::{demo_erp, exit, serve};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -12,7 +13,6 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// Try keygate: starts a small ERP (live and sandbox) and the gateway in front of it, and prints curl lines that work.
 #[derive(Debug, clap::Args)]
@@ -44,9 +44,9 @@ type Failure = Box<dyn std::error::Error>;
 const CODE: &str = "acme";
 
 /// Runs the demo until it is told to stop.
-pub fn run(args: &Args, as_json: bool) -> ExitCode {
+pub fn run(args: &Args, output: Output) -> ExitCode {
     logging::start();
-    match demo(args, as_json) {
+    match demo(args, output != Output::Table) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
@@ -57,7 +57,8 @@ pub fn run(args: &Args, as_json: bool) -> ExitCode {
 
 fn demo(args: &Args, as_json: bool) -> Result<ExitCode, Failure> {
     // Kept until the end: dropping it removes the directory.
-    let temporary = args.data.is_none().then(|| tempfile::Builder::new().prefix("keygate-demo-").tempdir()).transpose()?;
+    let temporary =
+        args.data.is_none().then(|| tempfile::Builder::new().prefix("keygate-demo-").tempdir()).transpose()?;
     let data = match (&args.data, &temporary) {
         (Some(data), _) => std::path::absolute(data)?,
         (None, Some(temporary)) => temporary.path().to_owned(),
@@ -107,7 +108,13 @@ fn make(config: &Config, store: &dyn KeyStore) -> Result<(String, String, String
     };
     let create = |mode: Mode| {
         let scopes = ["orders:read", "orders:write", "accounts:read"].map(str::to_owned).to_vec();
-        manage.create_key(NewKey { entity: CODE.into(), name: format!("demo {mode}"), mode, scopes, ..NewKey::default() })
+        manage.create_key(NewKey {
+            entity: CODE.into(),
+            name: format!("demo {mode}"),
+            mode,
+            scopes,
+            ..NewKey::default()
+        })
     };
     let (test, live) = (create(Mode::Test)?, create(Mode::Live)?);
     Ok((entity.id.to_string(), test.text.expose().clone(), live.text.expose().clone()))

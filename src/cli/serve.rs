@@ -9,17 +9,13 @@ use std::path::Path;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Runs the gateway.
-#[derive(Debug, clap::Args)]
-pub struct Args {}
-
 /// Starts the gateway of `config` and waits until it is told to stop. A clean drain is success.
 pub fn run(path: &Path) -> ExitCode {
     let config = match Config::load(path) {
         Ok(config) => config,
         Err(errors) => {
             eprint!("{errors}");
-            return exit::CONFIG;
+            return exit::config();
         }
     };
     logging::start();
@@ -27,7 +23,7 @@ pub fn run(path: &Path) -> ExitCode {
         Ok(gateway) => wait(gateway),
         Err(StartError::Store(error)) => {
             eprintln!("error: {error}");
-            exit::UNAVAILABLE
+            exit::unavailable()
         }
         Err(error) => {
             eprintln!("error: {error}");

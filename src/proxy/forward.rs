@@ -27,23 +27,37 @@ pub struct Outgoing<'a> {
     pub version_header: Option<&'a HeaderName>,
 }
 
+/// There is no response to pass on: why, and the exchange, to be refused with it.
+pub struct Unanswered {
+    pub reason: Reason,
+    pub exchange: Exchange,
+}
+
+// === impl Unanswered ===
+
+impl Unanswered {
+    fn new(reason: Reason, exchange: Exchange) -> Box<Self> {
+        Box::new(Self { reason, exchange })
+    }
+}
+
 /// Forwards, and answers with the upstream's response, whose body owns the exchange from here on.
 ///
 /// # Errors
-/// The reason why there is no response to pass on, and the exchange back, to be refused with it.
+/// [`Unanswered`].
 pub async fn forward(
     upstreams: &Upstreams,
     limits: &Limits,
     permit: Permit,
     outgoing: Outgoing<'_>,
     mut exchange: Exchange,
-) -> Result<Response<Body>, (Reason, Exchange)> {
+) -> Result<Response<Body>, Box<Unanswered>> {
     let Some(pool) = upstreams.pool(permit.upstream(), permit.mode()) else {
-        return Err((Reason::ModeMismatch, exchange));
+        return Err(Unanswered::new(Reason::ModeMismatch, exchange));
     };
     let body_bytes_max = permit.route().body_bytes_max();
     if too_long(&outgoing.incoming, body_bytes_max) {
-        return Err((Reason::BodyTooLarge, exchange));
+        return Err(Unanswered::new(Reason::BodyTooLarge, exchange));
     }
     let upload = Upload::new(monotonic());
     exchange.begin_upload(Rc::clone(&upload), Arc::clone(&pool.name));
@@ -56,7 +70,7 @@ pub async fn forward(
     match sent {
         Ok((response, lease)) => accept(response, lease, exchange, &request_id, limits, is_head),
         // What went wrong with the request's body explains why the upstream did not answer.
-        Err(reason) => Err((upload.failure().unwrap_or(reason), exchange)),
+        Err(reason) => Err(Unanswered::new(upload.failure().unwrap_or(reason), exchange)),
     }
 }
 
@@ -120,11 +134,11 @@ fn accept(
     request_id: &RequestId,
     limits: &Limits,
     is_head: bool,
-) -> Result<Response<Body>, (Reason, Exchange)> {
+) -> Result<Response<Body>, Box<Unanswered>> {
     let (mut head, incoming) = response.into_parts();
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         // Nobody asked for it: what follows would not be HTTP.
-        return Err((Reason::UpstreamUnreachable, exchange));
+        return Err(Unanswered::new(Reason::UpstreamUnreachable, exchange));
     }
     headers::clean_response(&mut head.headers, request_id);
     exchange.answered(head.status);

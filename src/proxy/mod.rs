@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod canonical;
+pub mod catch;
 pub mod client_addr;
 pub mod exchange;
 pub mod forward;

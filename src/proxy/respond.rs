@@ -33,7 +33,7 @@ impl From<Reason> for Refusal {
 
 impl From<Denial> for Refusal {
     fn from(denial: Denial) -> Self {
-        Self { reason: denial.reason, required: denial.required.map(|text| text.to_string()), allow: denial.allow }
+        Self { reason: denial.reason, required: denial.required, allow: denial.allow }
     }
 }
 

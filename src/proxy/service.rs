@@ -3,6 +3,7 @@
 use super::Settings;
 use super::body::Body;
 use super::canonical::{HeadLimits, Judged};
+use super::catch::{Panicked, caught};
 use super::client_addr::{self, ClientAddr};
 use super::exchange::Exchange;
 use super::forward::{self, Outgoing};
@@ -64,30 +65,43 @@ pub struct Arrival {
 impl Service {
     pub fn new(shared: Arc<Shared>, recorder: Recorder) -> Rc<Self> {
         let upstreams = Upstreams::new(&shared.settings.upstreams, &shared.settings.limits);
-        let worker = Rc::new(Worker { metrics: RequestMetrics::new(), drain_expired: Cell::new(false) });
+        let worker = Rc::new(Worker { metrics: RequestMetrics::default(), drain_expired: Cell::new(false) });
         Rc::new(Self { shared, upstreams, recorder: Rc::new(recorder), worker })
     }
 
-    /// Answers one request. Every way out of here leaves exactly one record.
+    /// Answers one request. Every way out of here leaves exactly one record; a panic too, and it ends this request alone.
     pub async fn handle(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         let now = self.shared.clock.moment();
         let (mut head, incoming) = request.into_parts();
         let addr = client_addr::decide(peer.ip(), &head.headers, &self.shared.settings.trusted_proxies);
         let arrival = Arrival::new(&mut head, addr, peer, now);
-        let Ok(mut exchange) = self.open(&head, &arrival) else {
+        match caught(self.serve(head, incoming, addr, &arrival)).await {
+            Ok(response) => response,
+            Err(Panicked) => Refusal::from(Reason::Internal).into_response(&arrival.request_id),
+        }
+    }
+
+    async fn serve(
+        &self,
+        head: request::Parts,
+        incoming: Incoming,
+        addr: Result<ClientAddr, Reason>,
+        arrival: &Arrival,
+    ) -> Response<Body> {
+        let Ok(mut exchange) = self.open(&head, arrival) else {
             return Refusal::from(Reason::AuditUnavailable).into_response(&arrival.request_id);
         };
         let forwarded = Forwarded::take(&head.headers, arrival.addr);
-        let (judged, permit) = match self.admit(head, addr, &arrival, &mut exchange) {
+        let (judged, permit) = match self.admit(head, addr, arrival, &mut exchange) {
             Ok(admitted) => admitted,
             Err(refusal) => return exchange.refuse(refusal, &arrival.request_id),
         };
         let version_header = self.shared.settings.version_header.as_ref();
-        let outgoing = Outgoing { judged, incoming, forwarded, arrival: &arrival, version_header };
+        let outgoing = Outgoing { judged, incoming, forwarded, arrival, version_header };
         let limits = &self.shared.settings.limits;
         match forward::forward(&self.upstreams, limits, permit, outgoing, exchange).await {
             Ok(response) => response,
-            Err((reason, exchange)) => exchange.refuse(reason.into(), &arrival.request_id),
+            Err(unanswered) => unanswered.exchange.refuse(unanswered.reason.into(), &arrival.request_id),
         }
     }
 
@@ -125,7 +139,8 @@ impl Service {
         }
         let principal = self.authenticate(&presented, arrival.now, exchange)?;
         let facts = Facts { method: &judged.method, path: judged.path(), client_ip: addr.client };
-        let permit = policy::authorize(&shared.routes, &shared.modes, &facts, &principal)?;
+        let permit = policy::authorize(&shared.routes, &shared.modes, &facts, &principal);
+        let permit = permit.inspect_err(|denial| denial.route.iter().for_each(|route| exchange.set_route(route)))?;
         exchange.admit(&permit);
         Ok((judged, permit))
     }

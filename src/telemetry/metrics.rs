@@ -78,11 +78,13 @@ impl Page {
 
 // === impl RequestMetrics ===
 
-impl RequestMetrics {
-    pub fn new() -> Self {
+impl Default for RequestMetrics {
+    fn default() -> Self {
         Self { none: "".into(), routes: RefCell::default() }
     }
+}
 
+impl RequestMetrics {
     /// Counts one request on its route, by number and pattern, or on none. `reason` is none for one served whole.
     pub fn record(&self, route: Option<(u32, &Arc<str>)>, reason: Option<Reason>, allowed: bool, duration: Duration) {
         let (index, route) = route.map_or((0, &self.none), |(number, pattern)| (number as usize + 1, pattern));

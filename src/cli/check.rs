@@ -1,0 +1,36 @@
+//! `keygate check`: all mistakes of gateway.toml at once, or what it means.
+
+use super::exit;
+use crate::config::Config;
+use crate::policy::Access;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Checks the file at `path`.
+pub fn run(path: &Path) -> ExitCode {
+    match Config::load(path) {
+        Ok(config) => match super::output::line(summary(&config)) {
+            Ok(()) => exit::DONE,
+            Err(failure) => super::report(failure.as_ref()),
+        },
+        Err(errors) => {
+            eprint!("{errors}");
+            exit::config()
+        }
+    }
+}
+
+/// What an operator wants to see once more: where it listens, and what is open.
+fn summary(config: &Config) -> String {
+    let mut text = format!("{}: no mistakes\n", config.path.display());
+    let listen: Vec<_> = config.server.listen.iter().map(ToString::to_string).collect();
+    // Writing to a string cannot fail.
+    _ = writeln!(text, "listens on {}; admin on {}", listen.join(", "), config.admin.address);
+    _ = writeln!(text, "{} routes to {} upstreams", config.routes.len(), config.proxy.upstreams.len());
+    let public = config.routes.iter().filter(|route| matches!(route.access, Access::Public));
+    for route in public {
+        _ = writeln!(text, "open to everybody, without a key: {}", route.path);
+    }
+    text.trim_end().to_owned()
+}

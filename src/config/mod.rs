@@ -1,0 +1,123 @@
+//! gateway.toml: raw text becomes a [`Config`] whose networks, routes and times are already built, or a list of all its
+//! mistakes (contract, section 4).
+
+pub mod diagnostics;
+mod reader;
+mod routes;
+mod sections;
+pub mod values;
+
+pub use diagnostics::Diagnostics;
+
+use crate::key::Digest;
+use crate::policy::RouteSpec;
+use crate::{admin, audit, auth, manage, proxy, server, store};
+use diagnostics::{Diagnostic, Report};
+use reader::Section;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use toml::de::DeTable;
+
+/// The largest file that is read: a thousand routes are a tenth of it.
+const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Everything gateway.toml says, in the form each module wants it.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub path: PathBuf,
+    /// SHA-256 of the file, in hex: says in audit records which rules were in force.
+    pub hash: String,
+    pub gateway_id: Option<String>,
+    /// Where a made-up gateway id is kept: `data` beside the file.
+    pub data_dir: PathBuf,
+    pub server: server::Settings,
+    pub proxy: proxy::Settings,
+    pub routes: Vec<RouteSpec>,
+    pub auth: auth::Settings,
+    pub store: store::Settings,
+    pub manage: manage::Settings,
+    pub audit: audit::Settings,
+    pub admin: admin::Settings,
+}
+
+// === impl Config ===
+
+impl Config {
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    /// [`Diagnostics`], all at once.
+    pub fn load(path: &Path) -> Result<Self, Diagnostics> {
+        let unreadable = |message: String| Diagnostics::unreadable(path, message);
+        let length = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
+        if length > FILE_BYTES_MAX {
+            return Err(unreadable(format!("{length} bytes; a gateway.toml has at most {FILE_BYTES_MAX}")));
+        }
+        let bytes = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            unreadable(format!("not UTF-8 at byte {at}; save it as UTF-8"))
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads `text` as the file at `path`, to whose directory relative paths are relative.
+    ///
+    /// # Errors
+    /// [`Diagnostics`], all at once.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Diagnostics> {
+        let report = Report::default();
+        let (document, errors) = DeTable::parse_recoverable(text);
+        for error in errors {
+            report.add(Diagnostic::new(error.span().unwrap_or(0..0), error.message().trim().to_owned()));
+        }
+        // What follows a syntax error is guesswork: meaning is judged only in a file that parses.
+        let config = report.is_empty().then(|| {
+            let root = Section::new(&report, "gateway.toml", 0..0, document.into_inner());
+            build(root, path, text)
+        });
+        match config.flatten() {
+            Some(config) if report.is_empty() => Ok(config),
+            _ => Err(Diagnostics::new(path, text, report.into_list())),
+        }
+    }
+}
+
+fn build(mut root: Section<'_, '_>, path: &Path, text: &str) -> Option<Config> {
+    let dir = path.parent().map(Path::to_owned).unwrap_or_default();
+    let admin = sections::admin(root.table("admin"));
+    let listen = sections::listen(&mut root, admin.address);
+    let (gateway_id, workers) = sections::gateway(root.table("gateway"));
+    let store = sections::store(root.table("store"), &dir);
+    let prefix = sections::keys(root.table("keys"));
+    let (keys_max, max_stale) = sections::cache(root.table("cache"));
+    let audit = sections::audit(root.table("audit"), &dir);
+    let trusted_proxies = sections::client_ip(root.table("client_ip"));
+    let (version_header, api_version) = sections::versions(root.table("versions"));
+    let limits = sections::limits(root.table("limits"));
+    let vocabulary = routes::vocabulary(root.table("scopes"));
+    let presets = routes::presets(root.table("presets"), &vocabulary);
+    let upstreams = routes::upstreams(root.table("upstreams"));
+    let known = routes::Known { vocabulary: &vocabulary, upstreams: &upstreams };
+    let route_sections = root.tables("routes", "route");
+    if route_sections.is_empty() {
+        root.missing("[[routes]]", "without a route every request is refused");
+    }
+    let routes = routes::routes(route_sections, &known);
+    root.finish();
+    let prefix = prefix?;
+    Some(Config {
+        path: path.to_owned(),
+        hash: Digest::of(text.as_bytes()).to_string().trim_start_matches("sha256:").to_owned(),
+        gateway_id,
+        data_dir: dir.join("data"),
+        server: server::Settings { listen, workers, limits: limits.server },
+        proxy: proxy::Settings { trusted_proxies, version_header, limits: limits.proxy, upstreams },
+        routes,
+        auth: auth::Settings { prefix: prefix.clone(), keys_max, max_stale, vocabulary: Arc::new(vocabulary.clone()) },
+        store: store?,
+        manage: manage::Settings { prefix, vocabulary, presets, tiers: sections::tiers(), api_version },
+        audit,
+        admin,
+    })
+}

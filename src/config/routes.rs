@@ -1,0 +1,324 @@
+//! `[scopes]`, `[presets]`, `[upstreams]` and `[[routes]]`: the route-scope map.
+
+use super::diagnostics::Diagnostic;
+use super::reader::{Located, Raw, Section};
+use super::values::{is_name, suggest};
+use crate::key::Vocabulary;
+use crate::key::scope::SCOPES_MAX;
+use crate::policy::{Access, Requirement, RouteSpec, UpstreamId};
+use crate::proxy::{Endpoint, UpstreamSettings};
+use http::{HeaderValue, Method};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use toml::de::DeValue;
+
+/// The longest body bound that makes sense: a pebibyte.
+const BODY_MAX: u64 = 1 << 50;
+
+/// `[scopes]`: `resource = ["read", "write"]`, or a table with `permissions` and `elevated`.
+pub fn vocabulary(mut section: Section<'_, '_>) -> Vocabulary {
+    let (report, span) = (section.report(), section.span.clone());
+    let mut declared = Vec::new();
+    for (resource, raw) in section.rest() {
+        if !is_name(&resource.value) {
+            report.add(
+                Diagnostic::new(resource.span, format!("'{}' is not a resource name", resource.value))
+                    .help("use a-z, 0-9, _"),
+            );
+            continue;
+        }
+        let (permissions, elevated) = permissions(&section, raw);
+        for permission in permissions {
+            if is_name(&permission.value) {
+                declared.push((format!("{}:{}", resource.value, permission.value), elevated));
+            } else {
+                report
+                    .add(Diagnostic::new(permission.span, format!("'{}' is not a permission name", permission.value)));
+            }
+        }
+    }
+    Vocabulary::new(declared).unwrap_or_else(|message| {
+        report.add(Diagnostic::new(span, message).help(format!("declare at most {SCOPES_MAX}")));
+        Vocabulary::default()
+    })
+}
+
+fn permissions<'t>(section: &Section<'_, 't>, raw: Raw<'t>) -> (Vec<Located<String>>, bool) {
+    if !matches!(raw.get_ref(), DeValue::Table(_)) {
+        let elements = section.elements(raw);
+        return (elements.into_iter().filter_map(|raw| section.as_string(raw)).collect(), false);
+    }
+    let mut table = section.as_section("the scope's table", raw);
+    let permissions = table.list("permissions", |text| Ok(text.to_owned()));
+    let elevated = table.boolean("elevated").is_some_and(|elevated| elevated.value);
+    table.finish();
+    (permissions, elevated)
+}
+
+/// `[presets]`: name to declared scopes.
+pub fn presets(mut section: Section<'_, '_>, vocabulary: &Vocabulary) -> BTreeMap<String, Vec<String>> {
+    let mut presets = BTreeMap::new();
+    for (name, raw) in section.rest() {
+        let elements = section.elements(raw).into_iter().filter_map(|raw| section.as_string(raw));
+        let scopes: Vec<_> = elements.filter(|scope| check_scope(&section, scope, vocabulary)).collect();
+        presets.insert(name.value, scopes.into_iter().map(|scope| scope.value).collect());
+    }
+    presets
+}
+
+/// Reports an undeclared scope.
+fn check_scope(section: &Section<'_, '_>, scope: &Located<String>, vocabulary: &Vocabulary) -> bool {
+    let declared = vocabulary.contains(&scope.value);
+    if !declared {
+        let message = format!("the scope '{}' is not declared in [scopes]", scope.value);
+        section
+            .report()
+            .add(Diagnostic::new(scope.span.clone(), message).help(suggest(&scope.value, vocabulary.names())));
+    }
+    declared
+}
+
+/// `[upstreams.<name>]`.
+pub fn upstreams(mut section: Section<'_, '_>) -> Vec<UpstreamSettings> {
+    let tables = section.rest();
+    tables.into_iter().map(|(name, raw)| upstream(name, &section, raw)).collect()
+}
+
+fn upstream<'t>(name: Located<String>, section: &Section<'_, 't>, raw: Raw<'t>) -> UpstreamSettings {
+    if !is_name(&name.value) {
+        section.report().add(
+            Diagnostic::new(name.span, format!("'{}' is not an upstream name", name.value))
+                .help("use a-z, 0-9, _ and -"),
+        );
+    }
+    let mut table = section.as_section(format!("[upstreams.{}]", name.value), raw);
+    let mut endpoints = |key| table.list(key, endpoint).into_iter().map(|endpoint| endpoint.value).collect::<Vec<_>>();
+    let (live, test) = (endpoints("live"), endpoints("test"));
+    let host = table.parsed("host", |text| {
+        let plain = text.bytes().all(|byte| byte.is_ascii_graphic());
+        HeaderValue::from_str(text)
+            .ok()
+            .filter(|_| plain && !text.is_empty())
+            .ok_or_else(|| format!("'{text}' is not a host"))
+    });
+    if live.is_empty() && test.is_empty() && section.report().is_empty() {
+        table.missing("address", "give live or test, or both: live = [\"http://127.0.0.1:9001\"]");
+    }
+    table.finish();
+    UpstreamSettings { name: name.value, live, test, host: host.map(|host| host.value) }
+}
+
+/// `http://host:port`, nothing more.
+fn endpoint(text: &str) -> Result<Endpoint, String> {
+    let help = || format!("'{text}' is not an upstream's address; write it like \"http://10.0.0.5:8080\"");
+    if text.starts_with("https://") {
+        return Err("https upstreams are not supported in this version".to_owned());
+    }
+    let uri: http::Uri = text.parse().map_err(|_| help())?;
+    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http")).ok_or_else(help)?;
+    if uri.path() != "/" || uri.query().is_some() || authority.as_str().contains('@') || text.ends_with('/') {
+        return Err(format!("'{text}': write the address alone, without path, query or user"));
+    }
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+    match (authority.port_u16().unwrap_or(80), host.is_empty()) {
+        (0, _) | (_, true) => Err(help()),
+        (port, false) => Ok(Endpoint { host, port }),
+    }
+}
+
+/// What routes refer to.
+pub struct Known<'a> {
+    pub vocabulary: &'a Vocabulary,
+    pub upstreams: &'a [UpstreamSettings],
+}
+
+/// `[[routes]]`.
+pub fn routes(sections: Vec<Section<'_, '_>>, known: &Known<'_>) -> Vec<RouteSpec> {
+    let mut seen: HashMap<String, Range<usize>> = HashMap::new();
+    sections.into_iter().filter_map(|section| route(section, known, &mut seen)).collect()
+}
+
+fn route(
+    mut section: Section<'_, '_>,
+    known: &Known<'_>,
+    seen: &mut HashMap<String, Range<usize>>,
+) -> Option<RouteSpec> {
+    let path = section
+        .string("path")
+        .and_then(|text| section.read(text, |text| check_pattern(text).map(|()| text.to_owned())));
+    let upstream = section.string("upstream");
+    let access = access(&mut section, known.vocabulary);
+    let body_bytes_max = section.size("body_max", 1..=BODY_MAX);
+    if path.is_none() && section.report().is_empty() {
+        section.missing("path", "such as path = \"/v1/entities/{entity_id}/orders/**\"");
+    }
+    let upstream = find_upstream(&section, upstream, known.upstreams);
+    if let Some(path) = &path {
+        check_reachable(&section, path, seen);
+    }
+    section.finish();
+    Some(RouteSpec { path: path?.value, upstream: upstream?, access: access?, body_bytes_max })
+}
+
+fn find_upstream(
+    section: &Section<'_, '_>,
+    name: Option<Located<String>>,
+    known: &[UpstreamSettings],
+) -> Option<UpstreamId> {
+    let Some(name) = name else {
+        section.missing("upstream", "name one of [upstreams]: upstream = \"erp\"");
+        return None;
+    };
+    let found = known.iter().position(|upstream| upstream.name == name.value);
+    if found.is_none() {
+        let names = known.iter().map(|upstream| upstream.name.as_str());
+        let message = format!("there is no upstream '{}' in [upstreams]", name.value);
+        section.report().add(Diagnostic::new(name.span, message).help(suggest(&name.value, names)));
+    }
+    found.and_then(|index| u32::try_from(index).ok()).map(UpstreamId)
+}
+
+/// Two routes that match the same paths: the later one could never be reached.
+fn check_reachable(section: &Section<'_, '_>, path: &Located<String>, seen: &mut HashMap<String, Range<usize>>) {
+    let above = path.value.strip_suffix("/**").map(|above| if above.is_empty() { "/" } else { above });
+    for shape in std::iter::once(shape(&path.value)).chain(above.map(shape)) {
+        if let Some(first) = seen.get(&shape).filter(|first| **first != path.span) {
+            let diagnostic =
+                Diagnostic::new(path.span.clone(), format!("the route '{}' can never be reached", path.value));
+            section.report().add(diagnostic.other(first.clone(), "this route takes the same paths"));
+            return;
+        }
+        seen.insert(shape, path.span.clone());
+    }
+}
+
+/// The pattern without its parameters' names.
+fn shape(pattern: &str) -> String {
+    let segments = pattern.split('/').map(|segment| if segment.starts_with('{') { "{}" } else { segment });
+    segments.collect::<Vec<_>>().join("/")
+}
+
+/// `/literal/{parameter}/**`.
+fn check_pattern(pattern: &str) -> Result<(), String> {
+    let Some(inner) = pattern.strip_prefix('/') else { return Err("a path begins with '/'".to_owned()) };
+    let inner = inner.strip_suffix("/**").or_else(|| (inner == "**").then_some("")).unwrap_or(inner);
+    let mut names = Vec::new();
+    for segment in inner.split('/').filter(|_| !inner.is_empty()) {
+        if let Some(name) = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
+            check_parameter(name, &mut names)?;
+        } else {
+            check_literal(segment)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_parameter<'a>(name: &'a str, names: &mut Vec<&'a str>) -> Result<(), String> {
+    if !is_name(name) || name.contains('-') {
+        return Err(format!("'{{{name}}}' is not a parameter; name it with a-z and _"));
+    }
+    if names.contains(&name) {
+        return Err(format!("the parameter '{{{name}}}' stands twice"));
+    }
+    names.push(name);
+    Ok(())
+}
+
+/// A literal must be in canonical form, or no request could ever match it.
+fn check_literal(segment: &str) -> Result<(), String> {
+    if segment.contains('*') {
+        return Err("'**' stands only at the end, after a '/'; a '*' elsewhere has no meaning".to_owned());
+    }
+    if segment.contains(['{', '}']) {
+        return Err("a parameter is a whole segment: /{name}/".to_owned());
+    }
+    match crate::proxy::canonical::canonical_path(&format!("/{segment}")) {
+        Ok(None) if !segment.is_empty() => Ok(()),
+        Ok(Some(canonical)) => {
+            Err(format!("write '{}': requests are compared in canonical form", canonical.trim_start_matches('/')))
+        }
+        Ok(None) | Err(_) => Err(format!("the segment '{segment}' can match no request: such paths are refused")),
+    }
+}
+
+/// `read`, `write`, `methods` or `public`.
+fn access(section: &mut Section<'_, '_>, vocabulary: &Vocabulary) -> Option<Access> {
+    let public = section.boolean("public").filter(|public| public.value);
+    let mut methods: Vec<(Method, Requirement)> = Vec::new();
+    for (key, names) in [("read", &["GET", "HEAD", "OPTIONS"][..]), ("write", &["POST", "PUT", "PATCH", "DELETE"][..])]
+    {
+        if let Some(raw) = section.take(key) {
+            let requirement = requirement(section, raw, vocabulary)?;
+            methods.extend(names.iter().filter_map(|name| Some((method(name).ok()?, requirement.clone()))));
+        }
+    }
+    if let Some(raw) = section.take("methods") {
+        explicit_methods(section, raw, vocabulary, &mut methods);
+    }
+    match (public, methods.is_empty()) {
+        (Some(_), true) => Some(Access::Public),
+        (None, false) => Some(Access::Keyed(methods)),
+        (Some(public), false) => {
+            let message = "a public route lets everybody in: it cannot need scopes";
+            section.report().add(Diagnostic::new(public.span, message).help("leave out public, or the scopes"));
+            None
+        }
+        (None, true) => {
+            section.missing(
+                "scope",
+                "give read and write, or methods; only public = true lets a request through without a key",
+            );
+            None
+        }
+    }
+}
+
+fn explicit_methods<'t>(
+    section: &Section<'_, 't>,
+    raw: Raw<'t>,
+    vocabulary: &Vocabulary,
+    methods: &mut Vec<(Method, Requirement)>,
+) {
+    for (name, raw) in section.as_section("methods", raw).rest() {
+        let requirement = requirement(section, raw, vocabulary);
+        let span = name.span.clone();
+        let Some(name) = section.read(name, method) else { continue };
+        if methods.iter().any(|(known, _)| *known == name.value) {
+            let message = format!("{} is named twice: by methods and by read or write", name.value);
+            section.report().add(Diagnostic::new(span, message));
+        } else if let Some(requirement) = requirement {
+            methods.push((name.value, requirement));
+        }
+    }
+}
+
+fn method(name: &str) -> Result<Method, String> {
+    if !name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-') || name.is_empty() {
+        return Err(format!("'{name}' is not a method; methods are written in capitals"));
+    }
+    if matches!(name, "TRACE" | "TRACK" | "CONNECT") {
+        return Err(format!("{name} is refused on every route"));
+    }
+    Method::from_bytes(name.as_bytes()).map_err(|_| format!("'{name}' is not a method"))
+}
+
+/// One scope, or a list of scopes all of which are needed.
+fn requirement<'t>(section: &Section<'_, 't>, raw: Raw<'t>, vocabulary: &Vocabulary) -> Option<Requirement> {
+    let span = raw.span();
+    let elements = if matches!(raw.get_ref(), DeValue::String(_)) { vec![raw] } else { section.elements(raw) };
+    let scopes: Vec<_> = elements.into_iter().filter_map(|raw| section.as_string(raw)).collect();
+    if scopes.is_empty() {
+        section
+            .report()
+            .add(Diagnostic::new(span, "an empty list would let every key in").help("name the scope that is needed"));
+        return None;
+    }
+    let declared = scopes.iter().filter(|scope| check_scope(section, scope, vocabulary)).count();
+    if declared < scopes.len() {
+        return None;
+    }
+    let set = scopes.iter().filter_map(|scope| vocabulary.set(&scope.value)).reduce(|all, one| all.union(one))?;
+    let mut names: Vec<_> = scopes.into_iter().map(|scope| scope.value).collect();
+    names.sort();
+    Some(Requirement { scopes: set, text: names.join(" ") })
+}

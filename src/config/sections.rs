@@ -1,0 +1,238 @@
+//! The sections with plain settings. Every limit has a default and bounds; zero is never one of them.
+
+use super::diagnostics::Diagnostic;
+use super::reader::{Located, Section};
+use crate::key::Prefix;
+use crate::net::{Networks, parse_network};
+use crate::{admin, audit, proxy, server, store};
+use http::HeaderName;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::time::Duration;
+
+const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
+const KEYS_MAX: u64 = 1_000_000;
+const MAX_STALE: Duration = Duration::from_secs(15 * 60);
+const ANONYMOUS_PER_SECOND: u64 = 100;
+const WORKERS_MAX: u64 = 256;
+/// Deadlines are at least a millisecond and at most a day.
+const DEADLINE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
+
+/// `[limits]`, by the module that keeps them.
+pub struct Limits {
+    pub server: server::Limits,
+    pub proxy: proxy::Limits,
+}
+
+/// `[[listen]]`.
+pub fn listen(root: &mut Section<'_, '_>, admin: SocketAddr) -> Vec<SocketAddr> {
+    let mut addresses: Vec<Located<SocketAddr>> = Vec::new();
+    for mut section in root.tables("listen", "listen") {
+        match section.parsed("address", socket_address) {
+            Some(address) => {
+                check_address(&section, &address, &addresses, admin);
+                addresses.push(address);
+            }
+            None if section.report().is_empty() => section.missing("address", "such as address = \"0.0.0.0:8080\""),
+            None => {}
+        }
+        section.finish();
+    }
+    if addresses.is_empty() && root.report().is_empty() {
+        root.missing("[[listen]]", "say where clients connect: [[listen]] with address = \"0.0.0.0:8080\"");
+    }
+    addresses.into_iter().map(|address| address.value).collect()
+}
+
+fn check_address(
+    section: &Section<'_, '_>,
+    address: &Located<SocketAddr>,
+    known: &[Located<SocketAddr>],
+    admin: SocketAddr,
+) {
+    if address.value.port() == 0 {
+        return;
+    }
+    if let Some(first) = known.iter().find(|known| known.value == address.value) {
+        let diagnostic = Diagnostic::new(address.span.clone(), format!("{} is listened on twice", address.value));
+        section.report().add(diagnostic.other(first.span.clone(), "first here"));
+    }
+    if address.value == admin {
+        let message = format!("{} is the admin listener's address too", address.value);
+        section.report().add(Diagnostic::new(address.span.clone(), message).help("give [admin] another address"));
+    }
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("'{text}' is not an address; write it like \"0.0.0.0:8080\" or \"[::1]:8080\""))
+}
+
+/// `[admin]`.
+pub fn admin(mut section: Section<'_, '_>) -> admin::Settings {
+    let address = section.parsed("address", |text| {
+        let address = socket_address(text)?;
+        let loopback = address.ip().is_loopback();
+        if loopback {
+            Ok(address)
+        } else {
+            Err("the admin listener has no credential yet: use a loopback address".to_owned())
+        }
+    });
+    section.finish();
+    admin::Settings { address: address.map_or(ADMIN, |address| address.value) }
+}
+
+/// `[gateway]`.
+pub fn gateway(mut section: Section<'_, '_>) -> (Option<String>, usize) {
+    let id = section.parsed("id", |text| {
+        let valid = (1..=64).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+        if valid {
+            Ok(text.to_owned())
+        } else {
+            Err("an id has 1 to 64 characters of A-Z, a-z, 0-9, - and _".to_owned())
+        }
+    });
+    let workers = section.number("workers", 1..=WORKERS_MAX).and_then(|workers| usize::try_from(workers).ok());
+    section.finish();
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (id.map(|id| id.value), workers.unwrap_or_else(cores))
+}
+
+/// `[store]`.
+pub fn store(mut section: Section<'_, '_>, dir: &Path) -> Option<store::Settings> {
+    let given = section.take("url").map(|raw| section.as_string(raw));
+    let url = match given {
+        None => Some(store::Settings::Sqlite { path: dir.join("data/keygate.db") }),
+        Some(text) => text.and_then(|text| section.read(text, |text| store_url(text, dir))).map(|url| url.value),
+    };
+    section.finish();
+    url
+}
+
+fn store_url(text: &str, dir: &Path) -> Result<store::Settings, String> {
+    if text.starts_with("redis") {
+        return Err("redis stores are not supported in this version; use \"sqlite:data/keygate.db\"".to_owned());
+    }
+    match text.strip_prefix("sqlite:") {
+        Some(path) if !path.is_empty() && !path.contains(['?', '\0']) => {
+            Ok(store::Settings::Sqlite { path: dir.join(path) })
+        }
+        _ => Err("a store's URL is written like \"sqlite:data/keygate.db\"".to_owned()),
+    }
+}
+
+/// `[keys]`. None after an error alone.
+pub fn keys(mut section: Section<'_, '_>) -> Option<Prefix> {
+    let given = section.take("prefix");
+    let prefix = match given {
+        None => Prefix::new("ark").ok(),
+        Some(raw) => section.as_string(raw).and_then(|text| section.read(text, Prefix::new)).map(|prefix| prefix.value),
+    };
+    section.finish();
+    prefix
+}
+
+/// `[cache]`.
+pub fn cache(mut section: Section<'_, '_>) -> (u64, Duration) {
+    let keys_max = section.number("keys_max", 1..=100_000_000).unwrap_or(KEYS_MAX);
+    let max_stale = section.duration("max_stale", Duration::from_secs(1)..=*DEADLINE.end()).unwrap_or(MAX_STALE);
+    section.finish();
+    (keys_max, max_stale)
+}
+
+/// `[audit]`.
+pub fn audit(mut section: Section<'_, '_>, dir: &Path) -> audit::Settings {
+    let path = section.string("dir").map_or_else(|| "data/audit".to_owned(), |path| path.value);
+    let anonymous = section.number("anonymous_per_second", 1..=1_000_000).unwrap_or(ANONYMOUS_PER_SECOND);
+    section.finish();
+    let anonymous_per_second = u32::try_from(anonymous).unwrap_or(u32::MAX);
+    audit::Settings { dir: dir.join(path), anonymous_per_second }
+}
+
+/// `[client_ip]`.
+pub fn client_ip(mut section: Section<'_, '_>) -> Networks {
+    let proxies = section.list("trusted_proxies", |text| {
+        let network = parse_network(text)?;
+        let everybody = network.prefix_len() == 0;
+        if everybody {
+            Err(format!("'{text}' trusts everybody: any client could choose its own address"))
+        } else {
+            Ok(network)
+        }
+    });
+    section.finish();
+    Networks::new(proxies.into_iter().map(|network| network.value).collect())
+}
+
+/// `[versions]`: both settings or none.
+pub fn versions(mut section: Section<'_, '_>) -> (Option<HeaderName>, Option<String>) {
+    let header = section.parsed("header", |text| {
+        let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| format!("'{text}' is not a header's name"))?;
+        let reserved = crate::proxy::headers::is_vouched_for(name.as_str()) || name == http::header::AUTHORIZATION;
+        if reserved { Err(format!("'{text}' is a header that the gateway sets itself")) } else { Ok(name) }
+    });
+    let current = section.parsed("current", |text| {
+        let date = text.parse::<jiff::civil::Date>().ok().filter(|date| date.to_string() == text);
+        date.map(|_| text.to_owned()).ok_or_else(|| format!("'{text}' is not a date; write it like \"2026-11-01\""))
+    });
+    match (&header, &current) {
+        (Some(_), None) if section.report().is_empty() => {
+            section.missing("current", "the version that new keys remember")
+        }
+        (None, Some(_)) if section.report().is_empty() => section.missing("header", "the header that names a version"),
+        (Some(_) | None, Some(_) | None) => {}
+    }
+    section.finish();
+    (header.map(|header| header.value), current.map(|current| current.value))
+}
+
+/// `[limits]`.
+pub fn limits(mut section: Section<'_, '_>) -> Limits {
+    let (server, proxy) = (server::Limits::default(), proxy::Limits::default());
+    let mut deadline = |key, default| section.duration(key, DEADLINE).unwrap_or(default);
+    let head_timeout = deadline("head_timeout", server.head_timeout);
+    let idle_timeout = deadline("idle_timeout", server.idle_timeout);
+    let write_stall = deadline("write_stall", server.write_stall);
+    let drain = deadline("drain", server.drain);
+    let body_idle = deadline("body_idle", proxy.body_idle);
+    let upstream_connect = deadline("upstream_connect", proxy.upstream_connect);
+    let upstream_head = deadline("upstream_head", proxy.upstream_head);
+    let upstream_idle = deadline("upstream_idle", proxy.upstream_idle);
+    let connections_max = count(section.number("connections_max", 1..=1_000_000), server.connections_max);
+    let head_bytes_max = count(section.size("head_max", 1024..=256 * 1024), server.head_bytes_max);
+    let head_fields_max = count(section.number("fields_max", 8..=1000), server.head_fields_max);
+    let target_bytes_max = count(section.size("target_max", 256..=32 * 1024), proxy.target_bytes_max);
+    let upstream_requests_max =
+        count(section.number("upstream_requests_max", 1..=1_000_000), proxy.upstream_requests_max);
+    section.finish();
+    Limits {
+        server: server::Limits {
+            connections_max,
+            head_bytes_max,
+            head_fields_max,
+            head_timeout,
+            idle_timeout,
+            write_stall,
+            drain,
+        },
+        proxy: proxy::Limits {
+            target_bytes_max,
+            body_idle,
+            upstream_connect,
+            upstream_head,
+            upstream_idle,
+            upstream_requests_max,
+        },
+    }
+}
+
+fn count(given: Option<u64>, default: usize) -> usize {
+    given.and_then(|given| usize::try_from(given).ok()).unwrap_or(default)
+}
+
+/// The tiers a key can be given (contract, section 1). Stored; enforced when rate limits are.
+pub fn tiers() -> Vec<String> {
+    ["test", "standard", "elevated", "unlimited"].map(str::to_owned).to_vec()
+}
