@@ -55,7 +55,7 @@ pub struct Route {
 }
 
 /// All routes. Literal segments win over parameters, parameters over `/**`, from left to right, whatever the order in
-/// gateway.toml. A tree of our own: matchit refuses `/p` beside `/p/**`, and takes a pattern that names a parameter twice.
+/// gateway.toml. A tree of our own: the router crates refuse `/p` beside `/p/**`, or let a pattern name a parameter twice.
 #[derive(Debug)]
 pub struct RouteTable {
     root: Node,
