@@ -145,3 +145,153 @@ impl UpstreamModes {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::key::principal::{Grant, PrincipalEntity};
+    use crate::key::{Digest, EntityId, KeyId, KeyRecord, ScopeList, Vocabulary};
+    use crate::net::Networks;
+    use crate::policy::{Access, Requirement, RouteSpec};
+    use crate::ulid::Ulid;
+    use proptest::prelude::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    const ENTITY: &str = "6f1c1f0a-0000-4000-8000-0000000000aa";
+    const OTHER: &str = "6F1C1F0A-0000-4000-8000-0000000000AA";
+
+    fn vocabulary() -> Vocabulary {
+        Vocabulary::new(["a:read", "a:write"].map(|name| (name.to_owned(), false))).unwrap()
+    }
+
+    fn principal(mode: Mode, scopes: &str, allowlist: Networks) -> Arc<Principal> {
+        let scopes = ScopeList::parse(scopes);
+        let entity_id = EntityId::parse(ENTITY).unwrap();
+        let grant =
+            Grant { scopes: vocabulary().resolve(&scopes).0, header: HeaderValue::from_str(scopes.as_str()).unwrap() };
+        let record = KeyRecord {
+            id: KeyId::new(Ulid::new(Timestamp::from_micros(0), 1)),
+            version: 1,
+            digest: Digest::of(b"key"),
+            entity_id,
+            name: "key".into(),
+            mode,
+            scopes,
+            allowlist,
+            tier: "standard".into(),
+            api_version: None,
+            last4: String::new(),
+            imported: false,
+            created_at: Timestamp::from_micros(0),
+            expires_at: None,
+            revoked_at: None,
+            rotated_to: None,
+            rotated_from: None,
+        };
+        Arc::new(Principal::new(&record, Arc::new(PrincipalEntity::new(entity_id)), Arc::new(grant), None))
+    }
+
+    fn routes() -> RouteTable {
+        let text = "a:read a:write";
+        let requirement = Requirement { scopes: vocabulary().resolve(&ScopeList::parse(text)).0, text: text.into() };
+        let spec =
+            |path: &str, access| RouteSpec { path: path.into(), upstream: UpstreamId(0), access, body_bytes_max: None };
+        let keyed = Access::Keyed(vec![(Method::POST, requirement.clone()), (Method::GET, requirement)]);
+        RouteTable::build(vec![spec("/e/{entity_id}/**", keyed), spec("/open", Access::Public)]).unwrap()
+    }
+
+    fn naive_network(bits: u128, prefix: u32, width: u32, ip: u128) -> bool {
+        let shift = width - prefix;
+        shift == 128 || (bits >> shift) == (ip >> shift)
+    }
+
+    proptest! {
+        /// The order of contract section 3, and a permit only when every condition holds.
+        #[test]
+        fn the_first_check_that_fails_decides(
+            address: bool, known: bool, taken: bool, live: bool, test_up: bool, live_up: bool, own: bool, scope: bool,
+        ) {
+            let mode = if live { Mode::Live } else { Mode::Test };
+            let allowlist = if address { "127.0.0.0/8" } else { "10.0.0.0/8" };
+            let scopes = if scope { "a:read a:write" } else { "a:read" };
+            let key = principal(mode, scopes, Networks::parse(allowlist).unwrap());
+            let path = format!("/{}/{}/x", if known { "e" } else { "f" }, if own { ENTITY } else { OTHER });
+            let method = if taken { Method::GET } else { Method::DELETE };
+            let facts = Facts { method: &method, path: &path, client_ip: Ipv4Addr::LOCALHOST.into() };
+            let order = [
+                (address, Reason::IpNotAllowlisted),
+                (known, Reason::RouteUnknown),
+                (taken, Reason::MethodNotAllowed),
+                (if live { live_up } else { test_up }, Reason::ModeMismatch),
+                (own, Reason::EntityMismatch),
+                (scope, Reason::ScopeMissing),
+            ];
+            let expected = order.iter().find(|(holds, _)| !holds).map(|(_, reason)| *reason);
+            let modes = UpstreamModes::new([(test_up, live_up)]);
+            match authorize(&routes(), &modes, &facts, &key) {
+                Ok(permit) => {
+                    prop_assert_eq!(expected, None);
+                    prop_assert_eq!((permit.mode(), permit.upstream()), (mode, UpstreamId(0)));
+                    prop_assert!(permit.principal().is_some_and(|one| Arc::ptr_eq(one, &key)));
+                }
+                Err(denial) => {
+                    prop_assert_eq!(Some(denial.reason), expected);
+                    let required = (denial.reason == Reason::ScopeMissing).then_some("a:read a:write");
+                    prop_assert_eq!(denial.required.as_deref(), required);
+                    let allow = (denial.reason == Reason::MethodNotAllowed).then_some("GET, POST");
+                    prop_assert_eq!(denial.allow.as_ref().map(|value| value.to_str().unwrap()), allow);
+                }
+            }
+        }
+
+        #[test]
+        fn an_allowlist_is_bit_arithmetic(
+            nets in prop::collection::vec((any::<bool>(), any::<u128>(), 0u32..=128), 1..6),
+            near: prop::sample::Index, flip in 0u32..128, v4: bool, mapped: bool,
+        ) {
+            let nets: Vec<(bool, u128, u32)> = nets.into_iter().map(|(v4, bits, prefix)| {
+                if v4 { (true, bits & 0xffff_ffff, prefix % 33) } else { (false, bits, prefix) }
+            }).collect();
+            let parsed = nets.iter().map(|(v4, bits, prefix)| {
+                let ip = if *v4 { IpAddr::V4(Ipv4Addr::from(*bits as u32)) } else { Ipv6Addr::from(*bits).into() };
+                ipnet::IpNet::new(ip, *prefix as u8).unwrap().trunc()
+            });
+            let networks = Networks::new(parsed.collect());
+            let ip = nets[near.index(nets.len())].1 ^ (1 << flip);
+            let (address, ip) = match (v4, mapped) {
+                (true, false) => (IpAddr::V4(Ipv4Addr::from(ip as u32)), ip & 0xffff_ffff),
+                (true, true) => (Ipv4Addr::from(ip as u32).to_ipv6_mapped().into(), ip & 0xffff_ffff),
+                (false, _) => (Ipv6Addr::from(ip).into(), ip),
+            };
+            let inside = nets.iter().any(|(net_v4, bits, prefix)| {
+                *net_v4 == v4 && naive_network(*bits, *prefix, if v4 { 32 } else { 128 }, ip)
+            });
+            prop_assert_eq!(networks.contains(address), inside);
+        }
+    }
+
+    #[test]
+    fn a_public_route_goes_to_live_without_a_key_and_to_the_keys_mode_with_one() {
+        let routes = routes();
+        let open = routes.public("/open").unwrap();
+        let test_key = || Some(principal(Mode::Test, "", Networks::default()));
+        let (both, live_only) = (UpstreamModes::new([(true, true)]), UpstreamModes::new([(false, true)]));
+        assert_eq!(permit_public(open, &both, &Method::GET, None).unwrap().mode(), Mode::Live);
+        assert_eq!(permit_public(open, &both, &Method::GET, test_key()).unwrap().mode(), Mode::Test);
+        let denied = permit_public(open, &live_only, &Method::GET, test_key()).unwrap_err();
+        assert_eq!(denied.reason, Reason::ModeMismatch);
+        let denied = permit_public(open, &both, &Method::from_bytes(b"PURGE").unwrap(), None).unwrap_err();
+        assert_eq!(denied.reason, Reason::MethodNotAllowed);
+        assert_eq!(denied.allow.unwrap(), "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT");
+    }
+
+    #[test]
+    fn a_route_that_needs_a_key_is_never_public() {
+        let routes = routes();
+        assert!(routes.public("/e/x").is_none());
+        let keyed = routes.find("/e/x").unwrap().route;
+        let denied = permit_public(keyed, &UpstreamModes::new([(true, true)]), &Method::GET, None).unwrap_err();
+        assert_eq!(denied.reason, Reason::KeyMissing);
+    }
+}
