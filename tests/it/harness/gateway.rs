@@ -1,0 +1,305 @@
+//! A gateway process of the test's own, with its entity and keys.
+
+use super::{Client, PATIENCE, Upstream, eventually};
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+use tempfile::TempDir;
+
+/// The entity every test gateway has.
+pub const ENTITY: &str = "8f14e45f-ceea-467f-9d5d-6a9f1f0b1b1b";
+
+/// The routes every test gateway has, besides those it adds.
+const BASE: &str = r#"
+[scopes]
+accounts = ["read", "write"]
+orders = ["read", "write"]
+products = ["read", "write"]
+migration = { permissions = ["read", "write", "admin"], elevated = true }
+
+[presets]
+analytics = ["accounts:read", "orders:read", "products:read"]
+full = ["accounts:read", "accounts:write", "orders:read", "orders:write", "products:read", "products:write"]
+migration = ["accounts:write", "orders:write", "products:write", "migration:write"]
+
+[versions]
+header = "Arcus-Version"
+current = "2026-11-01"
+
+[[routes]]
+path = "/v1/entities/{entity_id}/orders/**"
+upstream = "erp"
+read = "orders:read"
+write = "orders:write"
+
+[[routes]]
+path = "/v1/entities/{entity_id}/products/**"
+upstream = "erp"
+read = "products:read"
+write = "products:write"
+
+[[routes]]
+path = "/v1/entities/{entity_id}/migration/cutover/**"
+upstream = "erp"
+methods = { GET = "migration:read", POST = ["migration:write", "migration:admin"] }
+
+[[routes]]
+path = "/v1/status"
+upstream = "erp"
+public = true
+"#;
+
+/// A key as `keys create --output json` shows it.
+#[derive(Clone, Debug)]
+pub struct Key {
+    pub id: String,
+    pub text: String,
+}
+
+/// What a gateway is to be like.
+pub struct Builder {
+    live: Option<SocketAddr>,
+    test: Option<SocketAddr>,
+    sections: String,
+    workers: usize,
+}
+
+/// A running gateway. Dropped: killed, and its directory removed.
+pub struct Gateway {
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    pub dir: TempDir,
+    pub log: Arc<Mutex<String>>,
+    child: Child,
+}
+
+impl Builder {
+    pub fn live(mut self, upstream: &Upstream) -> Self {
+        self.live = Some(upstream.address);
+        self
+    }
+
+    pub fn test(mut self, upstream: &Upstream) -> Self {
+        self.test = Some(upstream.address);
+        self
+    }
+
+    /// An address that is not an `Upstream`.
+    pub fn live_at(mut self, address: SocketAddr) -> Self {
+        self.live = Some(address);
+        self
+    }
+
+    /// Adds sections to gateway.toml.
+    pub fn toml(mut self, text: &str) -> Self {
+        self.sections.push_str(text);
+        self.sections.push('\n');
+        self
+    }
+
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// Writes gateway.toml, makes the entity, and starts the process.
+    pub fn start(self) -> Gateway {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("gateway.toml"), self.config()).unwrap();
+        let created = run(dir.path(), &["entities", "create", "--code", "acme", "--id", ENTITY]);
+        assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+        let (child, log, address, admin) = spawn(dir.path());
+        Gateway { address, admin, dir, log, child }
+    }
+
+    fn config(&self) -> String {
+        let list =
+            |address: Option<SocketAddr>| address.map_or_else(String::new, |address| format!("\"http://{address}\""));
+        format!(
+            "[[listen]]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n[gateway]\nid = \"edge-1\"\nworkers = {}\n\
+             {BASE}\n[upstreams.erp]\nlive = [{}]\ntest = [{}]\n{}",
+            self.workers,
+            list(self.live),
+            list(self.test),
+            self.sections
+        )
+    }
+}
+
+impl Gateway {
+    pub fn builder() -> Builder {
+        Builder { live: None, test: None, sections: String::new(), workers: 2 }
+    }
+
+    /// A gateway in front of `upstream` for both modes.
+    pub fn before(upstream: &Upstream) -> Self {
+        Self::builder().live(upstream).test(upstream).start()
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    /// The path of a resource of the test's entity.
+    pub fn path(&self, rest: &str) -> String {
+        format!("/v1/entities/{ENTITY}/{rest}")
+    }
+
+    /// Makes a live key with these scopes, and waits until it is in force.
+    pub fn key(&self, scopes: &[&str]) -> Key {
+        let mut args = vec!["--mode", "live"];
+        scopes.iter().for_each(|scope| args.extend(["--scope", scope]));
+        self.key_with(&args)
+    }
+
+    /// Makes a key with these arguments of `keys create`, and waits until it is in force.
+    pub fn key_with(&self, args: &[&str]) -> Key {
+        let mut all = vec!["keys", "create", "--entity", "acme", "--name", "test key", "--output", "json"];
+        all.extend(args);
+        let value = self.json(&all);
+        let key = Key { id: value["id"].as_str().unwrap().to_owned(), text: value["key"].as_str().unwrap().to_owned() };
+        self.wait_until_known(&key);
+        key
+    }
+
+    /// Waits until the gateway knows the key.
+    pub fn wait_until_known(&self, key: &Key) {
+        eventually("the key is in force", || {
+            let response = self.client().request("GET", "/v1/no-such-route", &[&key.bearer()]);
+            (response.status != 401).then_some(())
+        });
+    }
+
+    /// Runs a command on this gateway's configuration and gives its output.
+    pub fn run(&self, args: &[&str]) -> Output {
+        run(self.dir.path(), args)
+    }
+
+    /// Runs a command that must succeed and print JSON.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(args);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {errors}");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{args:?}: {error}: {errors}"))
+    }
+
+    /// A page of the admin listener.
+    pub fn admin_page(&self, path: &str) -> super::Response {
+        Client::connect(self.admin).request("GET", path, &[])
+    }
+
+    /// A metric's value; 0 while its series has not appeared.
+    pub fn metric(&self, series: &str) -> f64 {
+        let page = self.admin_page("/metrics").text();
+        let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ').map(str::to_owned));
+        line.map_or(0.0, |value| value.trim().parse().unwrap())
+    }
+
+    /// All audit records written so far, in order.
+    pub fn records(&self) -> Vec<Value> {
+        let output = self.run(&["logs", "--output", "ndjson", "--limit", "1000000"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The record of one request, once it is written.
+    pub fn record_of(&self, request_id: &str) -> Value {
+        eventually("the request's record", || {
+            let found: Vec<_> =
+                self.records().into_iter().filter(|record| record["request_id"] == request_id).collect();
+            assert!(found.len() <= 1, "{found:#?}");
+            found.into_iter().next()
+        })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn log_text(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for the process to end and gives its exit code; none for one that a signal ended.
+    pub fn wait(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE * 2;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("the gateway did not end");
+    }
+
+    /// Stops the gateway if it runs, and starts it again on the same directory.
+    pub fn restart(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+        let (child, log, address, admin) = spawn(self.dir.path());
+        (self.child, self.log, self.address, self.admin) = (child, log, address, admin);
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+impl Key {
+    /// The header line that presents this key.
+    pub fn bearer(&self) -> String {
+        format!("Authorization: Bearer {}", self.text)
+    }
+}
+
+/// The command under test.
+pub fn keygate(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keygate"));
+    command.current_dir(dir).env_remove("KEYGATE_CONFIG").env_remove("KEYGATE_LOG").env("USER", "tester");
+    command
+}
+
+fn run(dir: &Path, args: &[&str]) -> Output {
+    keygate(dir).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// Starts `keygate serve` in `dir` and waits until it is ready.
+fn spawn(dir: &Path) -> (Child, Arc<Mutex<String>>, SocketAddr, SocketAddr) {
+    let dir: PathBuf = dir.to_owned();
+    let mut child =
+        keygate(&dir).arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let (mut address, mut admin, mut text) = (None, None, String::new());
+    while admin.is_none() {
+        let Some(Ok(line)) = lines.next() else { panic!("the gateway did not start:\n{text}") };
+        text.push_str(&line);
+        text.push('\n');
+        let event: Value = serde_json::from_str(&line).unwrap_or_default();
+        let read = |name: &str| event[name].as_str().and_then(|text| text.parse().ok());
+        address = address.or(read("address"));
+        admin = read("admin");
+    }
+    let log = Arc::new(Mutex::new(text));
+    let sink = Arc::clone(&log);
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let mut log = sink.lock().unwrap();
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+    (child, log, address.unwrap(), admin.unwrap())
+}

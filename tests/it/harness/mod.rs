@@ -1,0 +1,26 @@
+//! What every theme needs: a gateway process, upstreams that record, a client that sends exactly the bytes it is told.
+
+pub mod client;
+pub mod gateway;
+pub mod upstream;
+
+pub use client::{Client, Response};
+pub use gateway::{Gateway, Key};
+pub use upstream::{Reply, Upstream};
+
+use std::time::{Duration, Instant};
+
+/// The longest any single wait of a test may take.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until `condition` gives a value, or fails the test.
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited too long for: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

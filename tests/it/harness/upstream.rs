@@ -1,0 +1,178 @@
+//! An upstream that records the exact bytes of every request and answers as it is told.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+/// One request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// Request line and fields, byte for byte, ending in an empty line.
+    pub head: String,
+    /// The body, chunks joined.
+    pub body: Vec<u8>,
+    pub at: Instant,
+    /// Which connection it came on, first is 0.
+    pub connection: usize,
+}
+
+/// What to answer.
+pub enum Reply {
+    /// These bytes, then the connection stays open.
+    Bytes(Vec<u8>),
+    /// These bytes, then the connection is closed.
+    BytesThenClose(Vec<u8>),
+    /// Closes without a word.
+    Close,
+    /// Does what it likes with the socket.
+    Custom(Box<dyn FnOnce(&mut TcpStream) + Send>),
+}
+
+type Answer = dyn Fn(&Received) -> Reply + Send + Sync;
+
+/// A running upstream. Its threads end with the test process.
+#[derive(Clone)]
+pub struct Upstream {
+    pub address: SocketAddr,
+    received: Arc<Mutex<Vec<Received>>>,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Upstream {
+    /// Answers every request with 200 and its name.
+    pub fn named(name: &'static str) -> Self {
+        Self::start(move |_| Reply::ok(name))
+    }
+
+    pub fn start(answer: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let upstream =
+            Self { address: listener.local_addr().unwrap(), received: Arc::default(), connections: Arc::default() };
+        let (clone, answer): (Self, Arc<Answer>) = (upstream.clone(), Arc::new(answer));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (upstream, answer) = (clone.clone(), Arc::clone(&answer));
+                std::thread::spawn(move || upstream.serve(stream, &*answer));
+            }
+        });
+        upstream
+    }
+
+    /// All requests so far.
+    pub fn received(&self) -> Vec<Received> {
+        self.received.lock().unwrap().clone()
+    }
+
+    /// The only request so far.
+    pub fn only(&self) -> Received {
+        let received = self.received();
+        assert_eq!(received.len(), 1, "{received:#?}");
+        received[0].clone()
+    }
+
+    /// How many connections were ever made.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    fn serve(&self, stream: TcpStream, answer: &Answer) {
+        stream.set_nodelay(true).unwrap();
+        let connection = self.connections.fetch_add(1, Ordering::SeqCst);
+        let mut reader = BufReader::new(stream);
+        while let Some(received) = read_request(&mut reader, connection) {
+            self.received.lock().unwrap().push(received.clone());
+            let stream = reader.get_mut();
+            match answer(&received) {
+                Reply::Bytes(bytes) => _ = stream.write_all(&bytes),
+                Reply::BytesThenClose(bytes) => {
+                    _ = stream.write_all(&bytes);
+                    return;
+                }
+                Reply::Close => return,
+                Reply::Custom(act) => {
+                    act(stream);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Reply {
+    /// 200 with this body.
+    pub fn ok(body: &str) -> Self {
+        let length = body.len();
+        Self::Bytes(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}").into_bytes())
+    }
+
+    pub fn raw(text: &str) -> Self {
+        Self::Bytes(text.as_bytes().to_vec())
+    }
+}
+
+impl Received {
+    pub fn header(&self, name: &str) -> Option<String> {
+        self.headers(name).into_iter().next()
+    }
+
+    /// All values of a field, in order.
+    pub fn headers(&self, name: &str) -> Vec<String> {
+        let lines = self.head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
+        lines.filter(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned()).collect()
+    }
+
+    /// The request line's target.
+    pub fn target(&self) -> String {
+        self.head.split(' ').nth(1).unwrap_or_default().to_owned()
+    }
+}
+
+fn read_request(reader: &mut BufReader<TcpStream>, connection: usize) -> Option<Received> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if reader.read_until(b'\n', &mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let mut received = Received { head, body: Vec::new(), at: Instant::now(), connection };
+    if received.header("transfer-encoding").is_some() {
+        read_chunks(reader, &mut received.body)?;
+    } else if let Some(length) = received.header("content-length") {
+        let length: u64 = length.parse().ok()?;
+        reader.take(length).read_to_end(&mut received.body).ok()?;
+        if received.body.len() as u64 != length {
+            return None;
+        }
+    }
+    Some(received)
+}
+
+fn read_chunks(reader: &mut BufReader<TcpStream>, body: &mut Vec<u8>) -> Option<()> {
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let size = u64::from_str_radix(line.trim().split(';').next()?, 16).ok()?;
+        if size > 0 {
+            let before = body.len();
+            reader.by_ref().take(size).read_to_end(body).ok()?;
+            if (body.len() - before) as u64 != size {
+                return None;
+            }
+        }
+        let mut end = String::new();
+        reader.read_line(&mut end).ok()?;
+        if size == 0 {
+            // Trailers, if any, up to an empty line.
+            while end != "\r\n" {
+                end.clear();
+                if reader.read_line(&mut end).ok()? == 0 {
+                    return None;
+                }
+            }
+            return Some(());
+        }
+    }
+}

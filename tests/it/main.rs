@@ -1,0 +1,4 @@
+//! The integration tests: a real gateway process, real sockets on free ports, real files.
+
+mod harness;
+mod smoke;
