@@ -55,10 +55,14 @@ impl Prefix {
         credential.strip_prefix(self.0.as_bytes())?.strip_prefix(b"_")
     }
 
-    /// Whether `text` holds something that begins like one of our keys, anywhere: a cookie to remove, a log to refuse.
+    /// Whether `text` holds something that begins like one of our keys, anywhere: a cookie to remove, a target to refuse.
+    /// Looks for the underscore first: a path has few of them.
     pub fn occurs_in(&self, text: &[u8]) -> bool {
-        let needles = [Mode::Test, Mode::Live].map(|mode| format!("{}_{mode}_", self.0));
-        needles.iter().any(|needle| text.windows(needle.len()).any(|window| window == needle.as_bytes()))
+        let prefix = self.0.as_bytes();
+        text.iter().enumerate().filter(|(_, byte)| **byte == b'_').any(|(at, _)| {
+            let (before, after) = text.split_at(at);
+            before.ends_with(prefix) && (after.starts_with(b"_test_") || after.starts_with(b"_live_"))
+        })
     }
 
     /// Judges a presented credential by its form and checksum alone.
@@ -195,6 +199,16 @@ mod tests {
         }
         let zero = Token::from_random(&prefix(), Mode::Test, "acme", &[0; 32]);
         assert!(zero.text.expose().starts_with("ark_test_ent_acme_0000000000000000000000000000000000000000000"));
+    }
+
+    #[test]
+    fn a_key_is_found_anywhere_in_a_text() {
+        for text in ["ark_live_", "k=ark_test_ent_x; a", "_ark_live_", "a_b_ark_live_x"] {
+            assert!(prefix().occurs_in(text.as_bytes()), "{text}");
+        }
+        for text in ["", "_", "ark", "ark_liv", "ark_other_", "arK_live_", "rk_live_"] {
+            assert!(!prefix().occurs_in(text.as_bytes()), "{text}");
+        }
     }
 
     #[test]

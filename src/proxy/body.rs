@@ -30,7 +30,7 @@ pub enum Body {
 /// A request's body on its way to the upstream.
 pub struct RequestBody {
     incoming: Option<Incoming>,
-    upload: Rc<Upload>,
+    upload: Option<Rc<Upload>>,
     bytes_max: u64,
     watch: IdleWatch,
 }
@@ -80,9 +80,11 @@ impl Upload {
         self.progress.get()
     }
 
-    fn fail(&self, reason: Reason) -> BodyError {
-        self.failure.set(Some(reason));
-        BodyError(reason)
+    /// Counts bytes that move now; gives the sum.
+    fn add(&self, bytes: usize) -> u64 {
+        self.progress.set(monotonic());
+        self.bytes.set(self.bytes.get() + bytes as u64);
+        self.bytes.get()
     }
 }
 
@@ -90,19 +92,25 @@ impl Upload {
 
 impl RequestBody {
     pub fn new(incoming: Incoming, upload: Rc<Upload>, bytes_max: Option<u64>, idle_max: Duration) -> Self {
-        let incoming = (!incoming.is_end_stream()).then_some(incoming);
-        Self { incoming, upload, bytes_max: bytes_max.unwrap_or(u64::MAX), watch: IdleWatch::new(idle_max) }
+        let bytes_max = bytes_max.unwrap_or(u64::MAX);
+        Self { incoming: Some(incoming), upload: Some(upload), bytes_max, watch: IdleWatch::new(idle_max) }
+    }
+
+    /// A request without a body.
+    pub fn empty() -> Self {
+        Self { incoming: None, upload: None, bytes_max: 0, watch: IdleWatch::new(Duration::ZERO) }
     }
 
     /// Counts a frame. Trailers are dropped: no route allows them.
     fn accept(&self, frame: Frame<Bytes>) -> Option<Result<Frame<Bytes>, BodyError>> {
         let data = frame.into_data().ok()?;
-        self.upload.progress.set(monotonic());
-        self.upload.bytes.set(self.upload.bytes.get() + data.len() as u64);
-        if self.upload.bytes.get() > self.bytes_max {
-            return Some(Err(self.upload.fail(Reason::BodyTooLarge)));
-        }
-        Some(Ok(Frame::data(data)))
+        let within = self.upload.as_ref().is_none_or(|upload| upload.add(data.len()) <= self.bytes_max);
+        Some(if within { Ok(Frame::data(data)) } else { Err(self.fail(Reason::BodyTooLarge)) })
+    }
+
+    fn fail(&self, reason: Reason) -> BodyError {
+        self.upload.iter().for_each(|upload| upload.failure.set(Some(reason)));
+        BodyError(reason)
     }
 }
 
@@ -117,16 +125,16 @@ impl HttpBody for RequestBody {
             match Pin::new(incoming).poll_frame(cx) {
                 Poll::Pending => {
                     ready!(this.watch.poll_expired(cx));
-                    return Poll::Ready(Some(Err(this.upload.fail(Reason::BodyTimeout))));
+                    return Poll::Ready(Some(Err(this.fail(Reason::BodyTimeout))));
                 }
                 Poll::Ready(None) => {
                     this.incoming = None;
-                    this.upload.progress.set(monotonic());
+                    this.upload.iter().for_each(|upload| _ = upload.add(0));
                 }
                 Poll::Ready(Some(Err(error))) => {
                     let gone = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
                     let reason = if gone { Reason::ClientAborted } else { Reason::BodyMalformed };
-                    return Poll::Ready(Some(Err(this.upload.fail(reason))));
+                    return Poll::Ready(Some(Err(this.fail(reason))));
                 }
                 Poll::Ready(Some(Ok(frame))) => {
                     this.watch.moved();
@@ -156,9 +164,10 @@ impl ResponseBody {
 
     /// The last byte is at hand: the record is committed before it goes out, and the connection can serve another request.
     fn finish(&mut self) {
-        self.exchange.complete();
+        let now = monotonic();
+        self.exchange.complete(now);
         if let Some(lease) = self.lease.take() {
-            lease.give_back();
+            lease.give_back(now);
         }
     }
 

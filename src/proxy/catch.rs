@@ -18,6 +18,14 @@ pub async fn caught<F: Future>(future: F) -> Result<F::Output, Panicked> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Panicked;
 
+/// The same for a plain function.
+///
+/// # Errors
+/// [`Panicked`].
+pub fn caught_now<T>(function: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(function)).map_err(|_| Panicked)
+}
+
 fn poll_caught<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<Result<F::Output, Panicked>> {
     // Unwind safety: the future is never polled again after a panic, and what it borrows is the service, whose state are
     // cells and counters without invariants between them.

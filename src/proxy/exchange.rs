@@ -12,14 +12,18 @@ use crate::reason::Reason;
 use http::{Response, StatusCode};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Opened with the request, closed by whoever sends its last byte; dropped early, it says that the client went away.
-pub struct Exchange {
+///
+/// One box: it is handed on several times, from the head to the last byte of the response.
+pub struct Exchange(Box<Account>);
+
+struct Account {
     pending: Pending,
     worker: Rc<Worker>,
     route: Option<Arc<Route>>,
     upload: Option<Rc<Upload>>,
-    reason: Option<Reason>,
     bytes_out: u64,
     closed: bool,
 }
@@ -27,85 +31,84 @@ pub struct Exchange {
 // === impl Exchange ===
 
 impl Exchange {
-    pub const fn new(pending: Pending, worker: Rc<Worker>) -> Self {
-        Self { pending, worker, route: None, upload: None, reason: None, bytes_out: 0, closed: false }
+    pub fn new(pending: Pending, worker: Rc<Worker>) -> Self {
+        Self(Box::new(Account { pending, worker, route: None, upload: None, bytes_out: 0, closed: false }))
     }
 
     /// The record's facts, filled as they become known.
-    pub const fn pending(&mut self) -> &mut Pending {
-        &mut self.pending
+    pub fn pending(&mut self) -> &mut Pending {
+        &mut self.0.pending
     }
 
     pub fn set_route(&mut self, route: &Arc<Route>) {
-        self.pending.set_route(route.pattern());
-        self.route = Some(Arc::clone(route));
+        self.0.pending.set_route(route.pattern());
+        self.0.route = Some(Arc::clone(route));
     }
 
     pub fn set_principal(&mut self, principal: Arc<Principal>) {
-        self.pending.set_principal(principal);
+        self.0.pending.set_principal(principal);
     }
 
     /// The request may pass.
     pub fn admit(&mut self, permit: &Permit) {
         self.set_route(permit.route());
-        self.pending.allow();
+        self.0.pending.allow();
     }
 
-    /// The request is on its way to `upstream`.
-    pub fn begin_upload(&mut self, upload: Rc<Upload>, upstream: Arc<str>) {
-        self.pending.set_upstream(upstream);
-        self.upload = Some(upload);
+    /// The request is on its way to `upstream`; `upload` is its body, if it has one.
+    pub fn begin_upload(&mut self, upload: Option<Rc<Upload>>, upstream: Arc<str>) {
+        self.0.pending.set_upstream(upstream);
+        self.0.upload = upload;
     }
 
     /// The upstream's head is here.
-    pub fn answered(&mut self, status: StatusCode) {
-        self.pending.answered(status, monotonic());
+    pub fn answered(&mut self, status: StatusCode, now: Instant) {
+        self.0.pending.answered(status, now);
     }
 
-    pub const fn add_bytes_out(&mut self, bytes: usize) {
-        self.bytes_out += bytes as u64;
+    pub fn add_bytes_out(&mut self, bytes: usize) {
+        self.0.bytes_out += bytes as u64;
     }
 
     /// Everything has been handed over: commits the record.
-    pub fn complete(&mut self) {
-        self.close(None);
+    pub fn complete(&mut self, now: Instant) {
+        self.0.close(None, now);
     }
 
     /// The exchange ended before its time. The first terminal event wins.
     pub fn end(&mut self, reason: Reason) {
-        self.close(Some(reason));
+        self.0.close(Some(reason), monotonic());
     }
 
     /// Commits the record of a refusal and makes its response.
     pub fn refuse(mut self, refusal: Refusal, request_id: &RequestId) -> Response<Body> {
         let reason = refusal.reason;
         let response = refusal.into_response(request_id);
-        self.bytes_out = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
-        self.pending.refused(reason);
-        self.close(Some(reason));
+        self.0.bytes_out = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
+        self.0.pending.refused(reason);
+        self.end(reason);
         response
     }
+}
 
-    fn close(&mut self, reason: Option<Reason>) {
+// === impl Account ===
+
+impl Account {
+    fn close(&mut self, reason: Option<Reason>, now: Instant) {
         if self.closed {
             return;
         }
         self.closed = true;
-        self.reason = reason;
         let bytes_in = self.upload.as_ref().map_or(0, |upload| upload.bytes());
         self.pending.set_bytes(bytes_in, self.bytes_out);
-        let duration = self.pending.commit(reason, monotonic());
+        let duration = self.pending.commit(reason, now);
         let allowed = self.pending.is_allowed();
-        self.worker.metrics.record(
-            self.route.as_ref().map(|route| (route.id().0, route.pattern())),
-            reason,
-            allowed,
-            duration,
-        );
+        let route = self.route.as_ref().map(|route| (route.id().0, route.pattern()));
+        self.worker.metrics.record(route, reason, allowed, duration);
     }
 }
 
-impl Drop for Exchange {
+impl Drop for Account {
     fn drop(&mut self) {
         let reason = if std::thread::panicking() {
             Reason::Internal
@@ -114,6 +117,8 @@ impl Drop for Exchange {
         } else {
             Reason::ClientAborted
         };
-        self.close(Some(reason));
+        if !self.closed {
+            self.close(Some(reason), monotonic());
+        }
     }
 }

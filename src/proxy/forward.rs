@@ -1,30 +1,38 @@
-//! Sends a permitted request to its upstream. Cannot be called without a [`Permit`].
+//! Sends a permitted request to its upstream. A [`Call`] cannot be made without a [`Permit`].
 
 use super::body::{Body, RequestBody, ResponseBody, Upload};
+use super::canonical::Judged;
 use super::exchange::Exchange;
 use super::headers::{self, Forwarded, Vouched};
 use super::request_id::RequestId;
 use super::service::Arrival;
-use super::upstream::{Lease, Upstreams};
-use super::{Limits, canonical::Judged};
+use super::upstream::{Lease, Pool, Upstreams};
+use super::{Limits, Settings};
 use crate::clock::monotonic;
 use crate::policy::Permit;
 use crate::reason::Reason;
-use http::header::{self, HeaderName};
+use http::header;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A judged request with its body, ready to go.
-pub struct Outgoing<'a> {
+pub struct Outgoing {
     pub judged: Judged,
     pub incoming: Incoming,
     pub forwarded: Forwarded,
-    pub arrival: &'a Arrival,
-    pub version_header: Option<&'a HeaderName>,
+}
+
+/// An upstream request that has been built and not been sent yet.
+pub struct Call {
+    pool: Rc<Pool>,
+    request: Request<RequestBody>,
+    upload: Option<Rc<Upload>>,
+    is_head: bool,
+    exchange: Exchange,
 }
 
 /// There is no response to pass on: why, and the exchange, to be refused with it.
@@ -33,76 +41,98 @@ pub struct Unanswered {
     pub exchange: Exchange,
 }
 
+// === impl Call ===
+
+impl Call {
+    /// Builds the upstream request that `permit` allows.
+    ///
+    /// # Errors
+    /// [`Unanswered`], when the upstream has no such mode or the body is longer than the route allows.
+    pub fn new(
+        upstreams: &Upstreams,
+        settings: &Settings,
+        permit: &Permit,
+        outgoing: Outgoing,
+        arrival: &Arrival,
+        mut exchange: Exchange,
+    ) -> Result<Box<Self>, Unanswered> {
+        let Some(pool) = upstreams.pool(permit.upstream(), permit.mode()) else {
+            return Err(Unanswered { reason: Reason::ModeMismatch, exchange });
+        };
+        let bytes_max = permit.route().body_bytes_max();
+        if bytes_max.is_some_and(|max| outgoing.incoming.size_hint().lower() > max) {
+            return Err(Unanswered { reason: Reason::BodyTooLarge, exchange });
+        }
+        let upload = (!outgoing.incoming.is_end_stream()).then(|| Upload::new(arrival.now.mono));
+        exchange.begin_upload(upload.clone(), Arc::clone(&pool.name));
+        let Outgoing { judged, incoming, forwarded } = outgoing;
+        let body = match &upload {
+            None => RequestBody::empty(),
+            Some(upload) => RequestBody::new(incoming, Rc::clone(upload), bytes_max, settings.limits.body_idle),
+        };
+        let is_head = judged.method == Method::HEAD;
+        let request = rebuild(judged, body, forwarded, permit, arrival, settings, pool.host.as_ref());
+        Ok(Box::new(Self { pool: Rc::clone(pool), request, upload, is_head, exchange }))
+    }
+
+    /// Sends it, and answers with the upstream's response, whose body owns the exchange from here on.
+    ///
+    /// # Errors
+    /// [`Unanswered`].
+    pub async fn run(self: Box<Self>, limits: &Limits, arrival: &Arrival) -> Result<Response<Body>, Unanswered> {
+        let Self { pool, request, upload, is_head, exchange } = *self;
+        let sent = {
+            let answer = std::pin::pin!(pool.send(request, arrival.now.mono));
+            within(answer, arrival.now.mono, upload.as_deref(), limits.upstream_head).await
+        };
+        match sent {
+            Ok((response, lease)) => accept(response, lease, exchange, &arrival.request_id, limits, is_head),
+            Err(reason) => {
+                // What went wrong with the request's body explains why the upstream did not answer.
+                let failure = upload.and_then(|upload| upload.failure());
+                Err(Unanswered { reason: failure.unwrap_or(reason), exchange })
+            }
+        }
+    }
+}
+
 // === impl Unanswered ===
 
 impl Unanswered {
-    fn new(reason: Reason, exchange: Exchange) -> Box<Self> {
-        Box::new(Self { reason, exchange })
+    /// The refusal in the upstream's stead.
+    pub fn refuse(self, request_id: &RequestId) -> Response<Body> {
+        self.exchange.refuse(self.reason.into(), request_id)
     }
 }
 
-/// Forwards, and answers with the upstream's response, whose body owns the exchange from here on.
-///
-/// # Errors
-/// [`Unanswered`].
-pub async fn forward(
-    upstreams: &Upstreams,
-    limits: &Limits,
-    permit: Permit,
-    outgoing: Outgoing<'_>,
-    mut exchange: Exchange,
-) -> Result<Response<Body>, Box<Unanswered>> {
-    let Some(pool) = upstreams.pool(permit.upstream(), permit.mode()) else {
-        return Err(Unanswered::new(Reason::ModeMismatch, exchange));
-    };
-    let body_bytes_max = permit.route().body_bytes_max();
-    if too_long(&outgoing.incoming, body_bytes_max) {
-        return Err(Unanswered::new(Reason::BodyTooLarge, exchange));
-    }
-    let upload = Upload::new(monotonic());
-    exchange.begin_upload(Rc::clone(&upload), Arc::clone(&pool.name));
-    let is_head = outgoing.judged.method == Method::HEAD;
-    let request_id = outgoing.arrival.request_id.clone();
-    let request = build(outgoing, &permit, pool.host.as_ref(), |incoming| {
-        RequestBody::new(incoming, Rc::clone(&upload), body_bytes_max, limits.body_idle)
-    });
-    let sent = within(pool.send(request), &upload, limits.upstream_head).await;
-    match sent {
-        Ok((response, lease)) => accept(response, lease, exchange, &request_id, limits, is_head),
-        // What went wrong with the request's body explains why the upstream did not answer.
-        Err(reason) => Err(Unanswered::new(upload.failure().unwrap_or(reason), exchange)),
-    }
-}
-
-fn too_long(incoming: &Incoming, bytes_max: Option<u64>) -> bool {
-    bytes_max.is_some_and(|max| incoming.size_hint().lower() > max)
-}
-
-/// Waits for the response's head, at most `limit` after the request's body last moved.
-async fn within<T>(
-    answer: impl Future<Output = Result<T, Reason>>,
-    upload: &Upload,
+/// Waits for the response's head, at most `limit` after the head arrived or the request's body last moved.
+async fn within<F: Future<Output = Result<T, Reason>>, T>(
+    mut answer: std::pin::Pin<&mut F>,
+    arrived: Instant,
+    upload: Option<&Upload>,
     limit: Duration,
 ) -> Result<T, Reason> {
-    tokio::pin!(answer);
+    let deadline = || upload.map_or(arrived, Upload::progress) + limit;
     loop {
-        let deadline = upload.progress() + limit;
-        match tokio::time::timeout_at(deadline.into(), &mut answer).await {
+        let until = deadline();
+        match tokio::time::timeout_at(until.into(), answer.as_mut()).await {
             Ok(result) => return result,
-            Err(_) if upload.progress() + limit <= deadline => return Err(Reason::UpstreamTimeout),
+            Err(_) if deadline() <= until => return Err(Reason::UpstreamTimeout),
             Err(_) => {}
         }
     }
 }
 
 /// Rebuilds the request from what was judged.
-fn build(
-    outgoing: Outgoing<'_>,
+fn rebuild(
+    judged: Judged,
+    body: RequestBody,
+    forwarded: Forwarded,
     permit: &Permit,
+    arrival: &Arrival,
+    settings: &Settings,
     host: Option<&HeaderValue>,
-    body: impl FnOnce(Incoming) -> RequestBody,
 ) -> Request<RequestBody> {
-    let Outgoing { judged, incoming, forwarded, arrival, version_header } = outgoing;
     let mut headers = judged.headers;
     let vouched = Vouched {
         request_id: &arrival.request_id,
@@ -111,7 +141,7 @@ fn build(
         principal: permit.principal().map(AsRef::as_ref),
         mode: permit.mode(),
         host: &judged.host,
-        version_header,
+        version_header: settings.version_header.as_ref(),
     };
     headers::rewrite(&mut headers, &vouched, forwarded);
     headers.insert(header::HOST, host.unwrap_or(&judged.host).clone());
@@ -119,7 +149,7 @@ fn build(
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
         headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
     }
-    let mut request = Request::new(body(incoming));
+    let mut request = Request::new(body);
     *request.method_mut() = judged.method;
     *request.uri_mut() = Uri::from(judged.target);
     *request.headers_mut() = headers;
@@ -134,18 +164,19 @@ fn accept(
     request_id: &RequestId,
     limits: &Limits,
     is_head: bool,
-) -> Result<Response<Body>, Box<Unanswered>> {
+) -> Result<Response<Body>, Unanswered> {
     let (mut head, incoming) = response.into_parts();
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         // Nobody asked for it: what follows would not be HTTP.
-        return Err(Unanswered::new(Reason::UpstreamUnreachable, exchange));
+        return Err(Unanswered { reason: Reason::UpstreamUnreachable, exchange });
     }
     headers::clean_response(&mut head.headers, request_id);
-    exchange.answered(head.status);
+    let now = monotonic();
+    exchange.answered(head.status, now);
     if is_head || is_bodiless(head.status) || incoming.is_end_stream() {
         // The library may drop such a body without polling it to its end: the record is committed now.
-        exchange.complete();
-        lease.give_back();
+        exchange.complete(now);
+        lease.give_back(now);
         head.headers.remove(header::TRAILER);
         return Ok(Response::from_parts(head, Body::Own(None)));
     }

@@ -6,6 +6,7 @@ pub mod catch;
 pub mod client_addr;
 pub mod exchange;
 pub mod forward;
+pub mod gather;
 pub mod headers;
 pub mod request_id;
 pub mod respond;

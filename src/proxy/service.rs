@@ -3,10 +3,10 @@
 use super::Settings;
 use super::body::Body;
 use super::canonical::{HeadLimits, Judged};
-use super::catch::{Panicked, caught};
+use super::catch::{Panicked, caught, caught_now};
 use super::client_addr::{self, ClientAddr};
 use super::exchange::Exchange;
-use super::forward::{self, Outgoing};
+use super::forward::{Call, Outgoing};
 use super::headers::Forwarded;
 use super::request_id::RequestId;
 use super::respond::Refusal;
@@ -52,6 +52,12 @@ pub struct Service {
     worker: Rc<Worker>,
 }
 
+/// What a request's head came to.
+enum Prepared {
+    Call(Box<Call>),
+    Refused(Response<Body>),
+}
+
 /// What is known of a request before it is judged.
 pub struct Arrival {
     pub now: Moment,
@@ -75,33 +81,42 @@ impl Service {
         let (mut head, incoming) = request.into_parts();
         let addr = client_addr::decide(peer.ip(), &head.headers, &self.shared.settings.trusted_proxies);
         let arrival = Arrival::new(&mut head, addr, peer, now);
-        match caught(self.serve(head, incoming, addr, &arrival)).await {
-            Ok(response) => response,
+        let answered = match caught_now(|| self.prepare(head, incoming, addr, &arrival)) {
+            Ok(Prepared::Call(call)) => {
+                // Boxed: the library copies this function's state when the request begins, so it is kept small.
+                let run = Box::pin(caught(call.run(&self.shared.settings.limits, &arrival)));
+                run.await
+            }
+            Ok(Prepared::Refused(response)) => return response,
+            Err(Panicked) => Err(Panicked),
+        };
+        match answered {
+            Ok(Ok(response)) => response,
+            Ok(Err(unanswered)) => unanswered.refuse(&arrival.request_id),
             Err(Panicked) => Refusal::from(Reason::Internal).into_response(&arrival.request_id),
         }
     }
 
-    async fn serve(
+    /// From the head to an upstream request that may be sent, or the refusal.
+    fn prepare(
         &self,
         head: request::Parts,
         incoming: Incoming,
         addr: Result<ClientAddr, Reason>,
         arrival: &Arrival,
-    ) -> Response<Body> {
+    ) -> Prepared {
         let Ok(mut exchange) = self.open(&head, arrival) else {
-            return Refusal::from(Reason::AuditUnavailable).into_response(&arrival.request_id);
+            return Prepared::Refused(Refusal::from(Reason::AuditUnavailable).into_response(&arrival.request_id));
         };
         let forwarded = Forwarded::take(&head.headers, arrival.addr);
         let (judged, permit) = match self.admit(head, addr, arrival, &mut exchange) {
             Ok(admitted) => admitted,
-            Err(refusal) => return exchange.refuse(refusal, &arrival.request_id),
+            Err(refusal) => return Prepared::Refused(exchange.refuse(refusal, &arrival.request_id)),
         };
-        let version_header = self.shared.settings.version_header.as_ref();
-        let outgoing = Outgoing { judged, incoming, forwarded, arrival, version_header };
-        let limits = &self.shared.settings.limits;
-        match forward::forward(&self.upstreams, limits, permit, outgoing, exchange).await {
-            Ok(response) => response,
-            Err(unanswered) => unanswered.exchange.refuse(unanswered.reason.into(), &arrival.request_id),
+        let outgoing = Outgoing { judged, incoming, forwarded };
+        match Call::new(&self.upstreams, &self.shared.settings, &permit, outgoing, arrival, exchange) {
+            Ok(call) => Prepared::Call(call),
+            Err(unanswered) => Prepared::Refused(unanswered.refuse(&arrival.request_id)),
         }
     }
 

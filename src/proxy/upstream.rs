@@ -1,8 +1,8 @@
 //! This worker's own connections to the upstreams. Nothing here is shared between threads, so nothing is locked.
 
 use super::body::RequestBody;
+use super::gather::GatheringStream;
 use super::{Endpoint, Limits, UpstreamSettings};
-use crate::clock::monotonic;
 use crate::key::Mode;
 use crate::policy::UpstreamId;
 use crate::reason::Reason;
@@ -106,31 +106,44 @@ impl Pool {
         Self { name, host, endpoints, next: Cell::new(0), in_flight: Cell::new(0), limits: limits.clone() }
     }
 
-    /// Sends `request` on an idle connection or a new one, and waits for the response's head.
+    /// Sends `request` on an idle connection or a new one, and waits for the response's head. `now` is when the request
+    /// arrived.
     ///
     /// # Errors
     /// [`Reason::Overloaded`] at the limit of requests in flight, [`Reason::UpstreamUnreachable`] otherwise. A request is
     /// sent again only when the library hands it back unsent.
-    pub async fn send(self: &Rc<Self>, request: Request<RequestBody>) -> Result<(Response<Incoming>, Lease), Reason> {
+    pub async fn send(
+        self: &Rc<Self>,
+        request: Request<RequestBody>,
+        now: Instant,
+    ) -> Result<(Response<Incoming>, Lease), Reason> {
         let slot = Slot::take(self).ok_or(Reason::Overloaded)?;
         let start = self.next.get();
         self.next.set(start.wrapping_add(1));
-        let mut request = request;
-        let mut slot = slot;
-        if let Some((endpoint, sender)) = self.take_idle(start) {
-            match exchange(sender, endpoint, slot, request).await {
-                Ok(answer) => return Ok(answer),
-                Err(Failure::Unsent(back)) => (request, slot) = *back,
-                Err(Failure::Broken) => return Err(Reason::UpstreamUnreachable),
-            }
-        }
-        let (endpoint, sender) = self.connect(start).await?;
-        exchange(sender, endpoint, slot, request).await.map_err(|_| Reason::UpstreamUnreachable)
+        let unsent = match self.take_idle(start, now) {
+            None => request,
+            Some((endpoint, mut sender)) => match sender.try_send_request(request).await {
+                Ok(response) => return Ok((response, Lease { sender: Some(sender), endpoint, slot })),
+                Err(mut error) => error.take_message().ok_or(Reason::UpstreamUnreachable)?,
+            },
+        };
+        // Boxed: connecting is rare, and its state is large.
+        Box::pin(self.send_on_new(unsent, start, slot)).await
+    }
+
+    async fn send_on_new(
+        &self,
+        request: Request<RequestBody>,
+        start: usize,
+        slot: Slot,
+    ) -> Result<(Response<Incoming>, Lease), Reason> {
+        let (endpoint, mut sender) = self.connect(start).await?;
+        let response = sender.try_send_request(request).await.map_err(|_| Reason::UpstreamUnreachable)?;
+        Ok((response, Lease { sender: Some(sender), endpoint, slot }))
     }
 
     /// The most recently used connection of the first endpoint that has one ready, beginning at `start`.
-    fn take_idle(&self, start: usize) -> Option<(usize, SendRequest<RequestBody>)> {
-        let now = monotonic();
+    fn take_idle(&self, start: usize, now: Instant) -> Option<(usize, SendRequest<RequestBody>)> {
         self.order(start).find_map(|index| {
             let endpoint = self.endpoints.get(index)?;
             endpoint.take_idle(now, &self.limits).map(|sender| (index, sender))
@@ -184,7 +197,10 @@ impl EndpointPool {
         let connected = tokio::time::timeout(limits.upstream_connect, TcpStream::connect(address)).await;
         let stream = connected.map_err(|_| "timed out".to_owned())?.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        let handshake = http1::Builder::new().max_buf_size(RESPONSE_HEAD_MAX).handshake(TokioIo::new(stream)).await;
+        let handshake = http1::Builder::new()
+            .max_buf_size(RESPONSE_HEAD_MAX)
+            .handshake(TokioIo::new(GatheringStream(stream)))
+            .await;
         let (sender, connection) = handshake.map_err(|error| error.to_string())?;
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {
@@ -201,36 +217,14 @@ impl Idle {
     }
 }
 
-/// Why no response came.
-enum Failure {
-    /// The library hands the request back: not a byte of it was sent.
-    Unsent(Box<(Request<RequestBody>, Slot)>),
-    Broken,
-}
-
-async fn exchange(
-    mut sender: SendRequest<RequestBody>,
-    endpoint: usize,
-    slot: Slot,
-    request: Request<RequestBody>,
-) -> Result<(Response<Incoming>, Lease), Failure> {
-    match sender.try_send_request(request).await {
-        Ok(response) => Ok((response, Lease { sender: Some(sender), endpoint, slot })),
-        Err(mut error) => Err(match error.take_message() {
-            Some(request) => Failure::Unsent(Box::new((request, slot))),
-            None => Failure::Broken,
-        }),
-    }
-}
-
 // === impl Lease ===
 
 impl Lease {
-    /// The exchange ended cleanly: the connection waits for another.
-    pub fn give_back(mut self) {
+    /// The exchange ended cleanly at `now`: the connection waits for another.
+    pub fn give_back(mut self, now: Instant) {
         let Some(sender) = self.sender.take().filter(|sender| !sender.is_closed()) else { return };
         if let Some(endpoint) = self.slot.0.endpoints.get(self.endpoint) {
-            endpoint.idle.borrow_mut().push(Idle { sender, since: monotonic() });
+            endpoint.idle.borrow_mut().push(Idle { sender, since: now });
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A client's socket, watched: the library has no deadline for silence and none for a client that takes no bytes.
 
 use super::registry::ConnState;
+use crate::proxy::gather::GatheringStream;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -11,7 +12,7 @@ use tokio::net::TcpStream;
 /// A socket that tells its connection's state when bytes arrive and when they are not taken.
 #[derive(Debug)]
 pub struct WatchedStream {
-    stream: TcpStream,
+    stream: GatheringStream,
     state: Rc<ConnState>,
 }
 
@@ -19,7 +20,7 @@ pub struct WatchedStream {
 
 impl WatchedStream {
     pub const fn new(stream: TcpStream, state: Rc<ConnState>) -> Self {
-        Self { stream, state }
+        Self { stream: GatheringStream(stream), state }
     }
 
     fn note<T>(&self, result: Poll<T>) -> Poll<T> {
