@@ -96,7 +96,7 @@ fn taken(source: &Source) -> Vec<(usize, &str)> {
         rest.split_once('"').map(|(name, _)| (at, name))
     };
     let named = |take: &&str| source.uses(take).into_iter().map(|at| at + take.len()).collect::<Vec<_>>();
-    TAKES.iter().flat_map(|take| named(take)).filter_map(name).collect()
+    TAKES.iter().flat_map(named).filter_map(name).collect()
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn catches_all(code: &str, at: usize) -> bool {
     let Some(open) = find_outside(code, at, b"{;") else { return false };
     let patterns = patterns(&code[open + 1..closing(code, open)]);
     let is_own = |pattern: &&str| CLOSED.iter().any(|name| !occurrences(pattern, &format!("{name}::")).is_empty());
-    patterns.contains(&"_") && patterns.iter().any(|pattern| is_own(&pattern))
+    patterns.contains(&"_") && patterns.iter().any(is_own)
 }
 
 /// The patterns of a match's arms, guards included.

@@ -66,7 +66,7 @@ pub fn occurrences(text: &str, word: &str) -> Vec<usize> {
     let whole = |at: &usize| {
         let before = text[..*at].chars().next_back().is_some_and(is_name);
         let after = text[*at + word.len()..].chars().next().is_some_and(is_name);
-        !(begins_name && before) && !(ends_name && after)
+        !(begins_name && before || ends_name && after)
     };
     text.match_indices(word).map(|(at, _)| at).filter(whole).collect()
 }
