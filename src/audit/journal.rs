@@ -199,7 +199,7 @@ impl Writer {
         while let Ok(change) = self.changes.try_recv() {
             self.append_change(&change);
         }
-        if self.told_at.elapsed() >= Duration::from_secs(1) || self.stop.load(Ordering::SeqCst) {
+        if monotonic().duration_since(self.told_at) >= Duration::from_secs(1) || self.stop.load(Ordering::SeqCst) {
             self.told_at = monotonic();
             self.append_counts();
         }
@@ -270,7 +270,8 @@ impl Writer {
     /// Writes what is new, and syncs when it is time. After a failure the descriptor is never used again: the next attempt
     /// writes everything unsynced into a new segment, under the same numbers.
     fn persist(&mut self, stopping: bool) {
-        let due = self.synced_at.elapsed() >= SYNC_AFTER || self.retained.len() >= SYNC_BYTES || stopping;
+        let due =
+            monotonic().duration_since(self.synced_at) >= SYNC_AFTER || self.retained.len() >= SYNC_BYTES || stopping;
         let result = self.write().and_then(|()| if due { self.sync() } else { Ok(()) });
         match result {
             Ok(()) if !self.health.is_healthy() => {

@@ -54,7 +54,7 @@ pub enum Lookup {
 // === impl KeyCache ===
 
 impl KeyCache {
-    /// An empty cache that is not complete and gives no right to serve until [`KeyCache::mark_caught_up`].
+    /// An empty cache that is not complete and gives no right to serve until its follower first caught up.
     pub fn new(keys_max: u64, max_stale: Duration) -> Self {
         let generation = Arc::new(AtomicU64::new(0));
         let alarm = Arc::clone(&generation);
