@@ -1,6 +1,6 @@
 //! The decision: a [`Permit`], or why not.
 
-use super::route_table::{Route, RouteTable, UpstreamId};
+use super::route_table::{Match, Route, UpstreamId};
 use crate::key::{Mode, Principal};
 use crate::reason::Reason;
 use http::{HeaderValue, Method};
@@ -11,7 +11,6 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     pub method: &'a Method,
-    pub path: &'a str,
     pub client_ip: IpAddr,
 }
 
@@ -40,13 +39,13 @@ pub struct Denial {
 #[derive(Clone, Debug)]
 pub struct UpstreamModes(Vec<(bool, bool)>);
 
-/// Judges a request of a verified principal, in the contract's order (section 3): allowlist, route, method, mode, entity,
+/// Judges a request of a verified principal, for whose path the table found `found`, in the contract's order (section 3): allowlist, route, method, mode, entity,
 /// scope.
 ///
 /// # Errors
 /// The first check that fails.
 pub fn authorize(
-    routes: &RouteTable,
+    found: Option<&Match<'_>>,
     modes: &UpstreamModes,
     request: &Facts<'_>,
     principal: &Arc<Principal>,
@@ -54,7 +53,7 @@ pub fn authorize(
     if principal.allowlist.as_ref().is_some_and(|allowlist| !allowlist.contains(request.client_ip)) {
         return Err(Denial::without_route(Reason::IpNotAllowlisted));
     }
-    let found = routes.find(request.path).ok_or_else(|| Denial::without_route(Reason::RouteUnknown))?;
+    let found = found.ok_or_else(|| Denial::without_route(Reason::RouteUnknown))?;
     let route = found.route;
     let requirement = route.requirement(request.method).ok_or_else(|| Denial::method(route))?;
     if !modes.has(route.upstream(), principal.mode) {
@@ -148,6 +147,7 @@ impl UpstreamModes {
 
 #[cfg(test)]
 mod tests {
+    use super::super::RouteTable;
     use super::*;
     use crate::clock::Timestamp;
     use crate::key::principal::{Grant, PrincipalEntity};
@@ -218,7 +218,7 @@ mod tests {
             let key = principal(mode, scopes, Networks::parse(allowlist).unwrap());
             let path = format!("/{}/{}/x", if known { "e" } else { "f" }, if own { ENTITY } else { OTHER });
             let method = if taken { Method::GET } else { Method::DELETE };
-            let facts = Facts { method: &method, path: &path, client_ip: Ipv4Addr::LOCALHOST.into() };
+            let facts = Facts { method: &method, client_ip: Ipv4Addr::LOCALHOST.into() };
             let order = [
                 (address, Reason::IpNotAllowlisted),
                 (known, Reason::RouteUnknown),
@@ -229,7 +229,7 @@ mod tests {
             ];
             let expected = order.iter().find(|(holds, _)| !holds).map(|(_, reason)| *reason);
             let modes = UpstreamModes::new([(test_up, live_up)]);
-            match authorize(&routes(), &modes, &facts, &key) {
+            match authorize(routes().find(&path).as_ref(), &modes, &facts, &key) {
                 Ok(permit) => {
                     prop_assert_eq!(expected, None);
                     prop_assert_eq!((permit.mode(), permit.upstream()), (mode, UpstreamId(0)));

@@ -185,11 +185,6 @@ impl RouteTable {
         let route = self.root.find(Some(path))?;
         Some(Match { route, entity_id: route.entity_segment.and_then(|at| path.split('/').nth(at)) })
     }
-
-    /// The route for `path`, if it is a public one.
-    pub fn public(&self, path: &str) -> Option<&Arc<Route>> {
-        self.root.find(Some(path.strip_prefix('/')?)).filter(|route| route.is_public())
-    }
 }
 
 // === impl Node ===

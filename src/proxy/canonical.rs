@@ -16,7 +16,7 @@ pub struct Judged {
     /// The one valid `Host`.
     pub host: HeaderValue,
     pub version: Version,
-    /// Every field of the head but hop-by-hop ones, those `Connection` listed, and `Host`.
+    /// Every field of the head but `Host` and those that `Connection` listed.
     pub headers: HeaderMap,
     /// The client can take response trailers (`TE: trailers`).
     pub takes_trailers: bool,
@@ -54,7 +54,7 @@ impl Judged {
         check_framing(&headers)?;
         check_expectation(&mut headers)?;
         let takes_trailers = headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-        strip_hop_by_hop(&mut headers)?;
+        remove_listed(&mut headers)?;
         Ok(Self { method, target, host, version, headers, takes_trailers })
     }
 }
@@ -269,21 +269,8 @@ fn check_expectation(headers: &mut HeaderMap) -> Result<(), Reason> {
     }
 }
 
-/// Fields of one connection only (RFC 9110, section 7.6.1), besides those that `Connection` lists.
-pub const HOP_BY_HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::TE,
-    header::TRAILER,
-    header::UPGRADE,
-    header::PROXY_AUTHORIZATION,
-    header::PROXY_AUTHENTICATE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
-
-/// Removes the hop-by-hop fields and what the client's `Connection` lists, before anything reads the rest.
-fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Reason> {
+/// Removes what the client's `Connection` lists, before anything reads the rest.
+fn remove_listed(headers: &mut HeaderMap) -> Result<(), Reason> {
     if headers.contains_key(header::CONNECTION) {
         for name in listed(headers) {
             let name = name?;
@@ -293,10 +280,6 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Reason> {
             headers.remove(&name);
         }
     }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
-    headers.remove("http2-settings");
     Ok(())
 }
 

@@ -21,6 +21,8 @@ const VIA: HeaderValue = HeaderValue::from_static("1.1 keygate");
 
 /// Names whose content the gateway vouches for; a client's own copies are stripped on every route.
 const VOUCHED: [&str; 6] = ["x-request-id", "x-key-id", "x-key-mode", "x-key-scopes", "x-entity-id", "traceparent"];
+/// How many fields the gateway may set, so that the map grows once.
+const FIELDS_SET: usize = 14;
 /// Everything below this name too: `-for`, `-proto`, `-host`, `-port`, `-prefix` and what others invent.
 const VOUCHED_FAMILY: &str = "x-forwarded-";
 /// Names that make some upstreams see another address, path or method than the one that was judged.
@@ -54,12 +56,30 @@ pub fn is_vouched_for(name: &str) -> bool {
         || name.get(..VOUCHED_FAMILY.len()).is_some_and(|start| same_name(start, VOUCHED_FAMILY))
 }
 
+/// Fields of one connection only (RFC 9110, section 7.6.1), besides those that `Connection` lists.
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "transfer-encoding"
+            | "te"
+            | "trailer"
+            | "upgrade"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authorization"
+            | "proxy-authenticate"
+            | "http2-settings"
+    )
+}
+
+/// Whether a request's field stays behind. The names in question begin with few letters: most are passed by the first line.
 fn is_stripped(name: &str) -> bool {
-    // The names in question all begin with one of three letters: most fields are passed by this line.
-    if !matches!(name.as_bytes().first(), Some(b'x' | b'f' | b't')) {
-        return false;
+    match name.as_bytes().first() {
+        Some(b'x' | b'f') => is_vouched_for(name) || MISLEADING.iter().any(|misleading| same_name(name, misleading)),
+        Some(b'c' | b't' | b'u' | b'k' | b'p' | b'h') => is_hop_by_hop(name) || is_vouched_for(name),
+        Some(_) | None => false,
     }
-    is_vouched_for(name) || MISLEADING.iter().any(|misleading| same_name(name, misleading))
 }
 
 /// Compares names, `_` in `name` read as `-`. Both are lower case already.
@@ -100,6 +120,7 @@ fn joined(headers: &HeaderMap) -> Option<HeaderValue> {
 /// Removes what a client may not say, and sets what the gateway vouches for.
 pub fn rewrite(headers: &mut HeaderMap, vouched: &Vouched<'_>, forwarded: Forwarded) {
     strip(headers);
+    headers.reserve(FIELDS_SET);
     headers.insert(X_REQUEST_ID, vouched.request_id.to_header());
     headers.insert(X_FORWARDED_FOR, forwarded_for(vouched.addr.peer, forwarded.hops.as_ref()));
     headers.insert(X_FORWARDED_PROTO, forwarded.proto.unwrap_or(const { HeaderValue::from_static("http") }));
@@ -112,9 +133,14 @@ pub fn rewrite(headers: &mut HeaderMap, vouched: &Vouched<'_>, forwarded: Forwar
     headers.insert(X_KEY_MODE, mode_header(vouched.mode));
 }
 
-/// Removes, on every route, a client's own copies of what the gateway vouches for, and what misleads.
+/// Removes, on every route, a client's own copies of what the gateway vouches for, what misleads, and what belongs to the
+/// client's connection. One pass: most requests have none of them.
 fn strip(headers: &mut HeaderMap) {
-    while let Some(name) = headers.keys().find(|name| is_stripped(name.as_str())).cloned() {
+    remove_all(headers, is_stripped);
+}
+
+fn remove_all(headers: &mut HeaderMap, condition: impl Fn(&str) -> bool) {
+    while let Some(name) = headers.keys().find(|name| condition(name.as_str())).cloned() {
         headers.remove(name);
     }
 }
@@ -140,8 +166,9 @@ const fn mode_header(mode: Mode) -> HeaderValue {
 }
 
 fn key_id(id: KeyId) -> HeaderValue {
-    let mut text = String::with_capacity(KeyId::TEXT_LEN);
-    _ = write!(text, "{id}");
+    let mut text = Vec::with_capacity(KeyId::TEXT_LEN);
+    text.extend_from_slice(b"key_");
+    text.extend_from_slice(&id.ulid().text());
     visible(text)
 }
 
@@ -156,8 +183,8 @@ fn forwarded_for(peer: IpAddr, hops: Option<&HeaderValue>) -> HeaderValue {
 }
 
 /// A header value of text that we made of visible characters; nothing if that were ever wrong.
-fn visible(text: String) -> HeaderValue {
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).unwrap_or_else(|_| HeaderValue::from_static(""))
+fn visible(text: impl Into<bytes::Bytes>) -> HeaderValue {
+    HeaderValue::from_maybe_shared(text.into()).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// Removes from a response what belongs to the upstream's connection alone, besides what its `Connection` lists.
@@ -172,12 +199,9 @@ pub fn clean_response(headers: &mut HeaderMap, request_id: &RequestId) {
         for name in listed {
             headers.remove(name);
         }
-        headers.remove(header::CONNECTION);
     }
-    headers.remove(header::TRANSFER_ENCODING);
-    headers.remove(header::UPGRADE);
-    headers.remove("keep-alive");
-    headers.remove("proxy-connection");
+    // `Trailer` stays: the library sends only the trailers that it announces.
+    remove_all(headers, |name| is_hop_by_hop(name) && name != "trailer");
     headers.insert(X_REQUEST_ID, request_id.to_header());
 }
 
@@ -191,7 +215,7 @@ mod tests {
         {
             assert!(is_stripped(name), "{name}");
         }
-        for name in ["x-key-identity", "x-custom", "accept", "te", "tracestate", "from", "x-forward"] {
+        for name in ["x-key-identity", "x-custom", "accept", "tracestate", "content-type", "from", "x-forward"] {
             assert!(!is_stripped(name), "{name}");
         }
     }

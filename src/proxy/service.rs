@@ -142,7 +142,8 @@ impl Service {
         exchange.pending().set_target(&judged.target);
         let addr = addr?;
         let presented = auth::credential::take(&mut judged.headers, shared.authenticator.prefix())?;
-        if let Some(route) = shared.routes.public(judged.path()) {
+        let found = shared.routes.find(judged.path());
+        if let Some(route) = found.as_ref().map(|found| found.route).filter(|route| route.is_public()) {
             exchange.set_route(route);
             let principal = self.known(&presented, arrival.now);
             if let Some(principal) = &principal {
@@ -153,8 +154,8 @@ impl Service {
             return Ok((judged, permit));
         }
         let principal = self.authenticate(&presented, arrival.now, exchange)?;
-        let facts = Facts { method: &judged.method, path: judged.path(), client_ip: addr.client };
-        let permit = policy::authorize(&shared.routes, &shared.modes, &facts, &principal);
+        let facts = Facts { method: &judged.method, client_ip: addr.client };
+        let permit = policy::authorize(found.as_ref(), &shared.modes, &facts, &principal);
         let permit = permit.inspect_err(|denial| denial.route.iter().for_each(|route| exchange.set_route(route)))?;
         exchange.admit(&permit);
         Ok((judged, permit))
