@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn a_public_route_goes_to_live_without_a_key_and_to_the_keys_mode_with_one() {
         let routes = routes();
-        let open = routes.public("/open").unwrap();
+        let open = routes.find("/open").unwrap().route;
         let test_key = || Some(principal(Mode::Test, "", Networks::default()));
         let (both, live_only) = (UpstreamModes::new([(true, true)]), UpstreamModes::new([(false, true)]));
         assert_eq!(permit_public(open, &both, &Method::GET, None).unwrap().mode(), Mode::Live);
@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn a_route_that_needs_a_key_is_never_public() {
         let routes = routes();
-        assert!(routes.public("/e/x").is_none());
+        assert!(!routes.find("/e/x").unwrap().route.is_public());
         let keyed = routes.find("/e/x").unwrap().route;
         let denied = permit_public(keyed, &UpstreamModes::new([(true, true)]), &Method::GET, None).unwrap_err();
         assert_eq!(denied.reason, Reason::KeyMissing);
