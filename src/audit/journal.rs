@@ -22,10 +22,12 @@ const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Between two looks at the rings.
 const REST: Duration = Duration::from_millis(5);
 /// Unsynced records are synced after this time, or at this many bytes.
-const SYNC_AFTER: Duration = Duration::from_millis(10);
+const SYNC_AFTER: Duration = Duration::from_millis(100);
 const SYNC_BYTES: usize = 256 * 1024;
 /// Between two attempts at a journal that fails.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// How long a stop waits for a journal that fails.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
 /// Changes that wait for the writer.
 const CHANGES_MAX: usize = 1024;
 /// How many processes can share one directory.
@@ -176,18 +178,50 @@ fn take_slot(dir: &Path) -> io::Result<(usize, PathBuf, File)> {
 
 impl Writer {
     fn run(mut self) {
-        loop {
-            // Read before the rings: what a worker put there before the stop is drained below.
-            let stopping = self.stop.load(Ordering::SeqCst);
+        while !self.stop.load(Ordering::SeqCst) {
             let more = self.health.is_healthy() && self.collect();
-            self.persist(stopping);
-            if stopping && !more {
-                return;
-            }
+            self.persist(false);
             if !more {
                 std::thread::sleep(if self.health.is_healthy() { REST } else { RETRY_AFTER });
             }
         }
+        self.finish();
+    }
+
+    /// After the stop: empties everything there is into the journal, trying again while that fails, for a bounded time.
+    fn finish(&mut self) {
+        let deadline = monotonic() + SHUTDOWN_MAX;
+        loop {
+            let more = self.health.is_healthy().then(|| self.collect());
+            self.persist(true);
+            match (self.health.is_healthy(), more) {
+                (true, Some(false)) => return,
+                // Another turn: more was there, or what had waited for the disk can be collected now.
+                (true, Some(true) | None) => {}
+                (false, _) if monotonic() >= deadline => return self.tell_lost(),
+                (false, _) => std::thread::sleep(RETRY_AFTER),
+            }
+        }
+    }
+
+    /// Says exactly what the end of the process takes with it.
+    fn tell_lost(&mut self) {
+        let mut scratch = Vec::new();
+        let waiting: usize = self
+            .rings
+            .iter_mut()
+            .map(|ring| std::iter::from_fn(|| take_record(ring, &mut scratch).then_some(())).count())
+            .sum();
+        let unsynced = self.next_seq - self.retained_seq;
+        let changes = self.changes.try_iter().count();
+        let refused = self.health.refused() - self.refused_told;
+        tracing::error!(
+            unsynced,
+            waiting,
+            changes,
+            refused,
+            "audit records lost: the journal could not be written until the end"
+        );
     }
 
     /// Takes what the rings and the counters hold; true when a ring had more than one turn takes.
@@ -350,7 +384,7 @@ fn take_record(ring: &mut Consumer<u8>, record: &mut Vec<u8>) -> bool {
 fn create_segment(dir: &Path, seq: u64) -> io::Result<Segment> {
     let path = dir.join(segment::file_name(seq));
     if path.exists() {
-        fs::rename(&path, path.with_extension("void"))?;
+        fs::rename(&path, segment::free_name(&path, "void"))?;
     }
     let file = File::options().create_new(true).append(true).open(&path)?;
     File::open(dir)?.sync_all()?;

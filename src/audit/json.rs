@@ -28,15 +28,11 @@ impl<'a> ObjectWriter<'a> {
         _ = write!(self.out, "\"{value}\",");
     }
 
-    /// A string member of any bytes, at most `bytes_max` of them; a cut one ends in an ellipsis.
+    /// A string member of any bytes, at most `bytes_max` long once escaped; a cut one ends in an ellipsis.
     pub fn text(&mut self, name: &str, value: &[u8], bytes_max: usize) {
         self.name(name);
         self.out.push(b'"');
-        let cut = value.get(..bytes_max);
-        escape(self.out, cut.unwrap_or(value));
-        if cut.is_some() && value.len() > bytes_max {
-            self.out.extend_from_slice("…".as_bytes());
-        }
+        escape(self.out, value, bytes_max);
         self.out.extend_from_slice(b"\",");
     }
 
@@ -52,27 +48,64 @@ impl<'a> ObjectWriter<'a> {
     }
 }
 
-/// Escapes `bytes` as the inside of a JSON string. Valid UTF-8 stays; every other byte becomes U+FFFD.
-fn escape(out: &mut Vec<u8>, bytes: &[u8]) {
-    for chunk in bytes.utf8_chunks() {
-        escape_str(out, chunk.valid());
-        if !chunk.invalid().is_empty() {
-            out.extend_from_slice("\u{fffd}".as_bytes());
+/// What a cut text ends with.
+const ELLIPSIS: &str = "…";
+
+/// Escapes `bytes` as the inside of a JSON string of at most `bytes_max` bytes. Valid UTF-8 stays; every other byte becomes
+/// U+FFFD.
+fn escape(out: &mut Vec<u8>, bytes: &[u8], bytes_max: usize) {
+    if bytes.len() <= bytes_max && bytes.iter().all(|byte| is_plain(*byte)) {
+        out.extend_from_slice(bytes);
+        return;
+    }
+    let end = out.len() + bytes_max;
+    let mut cut = out.len();
+    for c in bytes.utf8_chunks().flat_map(chars) {
+        if out.len() + ELLIPSIS.len() <= end {
+            cut = out.len();
+        }
+        push_escaped(out, c);
+        if out.len() > end {
+            out.truncate(cut);
+            out.extend_from_slice(ELLIPSIS.as_bytes());
+            return;
         }
     }
 }
 
-fn escape_str(out: &mut Vec<u8>, text: &str) {
-    let needs_escape = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\' || byte == 0x7f;
-    if !text.bytes().any(needs_escape) {
-        out.extend_from_slice(text.as_bytes());
-        return;
+fn chars(chunk: std::str::Utf8Chunk<'_>) -> impl Iterator<Item = char> {
+    let replaced = (!chunk.invalid().is_empty()).then_some(char::REPLACEMENT_CHARACTER);
+    chunk.valid().chars().chain(replaced)
+}
+
+const fn is_plain(byte: u8) -> bool {
+    matches!(byte, 0x20..=0x7e) && byte != b'"' && byte != b'\\'
+}
+
+fn push_escaped(out: &mut Vec<u8>, c: char) {
+    match c {
+        '"' | '\\' => out.extend_from_slice(&[b'\\', c as u8]),
+        '\0'..='\x1f' | '\x7f' => _ = write!(out, "\\u{:04x}", u32::from(c)),
+        _ => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
     }
-    for byte in text.bytes() {
-        match byte {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
-            0x00..=0x1f | 0x7f => _ = write!(out, "\\u{byte:04x}"),
-            _ => out.push(byte),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_become_one_bounded_line(value: Vec<u8>, bytes_max in 3_usize..300) {
+            let mut out = b"{".to_vec();
+            ObjectWriter::new(&mut out).text("a", &value, bytes_max);
+            let around = r#"{"a":"","#.len();
+            prop_assert!(out.len() <= bytes_max + around);
+            out.pop();
+            out.push(b'}');
+            prop_assert!(!out.contains(&b'\n'));
+            prop_assert!(serde_json::from_slice::<serde_json::Value>(&out).is_ok());
         }
     }
 }

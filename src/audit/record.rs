@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Longest shown part of each free text, in bytes before escaping. Together, escaped, they fit a record.
+/// Longest shown part of each free text, in bytes once escaped. Together they fit a record.
 const PATH_MAX: usize = 256;
 const HOST_MAX: usize = 100;
 const USER_AGENT_MAX: usize = 120;
@@ -191,6 +191,13 @@ impl Pending {
         object.raw("duration_us", duration.as_micros());
         text_or_null(object, "upstream", self.upstream.as_ref().map(|name| name.as_bytes()), NAME_MAX);
         raw_or_null(object, "upstream_us", self.upstream_time.map(|time| time.as_micros()));
+    }
+}
+
+impl Drop for Pending {
+    /// A request that was begun leaves its record, whatever became of it: only a failure of ours ends one without a commit.
+    fn drop(&mut self) {
+        self.commit(Some(Reason::Internal), crate::clock::monotonic());
     }
 }
 

@@ -41,7 +41,7 @@ impl Recorder {
         let (producer, consumer) = RingBuffer::new(RING_BYTES);
         let recorder = Self {
             producer: RefCell::new(producer),
-            scratch: RefCell::new(Vec::with_capacity(RECORD_BYTES_MAX)),
+            scratch: RefCell::new(Vec::with_capacity(LENGTH_BYTES + RECORD_BYTES_MAX)),
             overflow: RefCell::default(),
             second: Cell::new((i64::MIN, [b' '; 19])),
             health,
@@ -72,9 +72,14 @@ impl Recorder {
         }
         let mut record = self.scratch.borrow_mut();
         record.clear();
+        record.extend_from_slice(&[0; LENGTH_BYTES]);
         let ts = self.timestamp(pending.started());
         pending.encode(&mut record, std::str::from_utf8(&ts).unwrap_or_default(), reason, duration);
-        debug_assert!(record.len() <= RECORD_BYTES_MAX);
+        let length = record.len() - LENGTH_BYTES;
+        debug_assert!(length <= RECORD_BYTES_MAX);
+        if let (Some(prefix), Ok(length)) = (record.first_chunk_mut(), u32::try_from(length)) {
+            *prefix = length.to_le_bytes();
+        }
         if !self.overflow.borrow().is_empty() || !self.push(&record) {
             self.overflow.borrow_mut().push_back(record.clone());
         }
@@ -88,13 +93,9 @@ impl Recorder {
         }
     }
 
-    /// Puts a record into the ring; false when there is no room.
+    /// Puts a record, its length before it, into the ring; false when there is no room.
     fn push(&self, record: &[u8]) -> bool {
-        let Ok(length) = u32::try_from(record.len()) else { return false };
-        let mut producer = self.producer.borrow_mut();
-        let Ok(chunk) = producer.write_chunk_uninit(LENGTH_BYTES + record.len()) else { return false };
-        chunk.fill_from_iter(length.to_le_bytes().into_iter().chain(record.iter().copied()));
-        true
+        self.producer.borrow_mut().push_entire_slice(record).is_ok()
     }
 
     /// RFC 3339 with microseconds. The second's text is kept, because thousands of records share it.

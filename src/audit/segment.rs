@@ -130,12 +130,24 @@ fn last_whole(bytes: &[u8]) -> (usize, Option<u64>) {
 }
 
 fn move_aside(path: &Path, bytes: &[u8], end: usize) -> io::Result<PathBuf> {
-    let torn = path.with_extension("torn");
-    let mut file = File::create(&torn)?;
+    let torn = free_name(path, "torn");
+    let mut file = File::create_new(&torn)?;
     file.write_all(bytes.get(end..).unwrap_or_default())?;
     file.sync_all()?;
     let segment = File::options().write(true).open(path)?;
     segment.set_len(end as u64)?;
     segment.sync_all()?;
+    sync_dir(path)?;
     Ok(torn)
+}
+
+/// A name beside `path` that no file has: what was moved aside once is never overwritten.
+pub fn free_name(path: &Path, extension: &str) -> PathBuf {
+    let first = path.with_extension(extension);
+    let numbered = (1_u32..).map(|n| path.with_extension(format!("{extension}.{n}")));
+    std::iter::once(first.clone()).chain(numbered).find(|name| !name.exists()).unwrap_or(first)
+}
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
