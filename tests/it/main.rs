@@ -1,4 +1,6 @@
 //! The integration tests: a real gateway process, real sockets on free ports, real files.
 
 mod harness;
+mod hygiene;
 mod smoke;
+mod upstream_lies;
