@@ -1,5 +1,7 @@
 //! The integration tests: a real gateway process, real sockets on free ports, real files.
 
+mod addresses;
+mod drain;
 mod harness;
 mod hygiene;
 mod smoke;
