@@ -297,7 +297,7 @@ fn listed(headers: &HeaderMap) -> Vec<Result<HeaderName, Reason>> {
 /// Fields that a client may not have removed: the gateway reads them, or sets them for the upstream.
 fn is_relied_on(name: &HeaderName) -> bool {
     let relied = [header::AUTHORIZATION, header::HOST, header::CONTENT_LENGTH, header::CONTENT_TYPE, header::COOKIE];
-    relied.contains(name) || super::headers::is_vouched_for(name.as_str())
+    relied.contains(name) || *name == "x-api-key" || super::headers::is_vouched_for(name.as_str())
 }
 
 #[cfg(test)]

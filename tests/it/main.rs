@@ -1,5 +1,9 @@
 //! The integration tests: a real gateway process, real sockets on free ports, real files.
 
+mod addresses;
 mod deploy;
+mod drain;
 mod harness;
+mod hygiene;
 mod smoke;
+mod upstream_lies;
