@@ -7,8 +7,8 @@ pub mod gateway;
 pub mod upstream;
 
 pub use client::{Client, Response};
-pub use gateway::Gateway;
-pub use upstream::Upstream;
+pub use gateway::{Gateway, Key};
+pub use upstream::{Reply, Upstream};
 
 use std::time::{Duration, Instant};
 
