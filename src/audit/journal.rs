@@ -327,12 +327,13 @@ impl Writer {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        if self.written == self.retained.len() && self.segment.is_some() {
+        if self.written == self.retained.len() && (self.segment.is_some() || self.retained.is_empty()) {
             return Ok(());
         }
-        let mut segment = match self.segment.take() {
-            Some(segment) => segment,
-            None => create_segment(&self.dir, self.retained_seq)?,
+        let Some(mut segment) = self.segment.take() else {
+            self.segment = Some(create_segment(&self.dir, self.retained_seq, &self.retained)?);
+            self.written = self.retained.len();
+            return Ok(());
         };
         let new = self.retained.get(self.written..).unwrap_or_default();
         segment.file.write_all(new)?;
@@ -380,15 +381,24 @@ fn take_record(ring: &mut Consumer<u8>, record: &mut Vec<u8>) -> bool {
     true
 }
 
-/// Creates the segment that begins with `seq`. One of that name holds nothing that counts: it is from a failed attempt.
-fn create_segment(dir: &Path, seq: u64) -> io::Result<Segment> {
+/// Creates the segment that begins with `seq` and holds `lines`. It gets its name once they are synced: a segment of that
+/// name is whole, so that what it rewrites may be voided in the segment before it.
+fn create_segment(dir: &Path, seq: u64, lines: &[u8]) -> io::Result<Segment> {
     let path = dir.join(segment::file_name(seq));
+    let part = path.with_extension("part");
+    match fs::remove_file(&part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = File::options().create_new(true).append(true).open(&part)?;
+    file.write_all(lines)?;
+    file.sync_data()?;
     if path.exists() {
         fs::rename(&path, segment::free_name(&path, "void"))?;
     }
-    let file = File::options().create_new(true).append(true).open(&path)?;
+    fs::rename(&part, &path)?;
     File::open(dir)?.sync_all()?;
-    Ok(Segment { file, bytes: 0 })
+    Ok(Segment { file, bytes: lines.len() as u64 })
 }
 
 /// Named counts as a JSON object.

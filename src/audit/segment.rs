@@ -104,14 +104,18 @@ pub fn recover(dir: &Path) -> io::Result<Recovered> {
     for (first, path) in list(dir)?.into_iter().rev() {
         let bytes = fs::read(&path)?;
         let (end, last) = last_whole(&bytes);
-        if end < bytes.len() && recovered.torn.is_none() {
+        let Some(last) = last else {
+            // Nothing in it counts: the older segment goes on, and never below what this one's name says was given.
+            fs::rename(&path, free_name(&path, "void"))?;
+            sync_dir(&path)?;
+            recovered.last_seq = recovered.last_seq.max(first.saturating_sub(1));
+            continue;
+        };
+        if end < bytes.len() {
             recovered.torn = Some(move_aside(&path, &bytes, end)?);
         }
-        // A segment without a whole record began at `first`, so everything before it was written.
-        recovered.last_seq = last.unwrap_or(first.saturating_sub(1));
-        if last.is_some() || first > 0 {
-            break;
-        }
+        recovered.last_seq = recovered.last_seq.max(last);
+        break;
     }
     Ok(recovered)
 }
@@ -150,4 +154,20 @@ pub fn free_name(path: &Path, extension: &str) -> PathBuf {
 
 fn sync_dir(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_newest_segment_does_not_void_the_older_ones_tail() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut lines = Vec::new();
+        (1..=5).for_each(|seq| write_line(&mut lines, Kind::Gap, "gw/0", seq, "cfg", b""));
+        fs::write(dir.path().join(file_name(1)), &lines).unwrap();
+        fs::write(dir.path().join(file_name(4)), "{\"torn").unwrap();
+        assert_eq!(recover(dir.path()).unwrap().last_seq, 5);
+        assert_eq!(list(dir.path()).unwrap().len(), 1);
+    }
 }
