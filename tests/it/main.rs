@@ -1,4 +1,5 @@
 //! The integration tests: a real gateway process, real sockets on free ports, real files.
 
+mod canary;
 mod harness;
 mod smoke;

@@ -1,9 +1,11 @@
 //! What every theme needs: a gateway process, upstreams that record, a client that sends exactly the bytes it is told.
 
+pub mod canary;
 pub mod client;
 pub mod gateway;
 pub mod upstream;
 
+pub use canary::Canary;
 pub use client::{Client, Response};
 pub use gateway::{Gateway, Key};
 pub use upstream::{Reply, Upstream};
