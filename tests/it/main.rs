@@ -2,4 +2,6 @@
 
 mod canary;
 mod harness;
+mod proofs;
+mod proofs_small;
 mod smoke;
