@@ -7,6 +7,7 @@ use keygate::net::Networks;
 use keygate::store::{self, Action, KeyStore, Mutation, OperationId, Record, Settings, Write};
 use keygate::ulid::Ulid;
 use std::io::{BufWriter, Write as _};
+use std::path::Path;
 
 /// Keys written in one step.
 const BATCH: usize = 5000;
@@ -16,10 +17,16 @@ type Failure = Box<dyn std::error::Error>;
 fn main() -> Result<(), Failure> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [db, count, keys] = args.as_slice() else { return Err("usage: seed_keys DB COUNT KEYS_FILE".into()) };
-    let store = store::open(&Settings::Sqlite { path: db.into() })?;
+    println!("{}", seed(db.as_ref(), count.parse()?, keys.as_ref())?);
+    Ok(())
+}
+
+/// Makes the entity and `count` keys in the store `db`, and writes the keys' texts to `keys`.
+pub fn seed(db: &Path, count: usize, keys: &Path) -> Result<EntityId, Failure> {
+    let store = store::open(&Settings::Sqlite { path: db.to_owned() })?;
     let entity = make_entity(store.as_ref())?;
     let mut out = BufWriter::new(std::fs::File::create(keys)?);
-    let mut left: usize = count.parse()?;
+    let mut left = count;
     while left > 0 {
         let batch = left.min(BATCH);
         let writes = (0..batch).map(|_| make_key(entity, &mut out)).collect::<Result<Vec<_>, _>>()?;
@@ -27,8 +34,7 @@ fn main() -> Result<(), Failure> {
         left -= batch;
     }
     out.flush()?;
-    println!("{entity}");
-    Ok(())
+    Ok(entity)
 }
 
 fn make_entity(store: &dyn KeyStore) -> Result<EntityId, Failure> {

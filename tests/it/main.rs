@@ -1,9 +1,12 @@
 //! The integration tests: a real gateway process, real sockets on free ports, real files.
 
 mod addresses;
+mod canary;
 mod deploy;
 mod drain;
 mod harness;
 mod hygiene;
+mod proofs;
+mod proofs_small;
 mod smoke;
 mod upstream_lies;

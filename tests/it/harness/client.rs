@@ -3,11 +3,16 @@
 use super::PATIENCE;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
 
 /// One connection.
 pub struct Client {
     reader: BufReader<TcpStream>,
+    refusals: Refusals,
 }
+
+/// Every answer of 400 and above that the clients of one gateway have got, for the search for keys.
+pub type Refusals = Arc<Mutex<Vec<Response>>>;
 
 /// A response as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,11 +28,16 @@ pub struct Response {
 
 impl Client {
     pub fn connect(address: SocketAddr) -> Self {
+        Self::connect_noting(address, Refusals::default())
+    }
+
+    /// A client that leaves a copy of every refusal in `refusals`.
+    pub fn connect_noting(address: SocketAddr, refusals: Refusals) -> Self {
         let stream = TcpStream::connect(address).expect("the gateway accepts");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { reader: BufReader::new(stream) }
+        Self { reader: BufReader::new(stream), refusals }
     }
 
     /// Sends bytes as they are. A gateway that has closed already is no failure here: the test looks at the answer.
@@ -65,6 +75,9 @@ impl Client {
         let mut response = Response { status, headers, body: Vec::new(), trailers: Vec::new(), complete: true };
         if method != "HEAD" && status >= 200 && status != 204 && status != 304 {
             self.read_body(&mut response);
+        }
+        if status >= 400 {
+            self.refusals.lock().unwrap().push(response.clone());
         }
         Some(response)
     }
@@ -144,6 +157,12 @@ impl Response {
 
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// Fields and body as one text, to search in.
+    pub fn transcript(&self) -> String {
+        let fields = self.headers.iter().chain(&self.trailers);
+        fields.map(|(name, value)| format!("{name}: {value}\n")).collect::<String>() + &self.text()
     }
 
     /// The `code` of a refusal.

@@ -1,6 +1,7 @@
 //! A gateway process of the test's own, with its entity and keys.
 
-use super::{Client, PATIENCE, Upstream, eventually};
+use super::client::{self, Refusals};
+use super::{Canary, Client, PATIENCE, Upstream, eventually};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -66,25 +67,33 @@ pub struct Builder {
     test: Option<SocketAddr>,
     sections: String,
     workers: usize,
+    upstreams: Vec<Upstream>,
 }
 
-/// A running gateway. Dropped: killed, and its directory removed.
+/// A running gateway. Dropped: killed, searched for keys, and its directory removed.
 pub struct Gateway {
     pub address: SocketAddr,
     pub admin: SocketAddr,
     pub dir: TempDir,
     pub log: Arc<Mutex<String>>,
+    pub canary: Canary,
+    upstreams: Vec<Upstream>,
+    refusals: Refusals,
+    /// What it wrote before it was restarted.
+    earlier_logs: String,
     child: Child,
 }
 
 impl Builder {
     pub fn live(mut self, upstream: &Upstream) -> Self {
         self.live = Some(upstream.address);
+        self.upstreams.push(upstream.clone());
         self
     }
 
     pub fn test(mut self, upstream: &Upstream) -> Self {
         self.test = Some(upstream.address);
+        self.upstreams.push(upstream.clone());
         self
     }
 
@@ -113,7 +122,18 @@ impl Builder {
         let created = run(dir.path(), &["entities", "create", "--code", "acme", "--id", ENTITY]);
         assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
         let (child, log, address, admin) = spawn(dir.path());
-        Gateway { address, admin, dir, log, child }
+        let (canary, refusals) = (Canary::default(), Refusals::default());
+        Gateway {
+            address,
+            admin,
+            dir,
+            log,
+            canary,
+            upstreams: self.upstreams,
+            refusals,
+            earlier_logs: String::new(),
+            child,
+        }
     }
 
     fn config(&self) -> String {
@@ -132,7 +152,7 @@ impl Builder {
 
 impl Gateway {
     pub fn builder() -> Builder {
-        Builder { live: None, test: None, sections: String::new(), workers: 2 }
+        Builder { live: None, test: None, sections: String::new(), workers: 2, upstreams: Vec::new() }
     }
 
     /// A gateway in front of `upstream` for both modes.
@@ -141,7 +161,7 @@ impl Gateway {
     }
 
     pub fn client(&self) -> Client {
-        Client::connect(self.address)
+        Client::connect_noting(self.address, Refusals::clone(&self.refusals))
     }
 
     /// The path of a resource of the test's entity.
@@ -176,7 +196,9 @@ impl Gateway {
 
     /// Runs a command on this gateway's configuration and gives its output.
     pub fn run(&self, args: &[&str]) -> Output {
-        run(self.dir.path(), args)
+        let output = run(self.dir.path(), args);
+        self.canary.remember_all(&output.stdout);
+        output
     }
 
     /// Runs a command that must succeed and print JSON.
@@ -216,6 +238,28 @@ impl Gateway {
         })
     }
 
+    /// Where keys made here can be found that belong nowhere: files, the log, heads at the upstreams, refusals, pages.
+    pub fn leaks(&self) -> Vec<String> {
+        let mut places: Vec<String> =
+            self.canary.files_holding(self.dir.path()).iter().map(|file| file.display().to_string()).collect();
+        let refusals: String = self.refusals.lock().unwrap().iter().map(super::Response::transcript).collect();
+        let mut texts =
+            vec![("the log", self.earlier_logs.clone() + &self.log_text()), ("a refusal or a page", refusals)];
+        texts.extend(self.upstreams.iter().map(|upstream| ("a head at an upstream", upstream.heads())));
+        let held = texts.into_iter().filter(|(_, text)| self.canary.occurs_in(text.as_bytes()));
+        places.extend(held.map(|(place, _)| place.to_owned()));
+        places
+    }
+
+    /// Keeps the admin listener's pages for the search, if the gateway still runs.
+    fn note_pages(&self) {
+        let Ok(_) = std::net::TcpStream::connect(self.admin) else { return };
+        for page in ["/metrics", "/readyz?verbose"] {
+            let answer = Client::connect(self.admin).send(client::head("GET", page, &[])).try_read("GET");
+            self.refusals.lock().unwrap().extend(answer);
+        }
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -246,6 +290,7 @@ impl Gateway {
     pub fn restart(&mut self) {
         _ = self.child.kill();
         _ = self.child.wait();
+        self.earlier_logs.push_str(&self.log_text());
         let (child, log, address, admin) = spawn(self.dir.path());
         (self.child, self.log, self.address, self.admin) = (child, log, address, admin);
     }
@@ -253,8 +298,12 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
+        self.note_pages();
         _ = self.child.kill();
         _ = self.child.wait();
+        if !std::thread::panicking() {
+            assert_eq!(self.leaks(), Vec::<String>::new(), "a key was found where no key belongs");
+        }
     }
 }
 

@@ -2,10 +2,12 @@
 
 #![allow(dead_code, unused_imports, reason = "a harness is written before the themes that use all of it")]
 
+pub mod canary;
 pub mod client;
 pub mod gateway;
 pub mod upstream;
 
+pub use canary::Canary;
 pub use client::{Client, Response};
 pub use gateway::{Gateway, Key};
 pub use upstream::{Reply, Upstream};

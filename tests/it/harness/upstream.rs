@@ -65,6 +65,16 @@ impl Upstream {
         self.received.lock().unwrap().clone()
     }
 
+    /// The heads of all requests so far, one after the other.
+    pub fn heads(&self) -> String {
+        self.received.lock().unwrap().iter().map(|received| received.head.as_str()).collect()
+    }
+
+    /// Forgets all requests so far.
+    pub fn forget(&self) {
+        self.received.lock().unwrap().clear();
+    }
+
     /// The only request so far.
     pub fn only(&self) -> Received {
         let received = self.received();

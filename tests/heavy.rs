@@ -1,0 +1,41 @@
+//! The proofs that take minutes, at full size: `tests/run heavy`. Each has a smaller version in `tests/it`.
+
+#![allow(dead_code, reason = "the harness serves the other tests too")]
+
+#[path = "it/harness/mod.rs"]
+mod harness;
+#[path = "it/proofs/mod.rs"]
+mod proofs;
+
+use proofs::{large_bodies, many_keys, revocation};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// One proof at a time: they measure.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[test]
+fn no_request_that_starts_50_ms_after_revoke_returned_is_accepted() {
+    let _alone = alone();
+    revocation::prove(100, Duration::from_millis(50));
+}
+
+#[test]
+fn a_gibibyte_passes_whole_in_both_directions_and_is_not_held() {
+    let _alone = alone();
+    large_bodies::prove(1024 * 1024 * 1024);
+}
+
+#[test]
+fn a_million_keys_are_loaded_in_3_seconds_take_600_bytes_each_and_cost_no_cpu() {
+    let _alone = alone();
+    many_keys::prove(&many_keys::Bounds {
+        keys: 1_000_000,
+        ready_within: Some(Duration::from_secs(3)),
+        bytes_per_key_max: 600,
+        cpu_factor_max: Some(1.08),
+    });
+}

@@ -1,0 +1,11 @@
+//! Proofs in two sizes: small in every test run, at full size in `tests/run heavy`.
+
+pub mod large_bodies;
+pub mod many_keys;
+pub mod process;
+pub mod revocation;
+
+/// The benchmark's own way to fill a store.
+#[allow(dead_code, reason = "as a module its main is never called")]
+#[path = "../../../benches/macro/seed_keys.rs"]
+mod seed_keys;

@@ -1,0 +1,20 @@
+//! The proofs of `tests/heavy.rs` at a size for every run.
+
+use crate::proofs::{large_bodies, many_keys, revocation};
+use std::time::Duration;
+
+#[test]
+fn no_request_that_starts_after_revoke_returned_is_accepted() {
+    revocation::prove(5, Duration::from_secs(1));
+}
+
+#[test]
+fn a_large_body_passes_whole_and_is_not_held() {
+    large_bodies::prove(32 * 1024 * 1024);
+}
+
+#[test]
+fn a_gateway_with_many_keys_is_small() {
+    let bounds = many_keys::Bounds { keys: 20_000, ready_within: None, bytes_per_key_max: 2000, cpu_factor_max: None };
+    many_keys::prove(&bounds);
+}
