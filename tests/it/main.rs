@@ -8,5 +8,6 @@ mod harness;
 mod hygiene;
 mod proofs;
 mod proofs_small;
+mod refusals;
 mod smoke;
 mod upstream_lies;
