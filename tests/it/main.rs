@@ -4,5 +4,6 @@ mod addresses;
 mod drain;
 mod harness;
 mod hygiene;
+mod limits;
 mod smoke;
 mod upstream_lies;
