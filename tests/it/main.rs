@@ -6,4 +6,5 @@ mod harness;
 mod hygiene;
 mod limits;
 mod smoke;
+mod streaming;
 mod upstream_lies;
