@@ -55,10 +55,18 @@ pub fn wait(gateway: Gateway) -> ExitCode {
             return exit::FAILED;
         }
     };
-    if let Err(error) = runtime.block_on(stop_signal()) {
-        eprintln!("error: cannot wait for signals: {error}");
-        return exit::FAILED;
-    }
+    let second = match runtime.block_on(stop_signal()) {
+        Ok(second) => second,
+        Err(error) => {
+            eprintln!("error: cannot wait for signals: {error}");
+            return exit::FAILED;
+        }
+    };
+    // On a thread of its own: draining blocks this one, and nobody would drive the runtime.
+    std::thread::spawn(move || {
+        runtime.block_on(second);
+        std::process::exit(130);
+    });
     _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping; requests in flight may finish");
     gateway.drain();
@@ -66,7 +74,8 @@ pub fn wait(gateway: Gateway) -> ExitCode {
     exit::DONE
 }
 
-async fn stop_signal() -> std::io::Result<()> {
+/// Waits for the signal to stop; gives what waits for the second, which ends the process at once.
+async fn stop_signal() -> std::io::Result<impl Future<Output = ()> + Send> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -78,10 +87,7 @@ async fn stop_signal() -> std::io::Result<()> {
             _ = hangup.recv() => tracing::warn!("SIGHUP: reloading is not in this version; restart to apply gateway.toml"),
         }
     }
-    // A second signal ends the process at once.
-    tokio::spawn(async move {
+    Ok(async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        std::process::exit(130);
-    });
-    Ok(())
+    })
 }

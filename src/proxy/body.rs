@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::cell::Cell;
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -132,8 +133,7 @@ impl HttpBody for RequestBody {
                     this.upload.iter().for_each(|upload| _ = upload.add(0));
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    let gone = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
-                    let reason = if gone { Reason::ClientAborted } else { Reason::BodyMalformed };
+                    let reason = if is_gone(&error) { Reason::ClientAborted } else { Reason::BodyMalformed };
                     return Poll::Ready(Some(Err(this.fail(reason))));
                 }
                 Poll::Ready(Some(Ok(frame))) => {
@@ -153,6 +153,19 @@ impl HttpBody for RequestBody {
     fn size_hint(&self) -> SizeHint {
         self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
     }
+}
+
+/// Whether the client went away, rather than sent what is no body. In the middle of a body the library tells an end of
+/// file or a reset by the error's source alone.
+fn is_gone(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    let ended = source.is_some_and(|source| {
+        matches!(
+            source.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+        )
+    });
+    ended || error.is_incomplete_message() || error.is_closed() || error.is_canceled()
 }
 
 // === impl ResponseBody ===

@@ -92,7 +92,7 @@ fn a_second_signal_ends_the_process_at_once() {
     gateway.signal("TERM");
     refuses_connections(&gateway);
     gateway.signal("TERM");
-    gateway.wait();
+    assert_eq!(gateway.wait(), Some(130), "ended by the second signal, not by the drain");
 }
 
 #[test]

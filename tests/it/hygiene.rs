@@ -117,32 +117,10 @@ const HOST: &str = "host: erp.example";
 #[test]
 fn rows_1_to_6_a_path_that_can_be_read_in_two_ways_is_refused() {
     let table = Table::start();
-    let ambiguous = [
-        "//admin",
-        "{o}//7",
-        "/v1//status",
-        "{o}/../admin",
-        "{o}/./7",
-        "/v1/../v1/status",
-        "/v1/status/..",
-        "{o}/%2e%2e/x",
-        "{o}/.%2E/x",
-        "{o}%2f7",
-        "{o}%5c7",
-        "{o}\\7",
-        "{o}/%252e%252e/x",
-        "{o}/%2500",
-        "{o}/%00",
-        "{o}/%0d%0aX:1",
-        "{o}/%zz",
-        "{o}/%",
-        "{o}/%c0%af",
-        "{o}/%ff",
-        "{o};a=b",
-        "{o}/..;/x",
-        "{o}/%3bx",
-    ];
-    for target in ambiguous {
+    let ambiguous = "//admin {o}//7 /v1//status {o}/../admin {o}/./7 /v1/../v1/status /v1/status/.. {o}/%2e%2e/x \
+        {o}/.%2E/x {o}%2f7 {o}%5c7 {o}\\7 {o}/%252e%252e/x {o}/%2500 {o}/%00 {o}/%0d%0aX:1 \
+        {o}/%zz {o}/% {o}/%c0%af {o}/%ff {o};a=b {o}/..;/x {o}/%3bx";
+    for target in ambiguous.split(' ').filter(|target| !target.is_empty()) {
         table.check("1-5", &get(target, ""), &RefusedAndClosed(400));
     }
     // Row 6: what is merely another path is not found; it never opens.

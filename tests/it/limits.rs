@@ -1,0 +1,181 @@
+//! Limits and deadlines: who stands still is sent away, everybody else is served.
+
+use crate::harness::client::head;
+use crate::harness::{Client, Gateway, Key, Reply, Upstream, eventually};
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::process::Command;
+use std::time::Duration;
+
+fn start(limits: &str) -> (Upstream, Gateway, Key) {
+    let upstream = Upstream::named("live");
+    let gateway = Gateway::builder().live(&upstream).toml(&format!("[limits]\n{limits}")).start();
+    let key = gateway.key(&["orders:read", "orders:write"]);
+    (upstream, gateway, key)
+}
+
+/// Waits until the journal tells of at least `count` connections that ended for `cause`.
+fn wait_for_cause(gateway: &Gateway, cause: &str, count: u64) {
+    eventually(cause, || {
+        let records = gateway.records();
+        let events = records.iter().filter(|record| record["kind"] == "connection");
+        let counted: u64 = events.filter_map(|record| record["counts"][cause].as_u64()).sum();
+        (counted >= count).then_some(())
+    });
+}
+
+fn is_served(gateway: &Gateway, key: &Key) {
+    assert_eq!(gateway.client().request("GET", &gateway.path("orders"), &[&key.bearer()]).status, 200);
+}
+
+#[test]
+fn a_silent_connection_and_a_slow_head_are_closed_at_the_deadline() {
+    let (upstream, gateway, key) = start("head_timeout = \"300ms\"");
+    let mut silent = gateway.client();
+    let mut slow = gateway.client();
+    for byte in head("GET", &gateway.path("orders"), &[&key.bearer()]).as_bytes() {
+        slow.send([*byte]);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(silent.rest().is_empty());
+    assert_ne!(slow.try_read("GET").map(|answer| answer.status), Some(200));
+    assert!(upstream.received().is_empty());
+    wait_for_cause(&gateway, "head_timeout", 2);
+    is_served(&gateway, &key);
+}
+
+#[test]
+fn a_second_head_that_never_ends_is_closed_too() {
+    let (_upstream, gateway, key) = start("head_timeout = \"300ms\"");
+    let mut client = gateway.client();
+    assert_eq!(client.request("GET", &gateway.path("orders"), &[&key.bearer()]).status, 200);
+    client.send("GET / HT");
+    client.rest();
+    wait_for_cause(&gateway, "head_timeout", 1);
+}
+
+#[test]
+fn an_idle_connection_is_closed_without_a_word() {
+    let (_upstream, gateway, key) = start("idle_timeout = \"200ms\"");
+    let mut client = gateway.client();
+    assert_eq!(client.request("GET", &gateway.path("orders"), &[&key.bearer()]).status, 200);
+    assert!(client.is_closed());
+}
+
+#[test]
+fn a_body_that_stops_is_answered_408() {
+    let (_upstream, gateway, key) = start("body_idle = \"300ms\"");
+    for (framing, part) in [("Content-Length: 10", "abc"), ("Transfer-Encoding: chunked", "3\r\nabc\r\n")] {
+        let mut client = gateway.client();
+        client.send(head("POST", &gateway.path("orders"), &[&key.bearer(), framing]) + part);
+        let answer = client.read("POST");
+        assert_eq!((answer.status, answer.code().as_str()), (408, "request_timeout"));
+        assert!(client.is_closed());
+        assert_eq!(gateway.record_of(answer.header("x-request-id").unwrap())["reason"], "request_timeout");
+    }
+    is_served(&gateway, &key);
+}
+
+#[test]
+fn a_client_that_takes_no_bytes_is_cut_off() {
+    let upstream = Upstream::start(|_| {
+        Reply::Custom(Box::new(|stream| {
+            _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+            let chunk = [b"10000\r\n".as_slice(), &[b'x'; 65536], b"\r\n"].concat();
+            while stream.write_all(&chunk).is_ok() {}
+        }))
+    });
+    let gateway =
+        Gateway::builder().live(&upstream).toml("[limits]\nwrite_stall = \"300ms\"\nbody_idle = \"1h\"").start();
+    let key = gateway.key(&["orders:read"]);
+    let mut client = gateway.client();
+    client.send(head("GET", &gateway.path("orders"), &[&key.bearer()]));
+    wait_for_cause(&gateway, "write_stall", 1);
+    assert!(!client.read("GET").complete);
+}
+
+#[test]
+fn heads_beyond_the_limits_get_their_own_answers() {
+    let (upstream, gateway, key) = start("target_max = \"256 B\"\nfields_max = 16\nhead_max = \"4 KiB\"");
+    let bearer = key.bearer();
+    let refused = |target: &str, extra: &[String]| {
+        let lines: Vec<&str> = std::iter::once(bearer.as_str()).chain(extra.iter().map(String::as_str)).collect();
+        let mut client = gateway.client();
+        let status = client.request("GET", target, &lines).status;
+        assert!(client.is_closed());
+        status
+    };
+    let orders = gateway.path("orders");
+    assert_eq!(refused(&format!("{orders}?{}", "q".repeat(300)), &[]), 414);
+    assert_eq!(refused(&orders, &(0..20).map(|index| format!("X-{index}: 1")).collect::<Vec<_>>()), 431);
+    assert_eq!(refused(&orders, &[format!("X-Long: {}", "a".repeat(5000))]), 431);
+    // Beyond what is parsed at all, the library answers by itself.
+    assert_eq!(refused(&orders, &(0..200).map(|index| format!("X-{index}: 1")).collect::<Vec<_>>()), 431);
+    assert_eq!(refused(&orders, &[format!("X-Long: {}", "a".repeat(7000)), format!("Y: {}", "a".repeat(7000))]), 431);
+    assert!(upstream.received().is_empty());
+    wait_for_cause(&gateway, "head_too_large", 1);
+    gateway.client().send("garbage\r\n\r\n").rest();
+    wait_for_cause(&gateway, "unparseable", 1);
+    is_served(&gateway, &key);
+}
+
+#[test]
+fn at_the_connection_limit_the_longest_idle_makes_room() {
+    let (_upstream, gateway, key) = start("connections_max = 8");
+    let mut idle: Vec<Client> = (0..16)
+        .map(|_| {
+            let mut client = gateway.client();
+            assert_eq!(client.request("GET", &gateway.path("orders"), &[&key.bearer()]).status, 200);
+            client
+        })
+        .collect();
+    is_served(&gateway, &key);
+    assert!(idle[0].is_closed());
+    wait_for_cause(&gateway, "evicted", 8);
+}
+
+#[test]
+fn a_thousand_silent_connections_do_not_keep_others_out() {
+    let (_upstream, gateway, key) = start("head_timeout = \"2s\"");
+    let silent: Vec<Client> = (0..1000).map(|_| gateway.client()).collect();
+    for _ in 0..20 {
+        is_served(&gateway, &key);
+    }
+    wait_for_cause(&gateway, "head_timeout", 1000);
+    drop(silent);
+    is_served(&gateway, &key);
+}
+
+#[test]
+fn running_out_of_descriptors_passes() {
+    let (_upstream, gateway, key) = start("head_timeout = \"500ms\"");
+    let pid = gateway.pid().to_string();
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() + 8;
+    let limited = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={open}:{open}")]).status().unwrap();
+    assert!(limited.success());
+    let _silent: Vec<Client> = (0..60).map(|_| gateway.client()).collect();
+    eventually("the shortage is told", || gateway.log_text().contains("out of descriptors").then_some(()));
+    eventually("requests are served again", || {
+        let mut client = gateway.client();
+        client.send(head("GET", &gateway.path("orders"), &[&key.bearer()]));
+        (client.try_read("GET")?.status == 200).then_some(())
+    });
+}
+
+#[test]
+fn an_upstream_that_never_answers_is_a_504() {
+    let upstream = Upstream::start(|_| {
+        Reply::Custom(Box::new(|stream| {
+            _ = stream.read(&mut [0]);
+        }))
+    });
+    let gateway = Gateway::builder().live(&upstream).toml("[limits]\nupstream_head = \"300ms\"").start();
+    let key = gateway.key(&["orders:read"]);
+    let mut client = gateway.client();
+    for _ in 0..2 {
+        let answer = client.request("GET", &gateway.path("orders"), &[&key.bearer()]);
+        assert_eq!((answer.status, answer.code().as_str()), (504, "upstream_timeout"));
+    }
+    assert_eq!(upstream.received().len(), 2, "a request that was sent is never sent again");
+    _ = client.stream().shutdown(Shutdown::Both);
+}
