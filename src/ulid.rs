@@ -11,6 +11,19 @@ pub struct Ulid(u128);
 pub const TEXT_LEN: usize = 26;
 
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+/// By character, its value; `NO_DIGIT` for what is not in the alphabet. A load reads a million ids.
+const VALUES: [u8; 256] = values();
+const NO_DIGIT: u8 = 0xff;
+
+const fn values() -> [u8; 256] {
+    let mut values = [NO_DIGIT; 256];
+    let mut digit = 0;
+    while digit < ALPHABET.len() {
+        values[ALPHABET[digit] as usize] = digit as u8; // tidy: allow(a byte indexes 256 values, at compile time)
+        digit += 1;
+    }
+    values
+}
 
 // === impl Ulid ===
 
@@ -47,8 +60,8 @@ impl Ulid {
         }
         text.bytes()
             .try_fold(0u128, |bits, byte| {
-                let digit = ALPHABET.iter().position(|symbol| *symbol == byte)?;
-                Some((bits << 5) | digit as u128)
+                let digit = VALUES[usize::from(byte)]; // tidy: allow(a byte indexes 256 values)
+                (digit != NO_DIGIT).then_some((bits << 5) | u128::from(digit))
             })
             .map(Self)
     }

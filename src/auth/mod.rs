@@ -1,5 +1,6 @@
 //! Credential to principal: what was presented, the key cache, and the follower that keeps the cache true.
 
+mod applier;
 pub mod authenticator;
 pub mod cache;
 pub mod credential;

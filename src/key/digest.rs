@@ -33,11 +33,19 @@ impl Digest {
         }
         let mut bytes = [0; 32];
         for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
-            *byte = pair
-                .iter()
-                .try_fold(0u8, |acc, digit| Some((acc << 4) | u8::try_from((*digit as char).to_digit(16)?).ok()?))?;
+            let [high, low] = [pair.first()?, pair.last()?].map(|digit| hex_value(*digit));
+            *byte = (high? << 4) | low?;
         }
         Some(Self(bytes))
+    }
+}
+
+const fn hex_value(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
     }
 }
 
