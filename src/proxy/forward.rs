@@ -2,6 +2,7 @@
 
 use super::body::{Body, RequestBody, ResponseBody, Upload};
 use super::canonical::Judged;
+use super::deadline::Deadlines;
 use super::exchange::Exchange;
 use super::headers::{self, Forwarded, Vouched};
 use super::request_id::RequestId;
@@ -17,7 +18,6 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 /// A judged request with its body, ready to go.
 pub struct Outgoing {
@@ -79,17 +79,22 @@ impl Call {
     ///
     /// # Errors
     /// [`Unanswered`].
-    pub async fn run(self: Box<Self>, limits: &Limits, arrival: &Arrival) -> Result<Response<Body>, Unanswered> {
+    pub async fn run(
+        self: Box<Self>,
+        limits: &Limits,
+        deadlines: &Rc<Deadlines>,
+        arrival: &Arrival,
+    ) -> Result<Response<Body>, Unanswered> {
         let Self { pool, request, upload, is_head, exchange } = *self;
-        let sent = {
-            let answer = std::pin::pin!(pool.send(request, arrival.now.mono));
-            within(answer, arrival.now.mono, upload.as_deref(), limits.upstream_head).await
-        };
+        // Counted from the head, or from when the request's body last moved: a long upload is not a slow upstream.
+        let deadline = || upload.as_deref().map_or(arrival.now.mono, Upload::progress) + limits.upstream_head;
+        let answer = std::pin::pin!(pool.send(request, arrival.now.mono));
+        let sent = deadlines.bound(answer, deadline).await.unwrap_or(Err(Reason::UpstreamTimeout));
         match sent {
             Ok((response, lease)) => accept(response, lease, exchange, &arrival.request_id, limits, is_head),
             Err(reason) => {
                 // What went wrong with the request's body explains why the upstream did not answer.
-                let failure = upload.and_then(|upload| upload.failure());
+                let failure = upload.as_deref().and_then(Upload::failure);
                 Err(Unanswered { reason: failure.unwrap_or(reason), exchange })
             }
         }
@@ -102,24 +107,6 @@ impl Unanswered {
     /// The refusal in the upstream's stead.
     pub fn refuse(self, request_id: &RequestId) -> Response<Body> {
         self.exchange.refuse(self.reason.into(), request_id)
-    }
-}
-
-/// Waits for the response's head, at most `limit` after the head arrived or the request's body last moved.
-async fn within<F: Future<Output = Result<T, Reason>>, T>(
-    mut answer: std::pin::Pin<&mut F>,
-    arrived: Instant,
-    upload: Option<&Upload>,
-    limit: Duration,
-) -> Result<T, Reason> {
-    let deadline = || upload.map_or(arrived, Upload::progress) + limit;
-    loop {
-        let until = deadline();
-        match tokio::time::timeout_at(until.into(), answer.as_mut()).await {
-            Ok(result) => return result,
-            Err(_) if deadline() <= until => return Err(Reason::UpstreamTimeout),
-            Err(_) => {}
-        }
     }
 }
 

@@ -4,6 +4,7 @@ pub mod body;
 pub mod canonical;
 pub mod catch;
 pub mod client_addr;
+pub mod deadline;
 pub mod exchange;
 pub mod forward;
 pub mod gather;

@@ -5,6 +5,7 @@ use super::body::Body;
 use super::canonical::{HeadLimits, Judged};
 use super::catch::{Panicked, caught, caught_now};
 use super::client_addr::{self, ClientAddr};
+use super::deadline::Deadlines;
 use super::exchange::Exchange;
 use super::forward::{Call, Outgoing};
 use super::headers::Forwarded;
@@ -48,6 +49,7 @@ pub struct Worker {
 pub struct Service {
     shared: Arc<Shared>,
     upstreams: Upstreams,
+    deadlines: Rc<Deadlines>,
     recorder: Rc<Recorder>,
     worker: Rc<Worker>,
 }
@@ -72,7 +74,7 @@ impl Service {
     pub fn new(shared: Arc<Shared>, recorder: Recorder) -> Rc<Self> {
         let upstreams = Upstreams::new(&shared.settings.upstreams, &shared.settings.limits);
         let worker = Rc::new(Worker { metrics: RequestMetrics::default(), drain_expired: Cell::new(false) });
-        Rc::new(Self { shared, upstreams, recorder: Rc::new(recorder), worker })
+        Rc::new(Self { shared, upstreams, deadlines: Rc::default(), recorder: Rc::new(recorder), worker })
     }
 
     /// Answers one request. Every way out of here leaves exactly one record; a panic too, and it ends this request alone.
@@ -84,7 +86,7 @@ impl Service {
         let answered = match caught_now(|| self.prepare(head, incoming, addr, &arrival)) {
             Ok(Prepared::Call(call)) => {
                 // Boxed: the library copies this function's state when the request begins, so it is kept small.
-                let run = Box::pin(caught(call.run(&self.shared.settings.limits, &arrival)));
+                let run = Box::pin(caught(call.run(&self.shared.settings.limits, &self.deadlines, &arrival)));
                 run.await
             }
             Ok(Prepared::Refused(response)) => return response,
@@ -194,6 +196,7 @@ impl Service {
 
     /// Work that may be a little late.
     pub fn upkeep(&self, now: Instant) {
+        self.deadlines.sweep(now);
         self.upstreams.close_idle(now);
         self.recorder.flush();
     }

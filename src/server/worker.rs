@@ -16,8 +16,8 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
-/// How often a worker closes idle upstream connections and moves along what waits in its recorder.
-const UPKEEP: Duration = Duration::from_millis(200);
+/// How often a worker looks at its deadlines, closes idle upstream connections and moves along what waits in its recorder.
+const UPKEEP: Duration = Duration::from_millis(100);
 
 /// Everything a worker is given when it starts.
 pub struct Parts {
@@ -79,7 +79,8 @@ async fn work(parts: Parts) -> io::Result<()> {
             }
         }
     });
-    accepting.spawn_local(upkeep(Rc::clone(&service), Rc::clone(&registry), spread));
+    // Goes on through the drain: what is in flight keeps its deadlines.
+    let upkeep = tokio::task::spawn_local(upkeep(Rc::clone(&service), Rc::clone(&registry), spread));
 
     _ = stop.wait_for(|stop| *stop).await;
     accepting.shutdown().await;
@@ -88,6 +89,7 @@ async fn work(parts: Parts) -> io::Result<()> {
         tracing::warn!(connections = registry.open(), "drain bound reached; the rest is cut off");
         service.expire_drain();
     }
+    upkeep.abort();
     Ok(())
 }
 
