@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 use std::fmt;
+use std::io::Write as _;
 use std::net::IpAddr;
 
 /// A set of addresses and CIDR ranges: a key's allowlist, or the trusted proxies.
@@ -31,6 +32,36 @@ pub fn parse_network(text: &str) -> Result<IpNet, String> {
     match net {
         IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some() => Err(format!("'{text}': write the IPv4 range itself")),
         _ => Ok(net),
+    }
+}
+
+/// Appends a number in decimal.
+pub fn push_number(out: &mut Vec<u8>, value: u64) {
+    let mut digits = [b'0'; 20];
+    let (mut rest, mut first) = (value, digits.len());
+    for (at, digit) in digits.iter_mut().enumerate().rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        (rest, first) = (rest / 10, at);
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(first..).unwrap_or_default());
+}
+
+/// Appends an address as text. By hand for IPv4: the formatting machinery is too slow for every request.
+pub fn push_ip(out: &mut Vec<u8>, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(v4) => {
+            for (at, octet) in v4.octets().into_iter().enumerate() {
+                if at > 0 {
+                    out.push(b'.');
+                }
+                push_number(out, octet.into());
+            }
+        }
+        // Writing to a vector cannot fail.
+        IpAddr::V6(v6) => _ = write!(out, "{v6}"),
     }
 }
 

@@ -266,7 +266,7 @@ impl Writer {
         let now = self.clock.now();
         let mut body = Vec::new();
         let mut object = ObjectWriter::new(&mut body);
-        object.plain("ts", now);
+        object.plain("ts", &now.to_string());
         members(&mut object);
         self.append(kind, &body);
     }
@@ -293,7 +293,7 @@ impl Writer {
     fn append_change(&mut self, change: &ChangeEntry) {
         self.append_with(Kind::Change, |object| {
             object.raw("change_seq", change.seq);
-            object.plain("changed_at", change.at);
+            object.plain("changed_at", &change.at.to_string());
             object.text("actor", change.actor.as_bytes(), 256);
             object.plain("action", change.action);
             object.raw("before", change.before.as_deref().unwrap_or("null"));

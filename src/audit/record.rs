@@ -7,7 +7,6 @@ use crate::key::Principal;
 use crate::reason::Reason;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, Version, header, request};
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -160,9 +159,9 @@ impl Pending {
 
     fn encode_request(&self, object: &mut ObjectWriter<'_>) {
         text_or_null(object, "request_id", self.request_id.as_ref().map(HeaderValue::as_bytes), 128);
-        object.plain("trace_id", Hex(&self.trace_id));
-        plain_or_null(object, "client_ip", self.client_ip);
-        plain_or_null(object, "peer_ip", self.peer_ip);
+        object.hex("trace_id", &self.trace_id);
+        or_null(object, "client_ip", self.client_ip, |object, name, ip| object.ip(name, ip));
+        or_null(object, "peer_ip", self.peer_ip, |object, name, ip| object.ip(name, ip));
         object.text("method", self.method.as_str().as_bytes(), 32);
         text_or_null(object, "host", self.host.as_ref().map(HeaderValue::as_bytes), HOST_MAX);
         text_or_null(object, "path", self.target.as_ref().map(|target| target.path().as_bytes()), PATH_MAX);
@@ -176,21 +175,25 @@ impl Pending {
             ["key_id", "key_name", "entity_id", "mode"].into_iter().for_each(|name| object.null(name));
             return;
         };
-        object.plain("key_id", principal.id);
+        object.parts("key_id", &[b"key_", &principal.id.ulid().text()]);
         object.text("key_name", principal.name.as_bytes(), NAME_MAX);
         object.plain("entity_id", &principal.entity.id);
-        object.plain("mode", principal.mode);
+        object.plain("mode", principal.mode.as_str());
     }
 
     fn encode_outcome(&self, object: &mut ObjectWriter<'_>, reason: Option<Reason>, duration: Duration) {
         object.plain("decision", if self.allowed { "allow" } else { "deny" });
-        plain_or_null(object, "reason", reason.map(Reason::as_str));
-        raw_or_null(object, "status", self.status.map(|status| status.as_u16()));
-        object.raw("bytes_in", self.bytes_in);
-        object.raw("bytes_out", self.bytes_out);
-        object.raw("duration_us", duration.as_micros());
+        or_null(object, "reason", reason.map(Reason::as_str), |object, name, text| object.plain(name, text));
+        or_null(object, "status", self.status.map(|status| status.as_u16().into()), |object, name, number| {
+            object.number(name, number)
+        });
+        object.number("bytes_in", self.bytes_in);
+        object.number("bytes_out", self.bytes_out);
+        object.number("duration_us", micros(duration));
         text_or_null(object, "upstream", self.upstream.as_ref().map(|name| name.as_bytes()), NAME_MAX);
-        raw_or_null(object, "upstream_us", self.upstream_time.map(|time| time.as_micros()));
+        or_null(object, "upstream_us", self.upstream_time.map(micros), |object, name, number| {
+            object.number(name, number)
+        });
     }
 }
 
@@ -208,29 +211,14 @@ fn text_or_null(object: &mut ObjectWriter<'_>, name: &str, value: Option<&[u8]>,
     }
 }
 
-fn plain_or_null(object: &mut ObjectWriter<'_>, name: &str, value: Option<impl std::fmt::Display>) {
+/// A member by `write`, or null.
+fn or_null<T>(object: &mut ObjectWriter<'_>, name: &str, value: Option<T>, write: fn(&mut ObjectWriter<'_>, &str, T)) {
     match value {
-        Some(value) => object.plain(name, value),
+        Some(value) => write(object, name, value),
         None => object.null(name),
     }
 }
 
-fn raw_or_null(object: &mut ObjectWriter<'_>, name: &str, value: Option<impl std::fmt::Display>) {
-    match value {
-        Some(value) => object.raw(name, value),
-        None => object.null(name),
-    }
-}
-
-/// Bytes as lower-case hex.
-struct Hex<'a>(&'a [u8]);
-
-impl std::fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        self.0.iter().try_for_each(|byte| {
-            f.write_char(char::from(DIGITS[usize::from(byte >> 4)]))?; // tidy: allow(four bits index 16 digits)
-            f.write_char(char::from(DIGITS[usize::from(byte & 15)])) // tidy: allow(four bits index 16 digits)
-        })
-    }
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

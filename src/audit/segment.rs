@@ -1,6 +1,8 @@
 //! Segments: the journal's files, each named by its first `seq`, and the format of a line.
 
 use super::SCHEMA;
+use super::json::push_hex;
+use crate::net::push_number;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -39,14 +41,20 @@ impl Kind {
 /// Appends one line: the members the writer adds, `body` (members, each followed by a comma), and the checksum.
 pub fn write_line(out: &mut Vec<u8>, kind: Kind, journal: &str, seq: u64, config: &str, body: &[u8]) {
     let start = out.len();
-    let kind = kind.as_str();
-    // Writing to a vector cannot fail.
-    _ = write!(out, r#"{{"schema":{SCHEMA},"kind":"{kind}","journal":"{journal}","seq":{seq},"#);
-    out.extend_from_slice(body);
+    out.extend_from_slice(br#"{"schema":"#);
+    push_number(out, SCHEMA.into());
+    extend(out, &[br#","kind":""#, kind.as_str().as_bytes(), br#"","journal":""#, journal.as_bytes(), br#"","seq":"#]);
+    push_number(out, seq);
     let gateway = journal.split('/').next().unwrap_or_default();
-    _ = write!(out, r#""gateway":"{gateway}","config":"{config}""#);
+    extend(out, &[b",", body, br#""gateway":""#, gateway.as_bytes(), br#"","config":""#, config.as_bytes(), b"\""]);
     let crc = crc32fast::hash(out.get(start..).unwrap_or_default());
-    _ = writeln!(out, "{CRC_MEMBER}{crc:08x}\"}}");
+    out.extend_from_slice(CRC_MEMBER.as_bytes());
+    push_hex(out, &crc.to_be_bytes());
+    out.extend_from_slice(b"\"}\n");
+}
+
+fn extend(out: &mut Vec<u8>, parts: &[&[u8]]) {
+    parts.iter().for_each(|part| out.extend_from_slice(part));
 }
 
 /// Whether a line (without its newline) is whole: its checksum is that of the bytes before it.

@@ -3,7 +3,7 @@
 use crate::key::Prefix;
 use crate::reason::Reason;
 use crate::secret::Secret;
-use http::header::{AUTHORIZATION, COOKIE};
+use http::header::{AUTHORIZATION, COOKIE, Entry};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// A presented bearer token. Wiped when dropped.
@@ -40,10 +40,11 @@ pub fn take(headers: &mut HeaderMap, prefix: &Prefix) -> Result<Presented, Reaso
 }
 
 fn take_authorization(headers: &mut HeaderMap) -> Result<Presented, Reason> {
-    if headers.get_all(AUTHORIZATION).iter().nth(1).is_some() {
+    let Entry::Occupied(lines) = headers.entry(AUTHORIZATION) else { return Ok(Presented::Nothing) };
+    if lines.iter().nth(1).is_some() {
         return Err(Reason::CredentialsSeveral);
     }
-    let Some(value) = headers.remove(AUTHORIZATION) else { return Ok(Presented::Nothing) };
+    let value = lines.remove();
     Ok(bearer(value.as_bytes()).map_or(Presented::OtherScheme, |token| Presented::Bearer(Secret::new(token.to_vec()))))
 }
 

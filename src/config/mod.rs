@@ -25,7 +25,7 @@ const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub struct Config {
     pub path: PathBuf,
-    /// SHA-256 of the file, in hex: says in audit records which rules were in force.
+    /// The first 16 hex digits of the file's SHA-256: says in audit records which rules were in force.
     pub hash: String,
     pub gateway_id: Option<String>,
     /// Where a made-up gateway id is kept: `data` beside the file.
@@ -83,6 +83,10 @@ impl Config {
     }
 }
 
+fn short_hash(text: &str) -> String {
+    Digest::of(text.as_bytes()).to_string().trim_start_matches("sha256:").chars().take(16).collect()
+}
+
 fn build(mut root: Section<'_, '_>, path: &Path, text: &str) -> Option<Config> {
     let dir = path.parent().map(Path::to_owned).unwrap_or_default();
     let admin = sections::admin(root.table("admin"));
@@ -108,7 +112,7 @@ fn build(mut root: Section<'_, '_>, path: &Path, text: &str) -> Option<Config> {
     let prefix = prefix?;
     Some(Config {
         path: path.to_owned(),
-        hash: Digest::of(text.as_bytes()).to_string().trim_start_matches("sha256:").to_owned(),
+        hash: short_hash(text),
         gateway_id,
         data_dir: dir.join("data"),
         server: server::Settings { listen, workers, limits: limits.server },

@@ -183,8 +183,16 @@ impl RouteTable {
     pub fn find<'a>(&'a self, path: &'a str) -> Option<Match<'a>> {
         let path = path.strip_prefix('/')?;
         let route = self.root.find(Some(path))?;
-        Some(Match { route, entity_id: route.entity_segment.and_then(|at| path.split('/').nth(at)) })
+        Some(Match { route, entity_id: route.entity_segment.and_then(|at| segment(path, at)) })
     }
+}
+
+/// The segment at this place of a path without its first slash.
+fn segment(path: &str, at: usize) -> Option<&str> {
+    let bytes = path.as_bytes();
+    let segment = bytes.split(|byte| *byte == b'/').nth(at)?;
+    // Cut at slashes, which are no part of a longer character.
+    std::str::from_utf8(segment).ok()
 }
 
 // === impl Node ===
@@ -219,7 +227,12 @@ impl Node {
     /// The most specific route for what is left of a path; `None` is left after its last segment.
     fn find(&self, left: Option<&str>) -> Option<&Arc<Route>> {
         let Some(left) = left else { return self.exact.as_ref().or(self.below.as_ref()) };
-        let (segment, left) = left.split_once('/').map_or((left, None), |(segment, left)| (segment, Some(left)));
+        // A path's segments are short: a plain loop beats a searcher that is set up for each.
+        let (segment, left) = match left.bytes().position(|byte| byte == b'/').and_then(|at| left.split_at_checked(at))
+        {
+            Some((segment, rest)) => (segment, rest.get(1..)),
+            None => (left, None),
+        };
         let literal = || self.literal(segment).and_then(|node| node.find(left));
         let parameter = || self.parameter.as_ref().filter(|_| !segment.is_empty()).and_then(|node| node.find(left));
         literal().or_else(parameter).or(self.below.as_ref())

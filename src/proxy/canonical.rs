@@ -3,7 +3,7 @@
 
 use crate::key::Prefix;
 use crate::reason::Reason;
-use http::header::{self, HeaderName};
+use http::header::{self, Entry, HeaderName};
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, request};
 
@@ -79,10 +79,11 @@ fn check_size(uri: &Uri, headers: &HeaderMap, limits: HeadLimits) -> Result<(), 
 
 /// Takes the one valid `Host` (RFC 9110, section 7.2): `host` or `host:port`, for HTTP/1.0 as well.
 fn take_host(headers: &mut HeaderMap) -> Result<HeaderValue, Reason> {
-    if headers.get_all(header::HOST).iter().nth(1).is_some() {
+    let Entry::Occupied(lines) = headers.entry(header::HOST) else { return Err(Reason::HostInvalid) };
+    if lines.iter().nth(1).is_some() {
         return Err(Reason::HostInvalid);
     }
-    let host = headers.remove(header::HOST).ok_or(Reason::HostInvalid)?;
+    let host = lines.remove();
     if is_host(host.as_bytes()) { Ok(host) } else { Err(Reason::HostInvalid) }
 }
 
@@ -182,7 +183,8 @@ fn check_segments(path: &str) -> Result<(), Reason> {
     if path == "/" {
         return Ok(());
     }
-    let ambiguous = inner.split('/').any(|segment| matches!(segment, "" | "." | ".."));
+    let mut segments = inner.as_bytes().split(|byte| *byte == b'/');
+    let ambiguous = segments.any(|segment| matches!(segment, b"" | b"." | b".."));
     if ambiguous { Err(Reason::PathAmbiguous) } else { Ok(()) }
 }
 

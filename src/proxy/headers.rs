@@ -4,9 +4,9 @@ use super::client_addr::{ClientAddr, X_FORWARDED_FOR};
 use super::request_id::RequestId;
 use super::trace::Trace;
 use crate::key::{KeyId, Mode, Principal};
+use crate::net::push_ip;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue};
-use std::fmt::Write as _;
 use std::net::IpAddr;
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -173,12 +173,12 @@ fn key_id(id: KeyId) -> HeaderValue {
 }
 
 fn forwarded_for(peer: IpAddr, hops: Option<&HeaderValue>) -> HeaderValue {
-    let mut text = String::with_capacity(40);
-    if let Some(hops) = hops.and_then(|hops| hops.to_str().ok()) {
-        text.push_str(hops);
-        text.push_str(", ");
+    let mut text = Vec::with_capacity(48);
+    if let Some(hops) = hops {
+        text.extend_from_slice(hops.as_bytes());
+        text.extend_from_slice(b", ");
     }
-    _ = write!(text, "{peer}");
+    push_ip(&mut text, peer);
     visible(text)
 }
 

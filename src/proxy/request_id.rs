@@ -20,7 +20,8 @@ impl RequestId {
     /// Keeps a trusted proxy's id if it matches `[A-Za-z0-9_.-]{1,128}`; makes a new one otherwise.
     pub fn choose(headers: &HeaderMap, addr: Option<ClientAddr>, now: Timestamp) -> Self {
         let trusted = addr.is_some_and(|addr| addr.peer_trusted);
-        let kept = headers.get(X_REQUEST_ID).filter(|id| trusted && is_acceptable(id.as_bytes()));
+        let sent = if trusted { headers.get(X_REQUEST_ID) } else { None };
+        let kept = sent.filter(|id| is_acceptable(id.as_bytes()));
         kept.map_or_else(|| Self::new(now), |id| Self(id.clone()))
     }
 

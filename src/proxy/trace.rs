@@ -21,8 +21,9 @@ impl Trace {
     /// `tracestate` without a valid parent is dropped.
     pub fn choose(headers: &mut HeaderMap) -> Self {
         let span = fastrand::u64(1..).to_be_bytes();
-        let several = headers.get_all(HEADER).iter().nth(1).is_some();
-        let parent = headers.get(HEADER).filter(|_| !several).and_then(|value| parse(value.as_bytes()));
+        let mut lines = headers.get_all(HEADER).iter();
+        let (first, second) = (lines.next(), lines.next());
+        let parent = first.filter(|_| second.is_none()).and_then(|value| parse(value.as_bytes()));
         let (id, flags) = parent.unwrap_or_else(|| {
             headers.remove("tracestate");
             (fastrand::u128(1..).to_be_bytes(), 0)
