@@ -14,7 +14,7 @@
 //! | network | [`proxy`], [`server`], [`admin`] | the data plane; workers and connections; the admin listener |
 //! | composition | [`config`], [`app`], [`cli`] | gateway.toml; the running gateway; the command line |
 //!
-//! `tests/tidy.rs` holds these directions.
+//! `tests/tidy.rs` holds these directions. The manual is [`manual`].
 
 pub mod admin;
 pub mod app;
@@ -25,6 +25,7 @@ pub mod clock;
 pub mod config;
 pub mod key;
 pub mod manage;
+pub mod manual;
 pub mod net;
 pub mod policy;
 pub mod proxy;

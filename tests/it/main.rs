@@ -9,6 +9,7 @@ mod hygiene;
 mod limits;
 mod proofs;
 mod proofs_small;
+mod readme;
 mod refusals;
 mod smoke;
 mod streaming;

@@ -9,6 +9,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+/// How exactly the poller can wait, with room to spare.
+const POLL_GRAIN: Duration = Duration::from_millis(2);
+
 struct Connection {
     stream: TcpStream,
     received: Vec<u8>,
@@ -76,8 +79,16 @@ impl Load {
                     }
                 }
             }
-            let wait = if step.is_some() { due.saturating_duration_since(now) } else { end - now };
-            poll.poll(&mut events, Some(wait.max(Duration::from_micros(1)).min(end - now)))?;
+            // The poller waits in whole milliseconds: an open loop that is due sooner gives way to the upstream instead.
+            let wait = match step {
+                None => end - now,
+                Some(_) if due.saturating_duration_since(now) < POLL_GRAIN => Duration::ZERO,
+                Some(_) => due - now - POLL_GRAIN,
+            };
+            poll.poll(&mut events, Some(wait.min(end - now)))?;
+            if events.is_empty() {
+                std::thread::yield_now();
+            }
             for event in &events {
                 self.receive(event.token().0)?;
             }
