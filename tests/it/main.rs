@@ -2,10 +2,12 @@
 
 mod addresses;
 mod canary;
+mod cli;
 mod deploy;
 mod drain;
 mod harness;
 mod hygiene;
+mod lifecycle;
 mod limits;
 mod proofs;
 mod proofs_small;
