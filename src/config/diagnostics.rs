@@ -65,6 +65,10 @@ impl Report {
         self.0.borrow().is_empty()
     }
 
+    pub fn len(&self) -> usize {
+        self.0.borrow().len()
+    }
+
     pub fn into_list(self) -> Vec<Diagnostic> {
         self.0.into_inner()
     }
@@ -93,7 +97,8 @@ impl Diagnostics {
 
     fn render(&self, diagnostic: &Diagnostic, renderer: &Renderer) -> String {
         if self.text.is_empty() {
-            return format!("error: {}: {}", self.path.display(), diagnostic.message);
+            let help = diagnostic.help.as_ref().map_or_else(String::new, |help| format!("\n  = help: {help}"));
+            return format!("error: {}: {}{help}", self.path.display(), diagnostic.message);
         }
         let path = self.path.display().to_string();
         let primary = AnnotationKind::Primary.span(self.within(&diagnostic.span)).label(&*diagnostic.label);

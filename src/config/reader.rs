@@ -59,6 +59,11 @@ impl<'r, 't> Section<'r, 't> {
         self.report
     }
 
+    /// Whether a value was written, readable or not.
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
     /// Takes a value; from now on its name is a known one.
     pub fn take(&mut self, key: &'static str) -> Option<Raw<'t>> {
         self.known.push(key);

@@ -92,6 +92,8 @@ fn upstream<'t>(name: Located<String>, section: &Section<'_, 't>, raw: Raw<'t>) 
         );
     }
     let mut table = section.as_section(format!("[upstreams.{}]", name.value), raw);
+    let before = section.report().len();
+    let given = table.has("live") || table.has("test");
     let mut endpoints = |key| table.list(key, endpoint).into_iter().map(|endpoint| endpoint.value).collect::<Vec<_>>();
     let (live, test) = (endpoints("live"), endpoints("test"));
     let host = table.parsed("host", |text| {
@@ -101,7 +103,7 @@ fn upstream<'t>(name: Located<String>, section: &Section<'_, 't>, raw: Raw<'t>) 
             .filter(|_| plain && !text.is_empty())
             .ok_or_else(|| format!("'{text}' is not a host"))
     });
-    if live.is_empty() && test.is_empty() && section.report().is_empty() {
+    if live.is_empty() && test.is_empty() && (!given || section.report().len() == before) {
         table.missing("address", "give live or test, or both: live = [\"http://127.0.0.1:9001\"]");
     }
     table.finish();
@@ -143,16 +145,21 @@ fn route(
     known: &Known<'_>,
     seen: &mut HashMap<String, Range<usize>>,
 ) -> Option<RouteSpec> {
+    let has_path = section.has("path");
     let path = section
         .string("path")
         .and_then(|text| section.read(text, |text| check_pattern(text).map(|()| text.to_owned())));
+    let has_upstream = section.has("upstream");
     let upstream = section.string("upstream");
     let access = access(&mut section, known.vocabulary);
     let body_bytes_max = section.size("body_max", 1..=BODY_MAX);
-    if path.is_none() && section.report().is_empty() {
+    if !has_path {
         section.missing("path", "such as path = \"/v1/entities/{entity_id}/orders/**\"");
     }
-    let upstream = find_upstream(&section, upstream, known.upstreams);
+    if !has_upstream {
+        section.missing("upstream", "name one of [upstreams]: upstream = \"erp\"");
+    }
+    let upstream = upstream.and_then(|name| find_upstream(&section, name, known.upstreams));
     if let Some(path) = &path {
         check_reachable(&section, path, seen);
     }
@@ -160,15 +167,7 @@ fn route(
     Some(RouteSpec { path: path?.value, upstream: upstream?, access: access?, body_bytes_max })
 }
 
-fn find_upstream(
-    section: &Section<'_, '_>,
-    name: Option<Located<String>>,
-    known: &[UpstreamSettings],
-) -> Option<UpstreamId> {
-    let Some(name) = name else {
-        section.missing("upstream", "name one of [upstreams]: upstream = \"erp\"");
-        return None;
-    };
+fn find_upstream(section: &Section<'_, '_>, name: Located<String>, known: &[UpstreamSettings]) -> Option<UpstreamId> {
     let found = known.iter().position(|upstream| upstream.name == name.value);
     if found.is_none() {
         let names = known.iter().map(|upstream| upstream.name.as_str());

@@ -28,18 +28,18 @@ pub struct Limits {
 /// `[[listen]]`.
 pub fn listen(root: &mut Section<'_, '_>, admin: SocketAddr) -> Vec<SocketAddr> {
     let mut addresses: Vec<Located<SocketAddr>> = Vec::new();
+    let given = root.has("listen");
     for mut section in root.tables("listen", "listen") {
-        match section.parsed("address", socket_address) {
-            Some(address) => {
-                check_address(&section, &address, &addresses, admin);
-                addresses.push(address);
-            }
-            None if section.report().is_empty() => section.missing("address", "such as address = \"0.0.0.0:8080\""),
-            None => {}
+        if !section.has("address") {
+            section.missing("address", "such as address = \"0.0.0.0:8080\"");
+        }
+        if let Some(address) = section.parsed("address", socket_address) {
+            check_address(&section, &address, &addresses, admin);
+            addresses.push(address);
         }
         section.finish();
     }
-    if addresses.is_empty() && root.report().is_empty() {
+    if !given {
         root.missing("[[listen]]", "say where clients connect: [[listen]] with address = \"0.0.0.0:8080\"");
     }
     addresses.into_iter().map(|address| address.value).collect()
@@ -168,6 +168,7 @@ pub fn client_ip(mut section: Section<'_, '_>) -> Networks {
 
 /// `[versions]`: both settings or none.
 pub fn versions(mut section: Section<'_, '_>) -> (Option<HeaderName>, Option<String>) {
+    let (has_header, has_current) = (section.has("header"), section.has("current"));
     let header = section.parsed("header", |text| {
         let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| format!("'{text}' is not a header's name"))?;
         let reserved = crate::proxy::headers::is_vouched_for(name.as_str()) || name == http::header::AUTHORIZATION;
@@ -177,12 +178,10 @@ pub fn versions(mut section: Section<'_, '_>) -> (Option<HeaderName>, Option<Str
         let date = text.parse::<jiff::civil::Date>().ok().filter(|date| date.to_string() == text);
         date.map(|_| text.to_owned()).ok_or_else(|| format!("'{text}' is not a date; write it like \"2026-11-01\""))
     });
-    match (&header, &current) {
-        (Some(_), None) if section.report().is_empty() => {
-            section.missing("current", "the version that new keys remember")
-        }
-        (None, Some(_)) if section.report().is_empty() => section.missing("header", "the header that names a version"),
-        (Some(_) | None, Some(_) | None) => {}
+    match (has_header, has_current) {
+        (true, false) => section.missing("current", "the version that new keys remember"),
+        (false, true) => section.missing("header", "the header that names a version"),
+        (true, true) | (false, false) => {}
     }
     section.finish();
     (header.map(|header| header.value), current.map(|current| current.value))

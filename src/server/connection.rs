@@ -47,7 +47,6 @@ pub async fn serve(
         }
     });
     let connection = http1::Builder::new()
-        .pipeline_flush(true)
         .max_headers(limits.head_fields_max * HEAD_SLACK)
         .max_buf_size((limits.head_bytes_max * HEAD_SLACK).max(BUF_MIN))
         .serve_connection(io, handler);

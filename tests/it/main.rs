@@ -3,6 +3,7 @@
 mod addresses;
 mod canary;
 mod cli;
+mod config;
 mod deploy;
 mod drain;
 mod harness;
