@@ -2,6 +2,7 @@
 
 mod addresses;
 mod canary;
+
 mod deploy;
 mod drain;
 mod harness;
@@ -13,3 +14,4 @@ mod refusals;
 mod smoke;
 mod streaming;
 mod upstream_lies;
+mod upstreams;
