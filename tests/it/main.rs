@@ -2,6 +2,7 @@
 
 mod addresses;
 mod canary;
+mod corpora;
 
 mod deploy;
 mod drain;
