@@ -63,8 +63,8 @@ pub struct Key {
 
 /// What a gateway is to be like.
 pub struct Builder {
-    live: Option<SocketAddr>,
-    test: Option<SocketAddr>,
+    live: Vec<SocketAddr>,
+    test: Vec<SocketAddr>,
     sections: String,
     workers: usize,
     upstreams: Vec<Upstream>,
@@ -85,21 +85,22 @@ pub struct Gateway {
 }
 
 impl Builder {
+    /// Adds an address; several are balanced.
     pub fn live(mut self, upstream: &Upstream) -> Self {
-        self.live = Some(upstream.address);
+        self.live.push(upstream.address);
         self.upstreams.push(upstream.clone());
         self
     }
 
     pub fn test(mut self, upstream: &Upstream) -> Self {
-        self.test = Some(upstream.address);
+        self.test.push(upstream.address);
         self.upstreams.push(upstream.clone());
         self
     }
 
     /// An address that is not an `Upstream`.
     pub fn live_at(mut self, address: SocketAddr) -> Self {
-        self.live = Some(address);
+        self.live.push(address);
         self
     }
 
@@ -137,14 +138,15 @@ impl Builder {
     }
 
     fn config(&self) -> String {
-        let list =
-            |address: Option<SocketAddr>| address.map_or_else(String::new, |address| format!("\"http://{address}\""));
+        let list = |addresses: &[SocketAddr]| {
+            addresses.iter().map(|address| format!("\"http://{address}\"")).collect::<Vec<_>>().join(", ")
+        };
         format!(
             "[[listen]]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n[gateway]\nid = \"edge-1\"\nworkers = {}\n\
              {BASE}\n[upstreams.erp]\nlive = [{}]\ntest = [{}]\n{}",
             self.workers,
-            list(self.live),
-            list(self.test),
+            list(&self.live),
+            list(&self.test),
             self.sections
         )
     }
@@ -152,7 +154,7 @@ impl Builder {
 
 impl Gateway {
     pub fn builder() -> Builder {
-        Builder { live: None, test: None, sections: String::new(), workers: 2, upstreams: Vec::new() }
+        Builder { live: Vec::new(), test: Vec::new(), sections: String::new(), workers: 2, upstreams: Vec::new() }
     }
 
     /// A gateway in front of `upstream` for both modes.

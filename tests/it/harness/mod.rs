@@ -10,7 +10,7 @@ pub mod upstream;
 pub use canary::Canary;
 pub use client::{Client, Response};
 pub use gateway::{Gateway, Key};
-pub use upstream::{Reply, Upstream};
+pub use upstream::{Received, Reply, Upstream};
 
 use std::time::{Duration, Instant};
 
