@@ -98,9 +98,13 @@ fn make_directory(path: &Path) -> Result<(), StoreError> {
 
 /// A root shell would leave files behind that the service's user cannot open: refused, with the command to use instead.
 fn check_owner(path: &Path) -> Result<(), StoreError> {
-    let existing = [Some(path), path.parent()].into_iter().flatten().find_map(|path| fs::metadata(path).ok());
-    let Some(existing) = existing.filter(|found| found.is_file()) else { return Ok(()) };
-    let (owner, me) = (existing.uid(), rustix::process::geteuid().as_raw());
+    let me = rustix::process::geteuid().as_raw();
+    let owner = match (fs::metadata(path), path.parent().and_then(|dir| fs::metadata(dir).ok())) {
+        (Ok(file), _) => file.uid(),
+        // A new file in a directory of root's, such as /tmp, is nobody else's business.
+        (Err(_), Some(dir)) if dir.uid() != 0 && me == 0 => dir.uid(),
+        (Err(_), Some(_) | None) => me,
+    };
     if owner == me {
         return Ok(());
     }
@@ -113,12 +117,13 @@ fn check_owner(path: &Path) -> Result<(), StoreError> {
 /// Not a database, somebody else's, or a newer one: refused before anything is written.
 fn check_ours(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let ask = |sql| number(connection, sql);
-    let pages = connection.query_row("PRAGMA page_count", [], |row| row.get::<_, i64>(0));
-    let pages = pages.map_err(|error| cannot_use(path, &error))?;
+    // Not "no pages": who was killed between making the file and its tables leaves a page behind.
+    let tables = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0));
+    let tables = tables.map_err(|error| cannot_use(path, &error))?;
     let (application, schema) = (ask("PRAGMA application_id")?, ask("PRAGMA user_version")?);
     let path = path.display();
     match (application.unwrap_or(0), schema.unwrap_or(0)) {
-        (0, 0) if pages == 0 => Ok(()),
+        (0, 0) if tables == 0 => Ok(()),
         (APPLICATION_ID, SCHEMA_VERSION) => Ok(()),
         (APPLICATION_ID, newer) if newer > SCHEMA_VERSION => Err(StoreError::Refused(format!(
             "{path} has schema {newer}, and this keygate knows up to {SCHEMA_VERSION}; use the keygate that wrote it or a newer one"

@@ -1,0 +1,334 @@
+//! What every store promises, as one suite: run for each engine. SQLite's own promises follow it.
+
+use keygate::clock::Timestamp;
+use keygate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord, Mode, ScopeList};
+use keygate::net::Networks;
+use keygate::store::memory::MemoryStore;
+use keygate::store::sqlite::SqliteStore;
+use keygate::store::{
+    Action, Conflict, Feed, KeyFilter, KeyStore, Mutation, OperationId, Position, Record, StoreError, Write,
+};
+use keygate::ulid::Ulid;
+use proptest::prelude::*;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_micros(second * 1_000_000)
+}
+
+fn entity(code: &str) -> EntityRecord {
+    EntityRecord {
+        id: EntityId::random(),
+        version: 0,
+        code: code.into(),
+        name: code.into(),
+        created_at: at(1),
+        deleted_at: None,
+    }
+}
+
+fn key(entity: &EntityRecord, number: u128) -> KeyRecord {
+    KeyRecord {
+        id: KeyId::new(Ulid::from_bits(number)),
+        version: 0,
+        digest: Digest::of(&number.to_be_bytes()),
+        entity_id: entity.id,
+        name: format!("key {number}"),
+        mode: Mode::Live,
+        scopes: ScopeList::parse("orders:read orders:write"),
+        allowlist: Networks::parse("10.0.0.0/8 2001:db8::/32").unwrap(),
+        tier: "standard".into(),
+        api_version: Some("2026-11-01".into()),
+        last4: "abcd".into(),
+        imported: false,
+        created_at: at(2),
+        expires_at: Some(at(1000)),
+        revoked_at: None,
+        rotated_to: None,
+        rotated_from: Some(KeyId::new(Ulid::from_bits(9))),
+    }
+}
+
+fn create(record: impl Into<Rec>) -> Write {
+    write(record, None)
+}
+
+fn write(record: impl Into<Rec>, expected: Option<u64>) -> Write {
+    let Rec(record) = record.into();
+    let action = if matches!(record, Record::Key(_)) { Action::KeyUpdated } else { Action::EntityCreated };
+    Write { action, expected, record }
+}
+
+struct Rec(Record);
+
+impl From<&KeyRecord> for Rec {
+    fn from(key: &KeyRecord) -> Self {
+        Self(Record::Key(key.clone()))
+    }
+}
+
+impl From<&EntityRecord> for Rec {
+    fn from(entity: &EntityRecord) -> Self {
+        Self(Record::Entity(entity.clone()))
+    }
+}
+
+fn apply(store: &dyn KeyStore, writes: Vec<Write>) -> Result<Vec<u64>, StoreError> {
+    let operation = OperationId(fastrand::u128(..));
+    store.apply(&Mutation { operation, actor: "test:alice".into(), at: at(3), writes })
+}
+
+fn conflict(result: Result<Vec<u64>, StoreError>) -> Conflict {
+    match result {
+        Err(StoreError::Conflict(conflict)) => conflict,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Runs a promise on every engine.
+fn on_every_engine(promise: impl Fn(&dyn KeyStore)) {
+    promise(&MemoryStore::default());
+    let directory = tempfile::tempdir().unwrap();
+    promise(&SqliteStore::open(&directory.path().join("data/keys.db")).unwrap());
+}
+
+#[test]
+fn what_was_written_is_read_back_with_its_version() {
+    on_every_engine(|store| {
+        let (acme, other) = (entity("acme"), entity("other"));
+        assert_eq!(apply(store, vec![create(&acme), create(&other)]).unwrap(), [1, 2]);
+        let keys: Vec<_> = (1..=3).map(|number| key(&acme, number)).collect();
+        assert_eq!(apply(store, keys.iter().map(create).collect()).unwrap(), [3, 4, 5]);
+        let expected = KeyRecord { version: 4, ..keys[1].clone() };
+        assert_eq!(store.key(expected.id).unwrap(), Some(expected.clone()));
+        assert_eq!(store.key_by_digest(&expected.digest).unwrap(), Some(expected));
+        assert_eq!(store.entity_by_code("acme").unwrap(), Some(EntityRecord { version: 1, ..acme.clone() }));
+        assert_eq!(store.entity(other.id).unwrap().unwrap().version, 2);
+        let listed = |filter: &KeyFilter, after, limit| -> Vec<u64> {
+            store.keys(filter, after, limit).unwrap().iter().map(|key| key.version).collect()
+        };
+        assert_eq!(listed(&KeyFilter::default(), None, 2), [3, 4]);
+        assert_eq!(listed(&KeyFilter::default(), Some(keys[0].id), 9), [4, 5]);
+        assert_eq!(listed(&KeyFilter { entity: Some(other.id) }, None, 9), [0; 0]);
+        assert_eq!(store.key(KeyId::new(Ulid::from_bits(99))).unwrap(), None);
+    });
+}
+
+#[test]
+fn a_mutation_is_applied_whole_or_not_at_all_and_once() {
+    on_every_engine(|store| {
+        let acme = entity("acme");
+        apply(store, vec![create(&acme)]).unwrap();
+        let first = key(&acme, 1);
+        let twin = KeyRecord { digest: first.digest, ..key(&acme, 2) };
+        assert_eq!(conflict(apply(store, vec![create(&first), create(&twin)])), Conflict::DigestTaken(first.id));
+        assert_eq!(store.key(first.id).unwrap(), None);
+        assert_eq!(store.changes().unwrap().head().unwrap().seq, 1);
+
+        let operation = OperationId(7);
+        let mutation = Mutation { operation, actor: "a".into(), at: at(3), writes: vec![create(&first)] };
+        let outcome = store.apply(&mutation).unwrap();
+        assert_eq!(store.apply(&mutation).unwrap(), outcome);
+        assert_eq!(store.changes().unwrap().head().unwrap().seq, outcome[0]);
+    });
+}
+
+#[test]
+fn a_write_that_contradicts_the_store_is_refused() {
+    on_every_engine(|store| {
+        let acme = entity("acme");
+        apply(store, vec![create(&acme)]).unwrap();
+        let one = key(&acme, 1);
+        let version = apply(store, vec![create(&one)]).unwrap()[0];
+        assert_eq!(conflict(apply(store, vec![create(&one)])), Conflict::Version);
+        assert_eq!(conflict(apply(store, vec![write(&one, Some(version + 1))])), Conflict::Version);
+        assert_eq!(conflict(apply(store, vec![create(&entity("acme"))])), Conflict::CodeTaken("acme".into()));
+        let same_id = EntityRecord { code: "acme2".into(), ..acme.clone() };
+        assert_eq!(conflict(apply(store, vec![create(&same_id)])), Conflict::EntityIdTaken(acme.id));
+        let stranger = entity("stranger");
+        assert_eq!(conflict(apply(store, vec![create(&key(&stranger, 5))])), Conflict::EntityGone(stranger.id));
+        let rekeyed = KeyRecord { digest: Digest::of(b"other"), ..one.clone() };
+        assert_eq!(conflict(apply(store, vec![write(&rekeyed, Some(version))])), Conflict::Final);
+    });
+}
+
+#[test]
+fn revoked_and_deleted_are_final() {
+    on_every_engine(|store| {
+        let acme = entity("acme");
+        apply(store, vec![create(&acme)]).unwrap();
+        let one = key(&acme, 1);
+        let version = apply(store, vec![create(&one)]).unwrap()[0];
+        let revoked = KeyRecord { revoked_at: Some(at(5)), ..one.clone() };
+        let version = apply(store, vec![write(&revoked, Some(version))]).unwrap()[0];
+        assert_eq!(conflict(apply(store, vec![write(&one, Some(version))])), Conflict::Final);
+        let deleted = EntityRecord { deleted_at: Some(at(6)), ..acme.clone() };
+        let version = apply(store, vec![write(&deleted, Some(1))]).unwrap()[0];
+        assert_eq!(conflict(apply(store, vec![write(&acme, Some(version))])), Conflict::Final);
+        assert_eq!(conflict(apply(store, vec![create(&key(&acme, 2))])), Conflict::EntityGone(acme.id));
+        assert_eq!(store.entity_by_code("acme").unwrap(), None);
+        // The code is free for another entity.
+        apply(store, vec![create(&entity("acme"))]).unwrap();
+    });
+}
+
+#[test]
+fn the_log_is_read_in_order_and_only_by_who_shares_its_history() {
+    on_every_engine(|store| {
+        let mut changes = store.changes().unwrap();
+        assert_eq!(changes.head().unwrap(), Position::default());
+        let acme = entity("acme");
+        apply(store, vec![create(&acme)]).unwrap();
+        let one = key(&acme, 1);
+        let version = apply(store, vec![create(&one)]).unwrap()[0];
+        let renamed = KeyRecord { name: "renamed".into(), ..one.clone() };
+        apply(store, vec![write(&renamed, Some(version))]).unwrap();
+
+        let Feed::Entries { head, entries } = changes.poll(Position::default(), 2).unwrap() else { panic!() };
+        assert_eq!((head.seq, entries.iter().map(|entry| entry.seq).collect::<Vec<_>>()), (3, vec![1, 2]));
+        let position = Position { seq: 2, token: entries[1].token };
+        let Feed::Entries { entries, .. } = changes.poll(position, 500).unwrap() else { panic!() };
+        assert_eq!((entries[0].actor.as_str(), entries[0].at), ("test:alice", at(3)));
+        assert_eq!(entries[0].before, Some(Record::Key(KeyRecord { version: 2, ..one.clone() })));
+        assert_eq!(entries[0].after, Record::Key(KeyRecord { version: 3, ..renamed }));
+        // Nothing new, asked twice: the second answer takes the quick way.
+        for _ in 0..2 {
+            let Feed::Entries { entries, .. } = changes.poll(head, 500).unwrap() else { panic!() };
+            assert!(entries.is_empty());
+        }
+        let forged = Position { token: head.token ^ 1, ..head };
+        assert_eq!(changes.poll(forged, 500).unwrap(), Feed::Diverged { head });
+        assert_eq!(changes.poll(Position { seq: 99, token: 1 }, 500).unwrap(), Feed::Diverged { head });
+    });
+}
+
+#[test]
+fn pages_give_every_record_once_by_version_while_records_change() {
+    on_every_engine(|store| {
+        let acme = entity("acme");
+        apply(store, vec![create(&acme)]).unwrap();
+        let keys: Vec<_> = (1..=20).map(|number| key(&acme, number)).collect();
+        apply(store, keys.iter().map(create).collect()).unwrap();
+        let mut changes = store.changes().unwrap();
+        let (mut after, mut seen) = (0, Vec::new());
+        loop {
+            let page = changes.page(after, 6).unwrap();
+            let Some(last) = page.last() else { break };
+            after = last.version();
+            seen.extend(page.iter().map(Record::version));
+            if after < 10 {
+                // The first key moves to the end: it is seen again there, under its new version.
+                apply(store, vec![write(&KeyRecord { name: "moved".into(), ..keys[0].clone() }, Some(2))]).unwrap();
+            }
+        }
+        assert!(seen.is_sorted() && seen.contains(&22), "{seen:?}");
+        assert_eq!(seen.len(), 22);
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Random mutations on both engines have the same outcomes and leave the same records.
+    #[test]
+    fn the_engines_agree(steps in prop::collection::vec((1u128..5, 0u64..8, any::<bool>(), any::<bool>()), 1..25)) {
+        let directory = tempfile::tempdir().unwrap();
+        let (memory, sqlite) = (MemoryStore::default(), SqliteStore::open(&directory.path().join("keys.db")).unwrap());
+        let acme = entity("acme");
+        let stores: [&dyn KeyStore; 2] = [&memory, &sqlite];
+        stores.iter().for_each(|store| _ = apply(*store, vec![create(&acme)]).unwrap());
+        for (number, expected, revoke, fresh) in steps {
+            let record = KeyRecord { revoked_at: revoke.then(|| at(5)), ..key(&acme, number) };
+            let writes = vec![write(&record, (!fresh).then_some(expected))];
+            let outcomes = stores.map(|store| apply(store, writes.clone()).map_err(|error| error.to_string()));
+            prop_assert_eq!(&outcomes[0], &outcomes[1]);
+        }
+        let all = stores.map(|store| store.changes().unwrap().page(0, 100).unwrap());
+        prop_assert_eq!(&all[0], &all[1]);
+    }
+}
+
+// --- SQLite's own --------------------------------------------------------------------------------------------------------
+
+fn refused(path: &Path) -> String {
+    match SqliteStore::open(path) {
+        Err(StoreError::Refused(message)) => message,
+        other => panic!("{:?}", other.map(|_| ())),
+    }
+}
+
+#[test]
+fn two_connections_share_a_file_and_a_restored_file_is_another_history() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.db");
+    let (gateway, cli) = (SqliteStore::open(&path).unwrap(), SqliteStore::open(&path).unwrap());
+    let mut changes = gateway.changes().unwrap();
+    apply(&cli, vec![create(&entity("acme"))]).unwrap();
+    let Feed::Entries { head, entries } = changes.poll(Position::default(), 10).unwrap() else { panic!() };
+    assert_eq!(entries.len(), 1);
+
+    let backup = directory.path().join("backup.db");
+    let other = SqliteStore::open(&backup).unwrap();
+    apply(&other, vec![create(&entity("other"))]).unwrap();
+    drop(other);
+    std::fs::rename(&backup, &path).unwrap();
+    ["keys.db-wal", "keys.db-shm"].iter().for_each(|name| _ = std::fs::remove_file(directory.path().join(name)));
+    assert!(matches!(changes.poll(head, 10).unwrap(), Feed::Diverged { .. }));
+}
+
+#[test]
+fn a_file_that_is_not_ours_to_use_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.db");
+    std::fs::write(&path, "this is no database, whatever its name may say").unwrap();
+    assert!(refused(&path).contains("is not a database"));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "this is no database, whatever its name may say");
+
+    std::fs::remove_file(&path).unwrap();
+    rusqlite::Connection::open(&path).unwrap().execute_batch("CREATE TABLE songs (name TEXT)").unwrap();
+    assert!(refused(&path).contains("not one of keygate's"));
+
+    std::fs::remove_file(&path).unwrap();
+    drop(SqliteStore::open(&path).unwrap());
+    rusqlite::Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
+    assert!(refused(&path).contains("schema 99"));
+}
+
+#[test]
+fn who_was_killed_before_the_tables_were_made_locks_nobody_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.db");
+    rusqlite::Connection::open(&path).unwrap().execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    let store = SqliteStore::open(&path).unwrap();
+    apply(&store, vec![create(&entity("acme"))]).unwrap();
+}
+
+#[test]
+fn the_file_is_its_owners_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data/keys.db");
+    drop(SqliteStore::open(&path).unwrap());
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+    chown(&path, Some(12345), None).expect("this test gives a file away: run it as root, or in `unshare -Ur`");
+    let message = refused(&path);
+    assert!(message.contains("belongs to user 12345") && message.contains("sudo -u '#12345'"), "{message}");
+    std::fs::remove_file(&path).unwrap();
+    chown(path.parent().unwrap(), Some(12345), None).unwrap();
+    assert!(refused(&path).contains("sudo -u '#12345'"));
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_store_that_is_locked_for_too_long_is_unavailable_not_empty() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.db");
+    let store = SqliteStore::open(&path).unwrap();
+    let holder = rusqlite::Connection::open(&path).unwrap();
+    holder.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let result = apply(&store, vec![create(&entity("acme"))]);
+    assert!(matches!(result, Err(StoreError::Unavailable(_))), "{result:?}");
+    holder.execute_batch("ROLLBACK").unwrap();
+    apply(&store, vec![create(&entity("acme"))]).unwrap();
+}
