@@ -1,6 +1,6 @@
 //! The journal on real files: what was begun is recorded, in order, over restarts.
 
-use keygate::audit::reader::Follow;
+use keygate::audit::reader::{Follow, Line};
 use keygate::audit::{Journal, Recorder, Settings};
 use keygate::clock::Clock;
 use std::path::Path;
@@ -12,8 +12,15 @@ fn open(dir: &Path) -> (Journal, Rc<Recorder>) {
     (journal, Rc::new(recorders.into_iter().next().unwrap()))
 }
 
+/// All records of the first slot.
+fn lines(dir: &Path) -> Vec<Line> {
+    let mut lines = Vec::new();
+    Follow::new(dir.join("0")).read(|line| lines.push(line)).unwrap();
+    lines
+}
+
 fn seqs(dir: &Path) -> Vec<u64> {
-    Follow::new(dir.join("0")).read().unwrap().iter().map(|line| line.seq).collect()
+    lines(dir).iter().map(|line| line.seq).collect()
 }
 
 #[test]
@@ -28,6 +35,6 @@ fn a_pending_that_is_dropped_leaves_its_record_and_a_stop_loses_nothing() {
         journal.shutdown();
         assert_eq!(seqs(dir.path()), (1..=run * 5001).collect::<Vec<u64>>());
     }
-    let line = Follow::new(dir.path().join("0")).read().unwrap().pop().unwrap();
+    let line = lines(dir.path()).pop().unwrap();
     assert!(line.text.contains(r#""reason":"internal_error""#), "{}", line.text);
 }

@@ -1,8 +1,8 @@
 //! Reads a journal back: every whole record in order, and damage by its range.
 
 use super::segment;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// One record as it stands in the journal.
@@ -57,12 +57,12 @@ impl Follow {
         Self { dir, at: None, last_seq: 0, damage: Vec::new() }
     }
 
-    /// The whole records written since the last call, each `seq` once and in order.
+    /// Gives the whole records written since the last call to `take`, each `seq` once and in order. Reads line by line: a
+    /// journal may be larger than memory.
     ///
     /// # Errors
     /// As of reading the files.
-    pub fn read(&mut self) -> io::Result<Vec<Line>> {
-        let mut lines = Vec::new();
+    pub fn read(&mut self, mut take: impl FnMut(Line)) -> io::Result<()> {
         let segments = segment::list(&self.dir)?;
         for (index, (first, path)) in segments.iter().enumerate() {
             let from = match self.at {
@@ -72,32 +72,41 @@ impl Follow {
             };
             // Records at and after the next segment's first number were written again there.
             let next = segments.get(index + 1).map(|(next, _)| *next);
-            let read = self.read_segment(path, from, next, &mut lines)?;
+            let read = self.read_segment(path, from, next, &mut take)?;
             self.at = Some((*first, read));
         }
-        Ok(lines)
+        Ok(())
     }
 
     /// Reads a segment from byte `from`; gives the byte after the last newline.
-    fn read_segment(&mut self, path: &Path, from: u64, next: Option<u64>, lines: &mut Vec<Line>) -> io::Result<u64> {
-        let bytes = fs::read(path)?;
-        let mut at = from;
-        let rest = usize::try_from(from).ok().and_then(|from| bytes.get(from..)).unwrap_or_default();
-        for line in rest.split_inclusive(|byte| *byte == b'\n') {
+    fn read_segment(
+        &mut self,
+        path: &Path,
+        from: u64,
+        next: Option<u64>,
+        take: &mut impl FnMut(Line),
+    ) -> io::Result<u64> {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(from))?;
+        let (mut reader, mut line, mut at) = (BufReader::new(file), Vec::new(), from);
+        loop {
+            line.clear();
+            if reader.read_until(b'\n', &mut line)? == 0 {
+                return Ok(at);
+            }
             let Some(text) = line.strip_suffix(b"\n") else {
                 // A torn end counts as damage only where nothing more will be written.
                 if next.is_some() {
                     self.add_damage(path, at, line.len());
                 }
-                break;
+                return Ok(at);
             };
-            self.take(path, at, text, next, lines);
+            self.judge(path, at, text, next, take);
             at += line.len() as u64;
         }
-        Ok(at)
     }
 
-    fn take(&mut self, path: &Path, at: u64, text: &[u8], next: Option<u64>, lines: &mut Vec<Line>) {
+    fn judge(&mut self, path: &Path, at: u64, text: &[u8], next: Option<u64>, take: &mut impl FnMut(Line)) {
         let seq = segment::seq_of(text).filter(|_| segment::is_whole(text));
         let (Some(seq), Ok(text)) = (seq, std::str::from_utf8(text)) else {
             self.add_damage(path, at, text.len() + 1);
@@ -105,7 +114,7 @@ impl Follow {
         };
         if seq > self.last_seq && next.is_none_or(|next| seq < next) {
             self.last_seq = seq;
-            lines.push(Line { seq, text: text.to_owned() });
+            take(Line { seq, text: text.to_owned() });
         }
     }
 

@@ -62,22 +62,15 @@ fn key_id(text: &str) -> Result<String, String> {
 pub fn run(args: &Args, config: &Config, output: Output) -> Result<ExitCode, Failure> {
     let filter = args.filter(config)?;
     let mut tail = Tail { dir: config.audit.dir.clone(), known: HashSet::new(), journals: Vec::new() };
-    let mut records = VecDeque::new();
-    for record in tail.read()?.into_iter().filter(|record| filter.wants(record)) {
-        records.push_back(record);
-        if records.len() > args.limit {
-            records.pop_front();
-        }
-    }
+    let records = tail.read(&filter, args.limit)?;
     tail.report_damage();
-    show(output, records.make_contiguous(), true)?;
+    show(output, &records, true)?;
     if !args.follow {
         return Ok(exit::DONE);
     }
     loop {
         std::thread::sleep(LOOK);
-        let new: Vec<_> = tail.read()?.into_iter().filter(|record| filter.wants(record)).collect();
-        show(output, &new, false)?;
+        show(output, &tail.read(&filter, usize::MAX)?, false)?;
     }
 }
 
@@ -122,8 +115,8 @@ struct Tail {
 // === impl Tail ===
 
 impl Tail {
-    /// New records of all journals, by time.
-    fn read(&mut self) -> Result<Vec<Value>, Failure> {
+    /// New records of all journals that the filter wants, by time; the newest `limit` of them.
+    fn read(&mut self, filter: &Filter, limit: usize) -> Result<Vec<Value>, Failure> {
         let slots = journals(&self.dir).map_err(|error| format!("no journal in {}: {error}", self.dir.display()))?;
         for slot in slots {
             if self.known.insert(slot.clone()) {
@@ -132,12 +125,12 @@ impl Tail {
         }
         let mut records: Vec<Value> = Vec::new();
         for journal in &mut self.journals {
-            records.extend(journal.read()?.iter().filter_map(|line| serde_json::from_str(&line.text).ok()));
+            records.extend(newest(journal, filter, limit)?);
         }
         if self.journals.len() > 1 {
             records.sort_by(|left, right| time(left).cmp(time(right)));
         }
-        Ok(records)
+        Ok(records.split_off(records.len().saturating_sub(limit)))
     }
 
     fn report_damage(&self) {
@@ -146,6 +139,19 @@ impl Tail {
             eprintln!("warning: {path} is damaged: {bytes} bytes from byte {start} are no record");
         }
     }
+}
+
+/// The newest `limit` records of one journal that the filter wants. No more than these are held.
+fn newest(journal: &mut Follow, filter: &Filter, limit: usize) -> Result<VecDeque<Value>, Failure> {
+    let mut records = VecDeque::new();
+    journal.read(|line| {
+        let record = serde_json::from_str(&line.text).ok().filter(|record| filter.wants(record));
+        records.extend(record);
+        if records.len() > limit {
+            records.pop_front();
+        }
+    })?;
+    Ok(records)
 }
 
 fn time(record: &Value) -> &str {
