@@ -23,7 +23,7 @@ const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const REST: Duration = Duration::from_millis(5);
 /// Unsynced records are synced after this time, or at this many bytes.
 const SYNC_AFTER: Duration = Duration::from_millis(100);
-const SYNC_BYTES: usize = 256 * 1024;
+const SYNC_BYTES: usize = 4 * 1024 * 1024;
 /// Between two attempts at a journal that fails.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// How long a stop waits for a journal that fails.
