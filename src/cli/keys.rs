@@ -27,24 +27,19 @@ pub enum Command {
         entity: Option<String>,
     },
     /// Show a key.
-    Show {
-        #[arg(value_parser = key_id)]
-        id: KeyId,
-    },
+    Show { id: String },
     /// Change a key's name, scopes, allowlist or tier.
     Update(UpdateArgs),
     /// Make a successor; the old key ends after the overlap.
     Rotate {
-        #[arg(value_parser = key_id)]
-        id: KeyId,
+        id: String,
         /// How long the old key goes on working, such as 24h; 0 ends it now. Never longer than its own expiry.
         #[arg(long, value_name = "TIME", default_value = "24h", value_parser = overlap)]
         overlap: Duration,
     },
     /// End a key, at once and for good.
     Revoke {
-        #[arg(value_parser = key_id)]
-        id: KeyId,
+        id: String,
         /// Do not ask.
         #[arg(long)]
         yes: bool,
@@ -97,8 +92,7 @@ pub struct CreateArgs {
 /// What to change.
 #[derive(Debug, clap::Args)]
 pub struct UpdateArgs {
-    #[arg(value_parser = key_id)]
-    id: KeyId,
+    id: String,
     #[arg(long, value_name = "TEXT")]
     name: Option<String>,
     /// Replaces all scopes; may be repeated.
@@ -120,9 +114,10 @@ pub struct UpdateArgs {
 /// What is known to hold after a change; who has acted on it is not asked in this version.
 pub const IN_FORCE: &str = "a gateway that follows this store acts on it within 50 ms";
 
-fn key_id(text: &str) -> Result<KeyId, String> {
-    KeyId::parse(text)
-        .ok_or_else(|| "not a key's id: key_ and 26 characters, as `keygate keys list` shows them".to_owned())
+/// Read here and not by the argument parser, whose error would show a key that was given by mistake.
+pub fn key_id(text: &str) -> Result<KeyId, Failure> {
+    let help = "not a key's id: key_ and 26 characters, as `keygate keys list` shows them";
+    KeyId::parse(text).ok_or_else(|| help.into())
 }
 
 fn mode(text: &str) -> Result<Mode, String> {
@@ -162,10 +157,10 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
     match command {
         Command::Create(args) => session.create(args),
         Command::List { entity } => session.list(entity.as_deref()),
-        Command::Show { id } => session.show(&session.manage.key(*id)?),
+        Command::Show { id } => session.show(&session.manage.key(key_id(id)?)?),
         Command::Update(args) => session.update(args),
-        Command::Rotate { id, overlap } => session.rotate(*id, Overlap(*overlap)),
-        Command::Revoke { id, yes } => session.revoke(*id, *yes),
+        Command::Rotate { id, overlap } => session.rotate(key_id(id)?, Overlap(*overlap)),
+        Command::Revoke { id, yes } => session.revoke(key_id(id)?, *yes),
         Command::Import { grant, sha256 } => session.import(grant, *sha256),
     }
 }
@@ -233,7 +228,7 @@ impl Session<'_> {
             tier: args.tier.clone(),
             acknowledge_elevated: args.acknowledge_elevated,
         };
-        let (key, warnings) = self.manage.update_key(args.id, &update)?;
+        let (key, warnings) = self.manage.update_key(key_id(&args.id)?, &update)?;
         warn(&warnings);
         eprintln!("updated; {IN_FORCE}");
         self.show(&key)

@@ -6,7 +6,6 @@ use crate::audit::query::{Filter, StatusFilter};
 use crate::audit::reader::{Follow, journals};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, values};
-use crate::key::KeyId;
 use crate::store;
 use serde_json::Value;
 use std::collections::{HashSet, VecDeque};
@@ -18,7 +17,7 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Of this key, by its id.
-    #[arg(long, value_name = "ID", value_parser = key_id)]
+    #[arg(long, value_name = "ID")]
     key: Option<String>,
     /// Of this entity, by its code.
     #[arg(long, value_name = "CODE")]
@@ -52,12 +51,6 @@ pub struct Args {
 /// Between two looks at the journal while following.
 const LOOK: Duration = Duration::from_millis(100);
 
-fn key_id(text: &str) -> Result<String, String> {
-    KeyId::parse(text)
-        .map(|id| id.to_string())
-        .ok_or_else(|| "not a key's id, such as `keygate keys list` shows".to_owned())
-}
-
 /// Runs the command.
 pub fn run(args: &Args, config: &Config, output: Output) -> Result<ExitCode, Failure> {
     let filter = args.filter(config)?;
@@ -85,7 +78,7 @@ impl Args {
                 .ok_or_else(|| Failure::from(format!("there is no entity '{code}'")))
         });
         Ok(Filter {
-            key_id: self.key.clone(),
+            key_id: self.key.as_deref().map(super::keys::key_id).transpose()?.map(|id| id.to_string()),
             entity_id: entity.transpose()?,
             status: self.status,
             decision: self.decision.clone(),

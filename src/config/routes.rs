@@ -118,13 +118,22 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
     }
     let uri: http::Uri = text.parse().map_err(|_| help())?;
     let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http")).ok_or_else(help)?;
-    if uri.path() != "/" || uri.query().is_some() || authority.as_str().contains('@') || text.ends_with('/') {
+    if uri.path() != "/"
+        || uri.query().is_some()
+        || authority.as_str().contains('@')
+        || text.ends_with('/')
+        || text.contains('#')
+    {
         return Err(format!("'{text}': write the address alone, without path, query or user"));
     }
+    let port = match authority.as_str().strip_prefix(authority.host()) {
+        Some("") => Some(80),
+        rest => rest.and_then(|rest| rest.strip_prefix(':')).and_then(|port| port.parse().ok()),
+    };
     let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-    match (authority.port_u16().unwrap_or(80), host.is_empty()) {
-        (0, _) | (_, true) => Err(help()),
-        (port, false) => Ok(Endpoint { host, port }),
+    match port {
+        Some(port) if port > 0 && !host.is_empty() => Ok(Endpoint { host, port }),
+        Some(_) | None => Err(help()),
     }
 }
 
@@ -179,16 +188,13 @@ fn find_upstream(section: &Section<'_, '_>, name: Located<String>, known: &[Upst
 
 /// Two routes that match the same paths: the later one could never be reached.
 fn check_reachable(section: &Section<'_, '_>, path: &Located<String>, seen: &mut HashMap<String, Range<usize>>) {
-    let above = path.value.strip_suffix("/**").map(|above| if above.is_empty() { "/" } else { above });
-    for shape in std::iter::once(shape(&path.value)).chain(above.map(shape)) {
-        if let Some(first) = seen.get(&shape).filter(|first| **first != path.span) {
-            let diagnostic =
-                Diagnostic::new(path.span.clone(), format!("the route '{}' can never be reached", path.value));
-            section.report().add(diagnostic.other(first.clone(), "this route takes the same paths"));
-            return;
-        }
-        seen.insert(shape, path.span.clone());
+    let shape = shape(&path.value);
+    if let Some(first) = seen.get(&shape) {
+        let diagnostic = Diagnostic::new(path.span.clone(), format!("the route '{}' can never be reached", path.value));
+        section.report().add(diagnostic.other(first.clone(), "this route takes the same paths"));
+        return;
     }
+    seen.insert(shape, path.span.clone());
 }
 
 /// The pattern without its parameters' names.
@@ -244,14 +250,18 @@ fn check_literal(segment: &str) -> Result<(), String> {
 fn access(section: &mut Section<'_, '_>, vocabulary: &Vocabulary) -> Option<Access> {
     let public = section.boolean("public").filter(|public| public.value);
     let mut methods: Vec<(Method, Requirement)> = Vec::new();
+    let mut given = false;
     for (key, names) in [("read", &["GET", "HEAD", "OPTIONS"][..]), ("write", &["POST", "PUT", "PATCH", "DELETE"][..])]
     {
         if let Some(raw) = section.take(key) {
-            let requirement = requirement(section, raw, vocabulary)?;
-            methods.extend(names.iter().filter_map(|name| Some((method(name).ok()?, requirement.clone()))));
+            given = true;
+            let requirement = requirement(section, raw, vocabulary);
+            let scoped = |name: &&str| Some((method(name).ok()?, requirement.clone()?));
+            methods.extend(names.iter().filter_map(scoped));
         }
     }
     if let Some(raw) = section.take("methods") {
+        given = true;
         explicit_methods(section, raw, vocabulary, &mut methods);
     }
     match (public, methods.is_empty()) {
@@ -262,6 +272,8 @@ fn access(section: &mut Section<'_, '_>, vocabulary: &Vocabulary) -> Option<Acce
             section.report().add(Diagnostic::new(public.span, message).help("leave out public, or the scopes"));
             None
         }
+        // A scope that could not be read has been told already.
+        (None, true) if given => None,
         (None, true) => {
             section.missing(
                 "scope",

@@ -171,7 +171,7 @@ pub fn versions(mut section: Section<'_, '_>) -> (Option<HeaderName>, Option<Str
     let (has_header, has_current) = (section.has("header"), section.has("current"));
     let header = section.parsed("header", |text| {
         let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| format!("'{text}' is not a header's name"))?;
-        let reserved = crate::proxy::headers::is_vouched_for(name.as_str()) || name == http::header::AUTHORIZATION;
+        let reserved = crate::proxy::headers::is_reserved(&name);
         if reserved { Err(format!("'{text}' is a header that the gateway sets itself")) } else { Ok(name) }
     });
     let current = section.parsed("current", |text| {

@@ -91,11 +91,13 @@ impl Vocabulary {
     /// When more than [`SCOPES_MAX`] are declared.
     pub fn new(declared: impl IntoIterator<Item = (String, bool)>) -> Result<Self, String> {
         let mut bits = BTreeMap::new();
-        for (bit, (name, elevated)) in (0..).zip(declared) {
-            bits.insert(name, ScopeBit { bit, elevated });
-        }
-        if bits.len() > SCOPES_MAX {
-            return Err(format!("{} scopes are declared; at most {SCOPES_MAX} can be", bits.len()));
+        for (name, elevated) in declared {
+            // By the number of names so far: a name declared twice must not use up a bit, or two names could share one.
+            let bit = u32::try_from(bits.len()).unwrap_or(u32::MAX);
+            bits.entry(name).or_insert(ScopeBit { bit, elevated });
+            if bits.len() > SCOPES_MAX {
+                return Err(format!("more than {SCOPES_MAX} scopes are declared"));
+            }
         }
         Ok(Self { bits })
     }
@@ -145,5 +147,18 @@ mod tests {
             let parsed = ScopeList::parse(&text);
             prop_assert_eq!(parsed.as_str(), naive.into_iter().collect::<Vec<_>>().join(" "));
         }
+    }
+
+    #[test]
+    fn no_two_scopes_share_a_bit_however_often_one_is_declared() {
+        let repeated = std::iter::repeat_n(("a:read".to_owned(), false), 500);
+        let others = (1..SCOPES_MAX).map(|number| (format!("b:p{number}"), false));
+        let vocabulary = Vocabulary::new(repeated.chain(others)).unwrap();
+        let sets: Vec<ScopeSet> = vocabulary.names().filter_map(|name| vocabulary.set(name)).collect();
+        assert_eq!(sets.len(), SCOPES_MAX);
+        for (at, one) in sets.iter().enumerate() {
+            assert!(sets.iter().skip(at + 1).all(|other| !one.contains_all(*other)));
+        }
+        assert!(Vocabulary::new((0..=SCOPES_MAX).map(|number| (format!("c:p{number}"), false))).is_err());
     }
 }

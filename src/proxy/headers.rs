@@ -56,6 +56,13 @@ pub fn is_vouched_for(name: &str) -> bool {
         || name.get(..VOUCHED_FAMILY.len()).is_some_and(|start| same_name(start, VOUCHED_FAMILY))
 }
 
+/// Whether a field has a meaning of its own to the gateway or to HTTP, so that it cannot carry anything else.
+pub fn is_reserved(name: &HeaderName) -> bool {
+    let framing =
+        [header::HOST, header::CONTENT_LENGTH, header::EXPECT, header::AUTHORIZATION, header::COOKIE, header::VIA];
+    framing.contains(name) || is_hop_by_hop(name.as_str()) || is_stripped(name.as_str())
+}
+
 /// Fields of one connection only (RFC 9110, section 7.6.1), besides those that `Connection` lists.
 fn is_hop_by_hop(name: &str) -> bool {
     matches!(

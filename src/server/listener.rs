@@ -23,6 +23,8 @@ const IMBALANCE_MAX: usize = 8;
 /// # Errors
 /// As of `bind` and `listen`: the address is in use, not ours, or needs a privilege.
 pub fn bind(address: SocketAddr, workers: usize) -> io::Result<(SocketAddr, Vec<StdListener>)> {
+    // Shared ports are for our own workers: another process that listens here, a second gateway too, is an error.
+    drop(StdListener::bind(address)?);
     let first = bind_one(address)?;
     let bound = first.local_addr()?;
     let rest = (1..workers).map(|_| bind_one(bound));

@@ -112,6 +112,19 @@ fn a_key_is_not_revoked_by_a_script_that_did_not_say_yes() {
 }
 
 #[test]
+fn a_key_given_for_its_id_is_not_shown_in_the_error() {
+    let gateway = Gateway::before(&Upstream::named("erp"));
+    let key = gateway.key(&["orders:read"]);
+    for command in
+        [&["keys", "show"][..], &["keys", "revoke"], &["keys", "rotate"], &["keys", "update"], &["logs", "--key"]]
+    {
+        let output = gateway.run(&[command, &[&key.text]].concat());
+        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        assert!(!text(&output.stderr).contains(&key.text) && !text(&output.stdout).contains(&key.text));
+    }
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let gateway = Gateway::before(&Upstream::named("erp"));
     let mut child = keygate(gateway.dir.path())
