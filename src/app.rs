@@ -285,7 +285,7 @@ fn rest_after(turn: &Result<Turn, StoreError>, state: &State, failing: &mut bool
     match turn {
         Ok(Turn::Behind(_)) => Duration::ZERO,
         Ok(Turn::CaughtUp(_)) => {
-            if std::mem::take(failing) {
+            if std::mem::take(failing) | state.diverged.swap(false, Ordering::SeqCst) {
                 tracing::info!("the key store answers again");
             }
             POLL
@@ -293,7 +293,7 @@ fn rest_after(turn: &Result<Turn, StoreError>, state: &State, failing: &mut bool
         Ok(Turn::Diverged) => {
             if !state.diverged.swap(true, Ordering::SeqCst) {
                 tracing::error!(
-                    "the key store has lost changes or is another one; known keys work until max_stale, restart to accept it as it is"
+                    "the key store has lost changes or is another one; known keys work until max_stale; put it back, or restart to accept it as it is"
                 );
             }
             POLL_FAILING

@@ -19,6 +19,8 @@ pub struct Applier {
     /// What was revoked, by digest. Beside the cache, because moka may evict: revoked is final (protocols I5).
     tombstones: HashSet<Digest>,
     undeclared: HashSet<String>,
+    /// A key was left out because there was no room: a miss proves nothing any more.
+    overflowed: bool,
 }
 
 // === impl Applier ===
@@ -33,6 +35,7 @@ impl Applier {
             versions: HashMap::new(),
             tombstones: HashSet::new(),
             undeclared: HashSet::new(),
+            overflowed: false,
         }
     }
 
@@ -59,12 +62,12 @@ impl Applier {
         if !revoked && (outdated || self.tombstones.contains(&record.digest)) {
             return;
         }
-        if known.is_none() && self.cache.records() >= self.settings.keys_max {
-            self.cache.set_incomplete();
-            return;
-        }
         if revoked {
             self.tombstones.insert(record.digest);
+        }
+        if known.is_none() && self.cache.records() >= self.settings.keys_max {
+            self.overflow();
+            return;
         }
         if record.imported {
             self.cache.note_imported();
@@ -74,6 +77,19 @@ impl Applier {
             principal.end();
         }
         self.cache.publish(record.digest, Arc::new(principal), known.as_deref());
+    }
+
+    /// Whether everything that was applied found room.
+    pub const fn is_whole(&self) -> bool {
+        !self.overflowed
+    }
+
+    fn overflow(&mut self) {
+        self.cache.set_incomplete();
+        if !std::mem::replace(&mut self.overflowed, true) {
+            let keys_max = self.settings.keys_max;
+            tracing::error!(keys_max, "more keys than cache.keys_max; keys that did not fit are answered 503");
+        }
     }
 
     fn principal(&mut self, record: &KeyRecord) -> Principal {

@@ -87,28 +87,30 @@ impl KeyCache {
         self.lookups.fetch_add(1, Ordering::Relaxed);
         let generation = self.generation.load(Ordering::SeqCst);
         let age = self.caught_up.age(now);
-        match self.live_or_ended(digest) {
-            Some(principal) if !principal.is_live() => Lookup::Ended(principal),
-            Some(principal) if principal.is_expired(now.wall) => Lookup::Expired(principal),
-            Some(principal) if age < self.max_stale => Lookup::Known(principal),
-            Some(_) => Lookup::Unknown,
+        match self.current(digest) {
+            Some((principal, false)) => Lookup::Ended(principal),
+            Some((principal, true)) if principal.is_expired(now.wall) => Lookup::Expired(principal),
+            Some((principal, true)) if age < self.max_stale => Lookup::Known(principal),
+            Some((_, true)) => Lookup::Unknown,
             None if self.proves_absence(generation, age) => Lookup::Absent,
             None => Lookup::Unknown,
         }
     }
 
-    /// The entry, looked up again when it was replaced between the look-up and here: a replaced entry has ended too, but
-    /// its successor is already in the map, because the writer publishes before it ends.
-    fn live_or_ended(&self, digest: &Digest) -> Option<Arc<Principal>> {
+    /// The entry and whether it is live, judged once. One that was replaced meanwhile has ended too, but its successor is in
+    /// the map already, because the writer publishes before it ends: only an entry that is still there has ended for good.
+    fn current(&self, digest: &Digest) -> Option<(Arc<Principal>, bool)> {
         let mut found = self.map.get(digest)?;
-        while !found.is_live() {
+        loop {
+            if found.is_live() {
+                return Some((found, true));
+            }
             let again = self.map.get(digest)?;
             if Arc::ptr_eq(&again, &found) {
-                break;
+                return Some((found, false));
             }
             found = again;
         }
-        Some(found)
     }
 
     /// A miss is definite only when the set was whole before and after it, and the feed is fresh.

@@ -23,7 +23,8 @@ pub struct Follower {
     clock: Clock,
     position: Position,
     generation: u64,
-    keys_max: u64,
+    /// The last turn found another history. What the cache lacks since then is not known.
+    diverged: bool,
 }
 
 /// What one turn of the follower found.
@@ -41,9 +42,8 @@ pub enum Turn {
 
 impl Follower {
     pub fn new(cache: Arc<KeyCache>, changes: Box<dyn Changes>, settings: Settings, clock: Clock) -> Self {
-        let keys_max = settings.keys_max;
         let applier = Applier::new(Arc::clone(&cache), settings);
-        Self { cache, changes, applier, clock, position: Position::default(), generation: 0, keys_max }
+        Self { cache, changes, applier, clock, position: Position::default(), generation: 0, diverged: false }
     }
 
     /// Loads the whole set, page by page in the order of versions, and stands at the log's head from before the load:
@@ -82,9 +82,14 @@ impl Follower {
             Feed::Entries { head, entries } => (head, entries),
             Feed::Diverged { .. } => {
                 self.cache.set_incomplete();
+                self.diverged = true;
                 return Ok(Turn::Diverged);
             }
         };
+        if std::mem::take(&mut self.diverged) {
+            // The history we share is back, as when a file was put back in its place.
+            return self.load().map(|()| Turn::CaughtUp(Vec::new()));
+        }
         for change in &entries {
             self.applier.apply(&change.after);
             self.position = Position { seq: change.seq, token: change.token };
@@ -103,13 +108,8 @@ impl Follower {
     /// Declares the cache complete, unless the set has outgrown it.
     fn complete(&mut self) {
         self.generation += 1;
-        if self.cache.records() <= self.keys_max {
+        if self.applier.is_whole() {
             self.cache.set_complete(self.generation);
-        } else {
-            tracing::error!(
-                keys_max = self.keys_max,
-                "more keys than cache.keys_max; keys that did not fit are answered 503"
-            );
         }
     }
 }
@@ -124,5 +124,105 @@ fn read_pages(changes: &mut dyn Changes, pages: &SyncSender<Vec<Record>>) -> Res
         if pages.send(page).is_err() {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::cache::Lookup;
+    use crate::clock::Timestamp;
+    use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord, Mode, Prefix, ScopeList, Vocabulary};
+    use crate::net::Networks;
+    use crate::store::memory::MemoryStore;
+    use crate::store::sqlite::SqliteStore;
+    use crate::store::{Action, KeyStore, Mutation, OperationId, Write};
+    use crate::ulid::Ulid;
+    use std::time::Duration;
+
+    fn digest(number: u128) -> Digest {
+        Digest::of(&number.to_be_bytes())
+    }
+
+    /// Makes an entity and `count` keys.
+    fn fill(store: &dyn KeyStore, count: u128) {
+        let created_at = Timestamp::from_micros(1);
+        let id = EntityId::random();
+        let entity =
+            EntityRecord { id, version: 0, code: "acme".into(), name: "acme".into(), created_at, deleted_at: None };
+        let key = |number: u128| KeyRecord {
+            id: KeyId::new(Ulid::from_bits(number)),
+            version: 0,
+            digest: digest(number),
+            entity_id: id,
+            name: "key".into(),
+            mode: Mode::Live,
+            scopes: ScopeList::default(),
+            allowlist: Networks::default(),
+            tier: "standard".into(),
+            api_version: None,
+            last4: String::new(),
+            imported: false,
+            created_at,
+            expires_at: None,
+            revoked_at: None,
+            rotated_to: None,
+            rotated_from: None,
+        };
+        let records = std::iter::once(Record::Entity(entity)).chain((0..count).map(|number| Record::Key(key(number))));
+        let writes = records.map(|record| Write { action: Action::KeyCreated, expected: None, record }).collect();
+        let mutation = Mutation { operation: OperationId(1), actor: "test".into(), at: created_at, writes };
+        store.apply(&mutation).unwrap();
+    }
+
+    fn follow(store: &dyn KeyStore, keys_max: u64) -> (Arc<KeyCache>, Follower) {
+        let max_stale = Duration::from_secs(60);
+        let cache = Arc::new(KeyCache::new(keys_max, max_stale));
+        let (prefix, vocabulary) = (Prefix::new("ark").unwrap(), Arc::new(Vocabulary::default()));
+        let settings = Settings { prefix, keys_max, max_stale, vocabulary };
+        let mut follower = Follower::new(Arc::clone(&cache), store.changes().unwrap(), settings, Clock::system());
+        follower.load().unwrap();
+        (cache, follower)
+    }
+
+    fn look(cache: &KeyCache, number: u128) -> Lookup {
+        cache.lookup(&digest(number), Clock::system().moment())
+    }
+
+    #[test]
+    fn a_key_that_found_no_room_is_unknown_and_never_absent() {
+        let store = MemoryStore::default();
+        fill(&store, 3);
+        let (cache, _follower) = follow(&store, 2);
+        let known = (0..3).filter(|number| matches!(look(&cache, *number), Lookup::Known(_))).count();
+        let unknown = (0..3).filter(|number| matches!(look(&cache, *number), Lookup::Unknown)).count();
+        assert_eq!((known, unknown), (2, 1));
+        let (cache, _follower) = follow(&store, 3);
+        assert!(matches!(look(&cache, 99), Lookup::Absent));
+    }
+
+    #[test]
+    fn a_store_that_is_put_back_is_followed_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for name in ["keys.db", "other.db"] {
+            // Closed before it is moved, so that nothing of it stays in its log.
+            fill(&SqliteStore::open(&path(name)).unwrap(), 2);
+        }
+        let (cache, mut follower) = follow(&SqliteStore::open(&path("keys.db")).unwrap(), 10);
+        let swap = |from: &str, to: &str| std::fs::rename(path(from), path(to)).unwrap();
+        let clear = || {
+            let _ = ["keys.db-wal", "keys.db-shm"].map(|name| std::fs::remove_file(path(name)));
+        };
+        swap("keys.db", "away.db");
+        swap("other.db", "keys.db");
+        clear();
+        assert!(matches!(follower.turn().unwrap(), Turn::Diverged));
+        assert!(matches!(look(&cache, 99), Lookup::Unknown));
+        assert!(matches!(look(&cache, 1), Lookup::Known(_)));
+        swap("away.db", "keys.db");
+        clear();
+        assert!(matches!(follower.turn().unwrap(), Turn::CaughtUp(_)));
+        assert!(matches!(look(&cache, 99), Lookup::Absent));
     }
 }
