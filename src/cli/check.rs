@@ -15,7 +15,7 @@ pub fn run(path: &Path) -> ExitCode {
             Err(failure) => super::report(failure.as_ref()),
         },
         Err(errors) => {
-            eprint!("{errors}");
+            say!("{errors}");
             exit::config()
         }
     }

@@ -49,7 +49,7 @@ pub fn run(args: &Args, output: Output) -> ExitCode {
     match demo(args, output != Output::Table) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error}");
+            say!("error: {error}");
             exit::FAILED
         }
     }
@@ -142,6 +142,8 @@ impl Made {
         let orders = format!("{url}/v1/entities/{entity_id}/orders");
         let config = data.join("gateway.toml");
         let config = config.display();
+        // By its path: after `cargo run` there is no such command.
+        let keygate = std::env::current_exe().map_or_else(|_| "keygate".into(), |path| path.display().to_string());
         format!(
             "keygate is running in front of a small ERP. Try, in another terminal:
 
@@ -158,8 +160,8 @@ curl {orders}
 curl -H 'Authorization: Bearer {test_key}' {url}/v1/entities/{entity_id}/products
 
 # what the gateway did, and how it is
-keygate logs -c {config}
-curl {admin_url}/readyz?verbose
+{keygate} logs -c {config}
+curl '{admin_url}/readyz?verbose'
 
 Stop it with Ctrl-C."
         )

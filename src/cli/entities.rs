@@ -42,7 +42,10 @@ fn entity_id(text: &str) -> Result<EntityId, String> {
 
 /// Runs the command.
 pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCode, Failure> {
-    let store = store::open(&config.store)?;
+    let store = match command {
+        Command::Create { .. } => store::open(&config.store)?,
+        Command::List | Command::Delete { .. } => store::open_existing(&config.store)?,
+    };
     let clock = Clock::system();
     let manage = Manage::new(store.as_ref(), &config.manage, &clock, actor());
     match command {
@@ -59,7 +62,7 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
                 return Ok(exit::usage());
             }
             manage.delete_entity(code)?;
-            eprintln!("deleted; {}", super::keys::IN_FORCE);
+            say!("deleted; {}", super::keys::IN_FORCE);
         }
     }
     Ok(exit::DONE)

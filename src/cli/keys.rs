@@ -150,7 +150,7 @@ struct Session<'a> {
 
 /// Runs the command.
 pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCode, Failure> {
-    let store = store::open(&config.store)?;
+    let store = store::open_existing(&config.store)?;
     let clock = Clock::system();
     let manage = Manage::new(store.as_ref(), &config.manage, &clock, actor());
     let session = Session { manage, store: store.as_ref(), now: clock.now(), output };
@@ -176,7 +176,7 @@ impl Session<'_> {
     fn import(&self, args: &CreateArgs, digest: Digest) -> Result<ExitCode, Failure> {
         let (key, warnings) = self.manage.import_key(&ImportKey { new: args.new_key(self.now)?, digest })?;
         warn(&warnings);
-        eprintln!("imported; {IN_FORCE}");
+        say!("imported; {IN_FORCE}");
         self.show(&key)
     }
 
@@ -230,13 +230,13 @@ impl Session<'_> {
         };
         let (key, warnings) = self.manage.update_key(key_id(&args.id)?, &update)?;
         warn(&warnings);
-        eprintln!("updated; {IN_FORCE}");
+        say!("updated; {IN_FORCE}");
         self.show(&key)
     }
 
     fn rotate(&self, id: KeyId, overlap: Overlap) -> Result<ExitCode, Failure> {
         let (created, old) = self.manage.rotate_key(id, overlap)?;
-        eprintln!("rotated; {id} works until {}", output::show_time(old.expires_at));
+        say!("rotated; {id} works until {}", output::show_time(old.expires_at));
         self.show_created(&created, "successor")
     }
 
@@ -249,11 +249,11 @@ impl Session<'_> {
         }
         let key = match self.manage.revoke_key(id)? {
             Revoked::Now(key) => {
-                eprintln!("revoked; {IN_FORCE}");
+                say!("revoked; {IN_FORCE}");
                 key
             }
             Revoked::Before(key) => {
-                eprintln!("{id} had been revoked at {} already", output::show_time(key.revoked_at));
+                say!("{id} had been revoked at {} already", output::show_time(key.revoked_at));
                 key
             }
         };
@@ -275,9 +275,9 @@ impl Session<'_> {
             output::line(value)?;
             return Ok(exit::DONE);
         }
-        eprintln!("{word} {} '{}'; {IN_FORCE}", created.record.id, output::printable(&created.record.name));
+        say!("{word} {} '{}'; {IN_FORCE}", created.record.id, output::printable(&created.record.name));
         if std::io::stdout().is_terminal() {
-            eprintln!("this is the only time the key is shown:");
+            say!("this is the only time the key is shown:");
         }
         output::line(text)?;
         Ok(exit::DONE)
@@ -313,7 +313,7 @@ impl CreateArgs {
 }
 
 fn warn(warnings: &[String]) {
-    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    warnings.iter().for_each(|warning| say!("warning: {warning}"));
 }
 
 /// The members of a JSON object as rows.
@@ -335,7 +335,7 @@ pub fn confirmed(yes: bool, question: &str) -> Result<bool, Failure> {
         return Ok(true);
     }
     if !std::io::stdin().is_terminal() {
-        eprintln!("error: not confirmed; to {question}, add --yes");
+        say!("error: not confirmed; to {question}, add --yes");
         return Ok(false);
     }
     eprint!("{question}? [y/N] ");
@@ -344,7 +344,7 @@ pub fn confirmed(yes: bool, question: &str) -> Result<bool, Failure> {
     std::io::stdin().read_line(&mut answer)?;
     let confirmed = matches!(answer.trim(), "y" | "Y" | "yes");
     if !confirmed {
-        eprintln!("nothing was changed");
+        say!("nothing was changed");
     }
     Ok(confirmed)
 }

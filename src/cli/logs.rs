@@ -72,7 +72,7 @@ pub fn run(args: &Args, config: &Config, output: Output) -> Result<ExitCode, Fai
 impl Args {
     fn filter(&self, config: &Config) -> Result<Filter, Failure> {
         let entity = self.entity.as_deref().map(|code| {
-            let found = store::open(&config.store)?.entity_by_code(code)?;
+            let found = store::open_existing(&config.store)?.entity_by_code(code)?;
             found
                 .map(|entity| entity.id.to_string())
                 .ok_or_else(|| Failure::from(format!("there is no entity '{code}'")))
@@ -129,7 +129,7 @@ impl Tail {
     fn report_damage(&self) {
         for damage in self.journals.iter().flat_map(|journal| &journal.damage) {
             let (path, start, bytes) = (damage.segment.display(), damage.start, damage.bytes);
-            eprintln!("warning: {path} is damaged: {bytes} bytes from byte {start} are no record");
+            say!("warning: {path} is damaged: {bytes} bytes from byte {start} are no record");
         }
     }
 }

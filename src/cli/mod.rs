@@ -1,5 +1,13 @@
 //! The command line: one file for each command (contract, section 7). Data goes to stdout, words to stderr.
 
+/// Says something to a person, on stderr. A stderr that is closed is no reason to fail, let alone to panic.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        _ = writeln!(std::io::stderr(), $($words)*);
+    }};
+}
+
 mod check;
 mod demo;
 mod demo_erp;
@@ -73,7 +81,7 @@ fn with_config(path: &Path, run: impl FnOnce(&Config) -> Result<ExitCode, Failur
     match Config::load(path) {
         Ok(config) => run(&config).unwrap_or_else(|failure| report(failure.as_ref())),
         Err(errors) => {
-            eprint!("{errors}");
+            say!("{errors}");
             exit::config()
         }
     }
@@ -84,7 +92,7 @@ fn report(failure: &(dyn std::error::Error + 'static)) -> ExitCode {
     if output::is_closed_pipe(failure) {
         return exit::DONE;
     }
-    eprintln!("error: {failure}");
+    say!("error: {failure}");
     match failure.downcast_ref::<crate::manage::ManageError>() {
         Some(crate::manage::ManageError::Store(error)) => store_code(error),
         Some(_) => exit::FAILED,

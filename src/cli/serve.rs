@@ -14,7 +14,7 @@ pub fn run(path: &Path) -> ExitCode {
     let config = match Config::load(path) {
         Ok(config) => config,
         Err(errors) => {
-            eprint!("{errors}");
+            say!("{errors}");
             return exit::config();
         }
     };
@@ -22,11 +22,11 @@ pub fn run(path: &Path) -> ExitCode {
     match start(config) {
         Ok(gateway) => wait(gateway),
         Err(StartError::Store(error)) => {
-            eprintln!("error: {error}");
+            say!("error: {error}");
             exit::unavailable()
         }
         Err(error) => {
-            eprintln!("error: {error}");
+            say!("error: {error}");
             exit::FAILED
         }
     }
@@ -51,14 +51,14 @@ pub fn wait(gateway: Gateway) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: cannot wait for signals: {error}");
+            say!("error: cannot wait for signals: {error}");
             return exit::FAILED;
         }
     };
     let second = match runtime.block_on(stop_signal()) {
         Ok(second) => second,
         Err(error) => {
-            eprintln!("error: cannot wait for signals: {error}");
+            say!("error: cannot wait for signals: {error}");
             return exit::FAILED;
         }
     };

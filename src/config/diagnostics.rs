@@ -79,7 +79,10 @@ impl Report {
 impl Diagnostics {
     pub fn new(path: &Path, text: &str, mut list: Vec<Diagnostic>) -> Self {
         list.sort_by_key(|diagnostic| (diagnostic.span.start, diagnostic.span.end));
-        Self { path: path.to_owned(), text: text.to_owned(), list }
+        for diagnostic in &mut list {
+            diagnostic.message = masked(&diagnostic.message);
+        }
+        Self { path: path.to_owned(), text: masked(text), list }
     }
 
     /// A file that could not be read at all.
@@ -124,6 +127,39 @@ impl Diagnostics {
     }
 }
 
+/// Blots out what looks like a secret that was written into the file: the user part of a URL, the value of a name such as
+/// `password`, and keys. As long as before, so that places stay where they are.
+fn masked(text: &str) -> String {
+    text.split_inclusive('\n').map(mask_line).collect()
+}
+
+fn mask_line(line: &str) -> String {
+    let name = line.split_once('=').map_or("", |(name, _)| name.trim());
+    let secret_name = ["password", "secret", "token", "credential"].iter().any(|word| name.contains(word));
+    let mut masked = String::with_capacity(line.len());
+    for (index, part) in line.split_inclusive(['"', '\'', ' ']).enumerate() {
+        let (word, end) = part.split_at(part.trim_end_matches(['"', '\'', ' ', '\n', '\r']).len());
+        let at = match word.split_once("://") {
+            Some((scheme, rest)) if rest.contains('@') => Some(scheme.len() + 3),
+            Some(_) | None if looks_like_a_key(word) => Some(0),
+            // The name itself and the sign after it are no secret.
+            Some(_) | None => (secret_name && index > 0 && word != "=").then_some(0),
+        };
+        let (shown, hidden) = word.split_at(at.unwrap_or(word.len()));
+        masked.push_str(shown);
+        masked.push_str(&"*".repeat(hidden.len()));
+        masked.push_str(end);
+    }
+    masked
+}
+
+/// A key of whatever prefix, or as long a run of its alphabet.
+fn looks_like_a_key(word: &str) -> bool {
+    let in_alphabet = word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    (word.contains("_live_") || word.contains("_test_")) && word.len() > 20
+        || in_alphabet && word.len() >= 32 && word.bytes().any(|byte| byte.is_ascii_digit())
+}
+
 impl fmt::Display for Diagnostics {
     /// As the compiler shows its errors, without colour.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -132,6 +168,43 @@ impl fmt::Display for Diagnostics {
             writeln!(f, "{}\n", self.render(diagnostic, &renderer))?;
         }
         let count = self.list.len();
-        writeln!(f, "{}: {count} error{}", self.path.display(), if count == 1 { "" } else { "s" })
+        write!(f, "{}: {count} error{}", self.path.display(), if count == 1 { "" } else { "s" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_secret_in_the_file_is_not_shown_again() {
+        for line in [
+            "url = \"redis://user:hunter2@10.0.0.1\"",
+            "password = \"hunter2\"",
+            "  db_password=\"hunter2\"",
+            "prefix = \"ark_live_ent_acme_hunter2xxxxxxxxxxxxxxxx\"",
+            "id = 'hunter2hunter2hunter2hunter2hunter2'",
+            "'redis://:hunter2@h' is not an address",
+        ] {
+            let masked = masked(line);
+            assert!(!masked.contains("hunter2"), "{masked}");
+            assert_eq!(masked.len(), line.len());
+        }
+        for line in [
+            "url = \"sqlite:data/keygate.db\"",
+            "path = \"/v1/entities/{entity_id}/orders/**\"",
+            "read = \"a:b\" # x@y",
+        ] {
+            assert_eq!(masked(line), line);
+        }
+    }
+
+    proptest! {
+        /// Carets point into the masked text: it may not be shifted.
+        #[test]
+        fn masking_keeps_every_place(text in "[a-z0-9_=:/@\"' \n.ä]{0,200}") {
+            prop_assert_eq!(masked(&text).len(), text.len());
+        }
     }
 }

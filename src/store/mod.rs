@@ -33,6 +33,20 @@ pub fn open(settings: &Settings) -> Result<Arc<dyn KeyStore>, StoreError> {
     })
 }
 
+/// Opens a store that must be there already: who only reads or changes keys must not make an empty one in its place.
+///
+/// # Errors
+/// As of [`open`]; [`StoreError::Unavailable`] when there is none.
+pub fn open_existing(settings: &Settings) -> Result<Arc<dyn KeyStore>, StoreError> {
+    match settings {
+        Settings::Sqlite { path } if !path.exists() => Err(StoreError::Unavailable(format!(
+            "there is no {}; `keygate entities create` or `keygate serve` makes it",
+            path.display()
+        ))),
+        Settings::Sqlite { .. } | Settings::Memory => open(settings),
+    }
+}
+
 /// What went wrong in a store, told apart by what a caller can do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

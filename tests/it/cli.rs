@@ -63,6 +63,9 @@ fn exit_codes_tell_kinds_of_failure_apart() {
     let shipped = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("gateway.toml")).unwrap();
     std::fs::write(directory.path().join("gateway.toml"), shipped).unwrap();
     assert_eq!(code(&["check"]), Some(0));
+    assert_eq!(code(&["keys", "list"]), Some(69), "there is no store");
+    assert!(!directory.path().join("data").exists(), "a command that only reads made a store");
+    assert_eq!(code(&["entities", "create", "--code", "acme"]), Some(0));
     assert_eq!(code(&["keys", "list", "--entity", "nobody"]), Some(1));
     std::fs::write(directory.path().join("data/keygate.db"), "this is no database, whatever its name may say").unwrap();
     for command in [&["keys", "list"][..], &["serve"]] {
@@ -125,8 +128,19 @@ fn a_key_given_for_its_id_is_not_shown_in_the_error() {
 }
 
 #[test]
+fn a_closed_stderr_is_no_reason_to_panic() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut child = keygate(directory.path()).arg("check").stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(78));
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let gateway = Gateway::before(&Upstream::named("erp"));
+    // Something to print: the first line meets the closed end.
+    let many = ["keys", "create", "--entity", "acme", "--mode", "test", "--scope", "orders:read", "--name"];
+    assert!(gateway.run(&[&many[..], &["reader"]].concat()).status.success());
     let mut child = keygate(gateway.dir.path())
         .args(["keys", "list"])
         .stdout(Stdio::piped())
