@@ -10,6 +10,7 @@ use rtrb::Consumer;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,6 +79,7 @@ struct Writer {
 
 struct Segment {
     file: File,
+    path: PathBuf,
     bytes: u64,
 }
 
@@ -236,6 +238,9 @@ impl Writer {
         if monotonic().duration_since(self.told_at) >= Duration::from_secs(1) || self.stop.load(Ordering::SeqCst) {
             self.told_at = monotonic();
             self.append_counts();
+            if let Err(error) = self.segment.as_ref().map_or(Ok(()), Segment::check_in_place) {
+                self.fail(&error);
+            }
         }
         more
     }
@@ -327,7 +332,8 @@ impl Writer {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        if self.written == self.retained.len() && (self.segment.is_some() || self.retained.is_empty()) {
+        let idle = self.segment.is_some() || (self.retained.is_empty() && self.health.is_healthy());
+        if self.written == self.retained.len() && idle {
             return Ok(());
         }
         let Some(mut segment) = self.segment.take() else {
@@ -365,6 +371,18 @@ impl Writer {
     }
 }
 
+// === impl Segment ===
+
+impl Segment {
+    /// Whether the path still leads to the file that is written: one that was removed or replaced takes records that nobody
+    /// will ever read.
+    fn check_in_place(&self) -> io::Result<()> {
+        let (ours, there) = (self.file.metadata()?, fs::metadata(&self.path)?);
+        let same = (ours.dev(), ours.ino()) == (there.dev(), there.ino());
+        if same { Ok(()) } else { Err(io::Error::other("the segment was replaced by another file")) }
+    }
+}
+
 /// Takes one record out of a ring. A record is there whole or not at all: its bytes are committed at once.
 fn take_record(ring: &mut Consumer<u8>, record: &mut Vec<u8>) -> bool {
     let mut length = [0; LENGTH_BYTES];
@@ -398,7 +416,7 @@ fn create_segment(dir: &Path, seq: u64, lines: &[u8]) -> io::Result<Segment> {
     }
     fs::rename(&part, &path)?;
     File::open(dir)?.sync_all()?;
-    Ok(Segment { file, bytes: lines.len() as u64 })
+    Ok(Segment { file, path, bytes: lines.len() as u64 })
 }
 
 /// Named counts as a JSON object.

@@ -253,6 +253,25 @@ fn a_journal_that_cannot_be_written_refuses_requests() {
     drop(unmount);
 }
 
+#[test]
+fn a_journal_that_was_removed_refuses_requests_until_it_is_back() {
+    let gateway = Gateway::before(&Upstream::named("erp"));
+    let (key, orders) = (gateway.key(&["orders:read"]), gateway.path("orders"));
+    let status = || gateway.client().request("GET", &orders, &[&key.bearer()]).status;
+    let (journal, away) = (gateway.dir.path().join("data/audit"), gateway.dir.path().join("away"));
+    std::fs::rename(&journal, &away).unwrap();
+    eventually("requests are refused", || (status() == 503).then_some(()));
+    std::fs::rename(&away, &journal).unwrap();
+    eventually("requests are served again", || (status() == 200).then_some(()));
+    let told = || {
+        let records = gateway.records();
+        records.iter().any(|record| record["kind"] == "gap").then_some(records)
+    };
+    let records = eventually("the gap is told", told);
+    let numbers: Vec<u64> = records.iter().map(|record| record["seq"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
+}
+
 struct Unmount(PathBuf);
 
 impl Drop for Unmount {
