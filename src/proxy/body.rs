@@ -1,7 +1,7 @@
 //! Bodies, both ways: streamed with back-pressure, never buffered, watched for standing still.
 
 use super::exchange::Exchange;
-use super::upstream::Lease;
+use super::upstream::conversation::Conversation;
 use crate::clock::monotonic;
 use crate::reason::Reason;
 use bytes::Bytes;
@@ -30,8 +30,8 @@ pub enum Body {
 
 /// A request's body on its way to the upstream.
 pub struct RequestBody {
-    incoming: Option<Incoming>,
-    upload: Option<Rc<Upload>>,
+    incoming: Incoming,
+    upload: Rc<Upload>,
     bytes_max: u64,
     watch: IdleWatch,
 }
@@ -46,10 +46,12 @@ pub struct Upload {
 
 /// An upstream's response body on its way to the client. Owns the exchange: what sends last writes the record.
 pub struct ResponseBody {
-    incoming: Incoming,
+    /// `None` once it ended, one way or the other.
+    conversation: Option<Conversation>,
     exchange: Exchange,
-    lease: Option<Lease>,
     watch: IdleWatch,
+    /// It broke off; the library is told when it has had a turn to send what it was given.
+    broken: Option<Reason>,
 }
 
 /// A timer that runs only while a body stands still.
@@ -93,24 +95,18 @@ impl Upload {
 
 impl RequestBody {
     pub fn new(incoming: Incoming, upload: Rc<Upload>, bytes_max: Option<u64>, idle_max: Duration) -> Self {
-        let bytes_max = bytes_max.unwrap_or(u64::MAX);
-        Self { incoming: Some(incoming), upload: Some(upload), bytes_max, watch: IdleWatch::new(idle_max) }
-    }
-
-    /// A request without a body.
-    pub fn empty() -> Self {
-        Self { incoming: None, upload: None, bytes_max: 0, watch: IdleWatch::new(Duration::ZERO) }
+        Self { incoming, upload, bytes_max: bytes_max.unwrap_or(u64::MAX), watch: IdleWatch::new(idle_max) }
     }
 
     /// Counts a frame. Trailers are dropped: no route allows them.
     fn accept(&self, frame: Frame<Bytes>) -> Option<Result<Frame<Bytes>, BodyError>> {
         let data = frame.into_data().ok()?;
-        let within = self.upload.as_ref().is_none_or(|upload| upload.add(data.len()) <= self.bytes_max);
+        let within = self.upload.add(data.len()) <= self.bytes_max;
         Some(if within { Ok(Frame::data(data)) } else { Err(self.fail(Reason::BodyTooLarge)) })
     }
 
     fn fail(&self, reason: Reason) -> BodyError {
-        self.upload.iter().for_each(|upload| upload.failure.set(Some(reason)));
+        self.upload.failure.set(Some(reason));
         BodyError(reason)
     }
 }
@@ -122,15 +118,14 @@ impl HttpBody for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         loop {
-            let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
-            match Pin::new(incoming).poll_frame(cx) {
+            match Pin::new(&mut this.incoming).poll_frame(cx) {
                 Poll::Pending => {
                     ready!(this.watch.poll_expired(cx));
                     return Poll::Ready(Some(Err(this.fail(Reason::BodyTimeout))));
                 }
                 Poll::Ready(None) => {
-                    this.incoming = None;
-                    this.upload.iter().for_each(|upload| _ = upload.add(0));
+                    this.upload.add(0);
+                    return Poll::Ready(None);
                 }
                 Poll::Ready(Some(Err(error))) => {
                     let reason = if is_gone(&error) { Reason::ClientAborted } else { Reason::BodyMalformed };
@@ -144,14 +139,6 @@ impl HttpBody for RequestBody {
                 }
             }
         }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(HttpBody::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
     }
 }
 
@@ -171,23 +158,27 @@ fn is_gone(error: &hyper::Error) -> bool {
 // === impl ResponseBody ===
 
 impl ResponseBody {
-    pub fn new(incoming: Incoming, exchange: Exchange, lease: Lease, idle_max: Duration) -> Self {
-        Self { incoming, exchange, lease: Some(lease), watch: IdleWatch::new(idle_max) }
+    pub fn new(conversation: Conversation, exchange: Exchange, idle_max: Duration) -> Self {
+        Self { conversation: Some(conversation), exchange, watch: IdleWatch::new(idle_max), broken: None }
     }
 
     /// The last byte is at hand: the record is committed before it goes out, and the connection can serve another request.
     fn finish(&mut self) {
         let now = monotonic();
         self.exchange.complete(now);
-        if let Some(lease) = self.lease.take() {
-            lease.give_back(now);
+        if let Some(conversation) = self.conversation.take() {
+            conversation.give_back(now);
         }
     }
 
-    fn abort(&mut self, reason: Reason) -> BodyError {
+    /// The rest will not come: the record says so now, the library at its next turn. Told at once, it would close without
+    /// having sent the head and what came of the body.
+    fn abort(&mut self, reason: Reason, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.exchange.end(reason);
-        self.lease = None;
-        BodyError(reason)
+        self.conversation = None;
+        self.broken = Some(reason);
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -197,20 +188,23 @@ impl HttpBody for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        match Pin::new(&mut this.incoming).poll_frame(cx) {
+        let Some(conversation) = &mut this.conversation else {
+            return Poll::Ready(this.broken.map(|reason| Err(BodyError(reason))));
+        };
+        match conversation.poll_frame(cx) {
             Poll::Pending => {
                 ready!(this.watch.poll_expired(cx));
-                Poll::Ready(Some(Err(this.abort(Reason::UpstreamAborted))))
+                this.abort(Reason::UpstreamAborted, cx)
             }
             Poll::Ready(Some(Ok(frame))) => {
                 this.watch.moved();
                 this.exchange.add_bytes_out(frame.data_ref().map_or(0, Bytes::len));
-                if frame.is_trailers() || this.incoming.is_end_stream() {
+                if conversation.is_done() {
                     this.finish();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(_))) => Poll::Ready(Some(Err(this.abort(Reason::UpstreamAborted)))),
+            Poll::Ready(Some(Err(BodyError(reason)))) => this.abort(reason, cx),
             Poll::Ready(None) => {
                 this.finish();
                 Poll::Ready(None)
@@ -219,11 +213,12 @@ impl HttpBody for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.conversation.is_none() && self.broken.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        let exact = self.conversation.as_ref().map_or(Some(0), Conversation::exact_len);
+        exact.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 

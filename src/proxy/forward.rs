@@ -7,17 +7,22 @@ use super::exchange::Exchange;
 use super::headers::{self, Forwarded, Vouched};
 use super::request_id::RequestId;
 use super::service::Arrival;
-use super::upstream::{Lease, Pool, Upstreams};
+use super::upstream::conversation::Conversation;
+use super::upstream::sending::Sending;
+use super::upstream::{Pool, Upstreams};
 use super::{Limits, Settings};
 use crate::clock::monotonic;
 use crate::policy::Permit;
 use crate::reason::Reason;
 use http::header;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderValue, Method, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use std::rc::Rc;
 use std::sync::Arc;
+
+/// Bytes that the head of most requests fits in.
+const HEAD_USUAL: usize = 1024;
 
 /// A judged request with its body, ready to go.
 pub struct Outgoing {
@@ -29,7 +34,7 @@ pub struct Outgoing {
 /// An upstream request that has been built and not been sent yet.
 pub struct Call {
     pool: Rc<Pool>,
-    request: Request<RequestBody>,
+    sending: Sending,
     upload: Option<Rc<Upload>>,
     is_head: bool,
     exchange: Exchange,
@@ -66,13 +71,13 @@ impl Call {
         let upload = (!outgoing.incoming.is_end_stream()).then(|| Upload::new(arrival.now.mono));
         exchange.begin_upload(upload.clone(), Arc::clone(&pool.name));
         let Outgoing { judged, incoming, forwarded } = outgoing;
-        let body = match &upload {
-            None => RequestBody::empty(),
-            Some(upload) => RequestBody::new(incoming, Rc::clone(upload), bytes_max, settings.limits.body_idle),
-        };
+        let framing = Framing::of(&judged, &incoming);
+        let head = write_head(&judged, framing, &forwarded, permit, arrival, settings, pool.host.as_ref());
+        let body =
+            upload.clone().map(|upload| RequestBody::new(incoming, upload, bytes_max, settings.limits.body_idle));
+        let sending = Sending::new(head, body, framing == Framing::Chunked);
         let is_head = judged.method == Method::HEAD;
-        let request = rebuild(judged, body, forwarded, permit, arrival, settings, pool.host.as_ref());
-        Ok(Box::new(Self { pool: Rc::clone(pool), request, upload, is_head, exchange }))
+        Ok(Box::new(Self { pool: Rc::clone(pool), sending, upload, is_head, exchange }))
     }
 
     /// Sends it, and answers with the upstream's response, whose body owns the exchange from here on.
@@ -85,13 +90,13 @@ impl Call {
         deadlines: &Rc<Deadlines>,
         arrival: &Arrival,
     ) -> Result<Response<Body>, Unanswered> {
-        let Self { pool, request, upload, is_head, exchange } = *self;
+        let Self { pool, sending, upload, is_head, exchange } = *self;
         // Counted from the head, or from when the request's body last moved: a long upload is not a slow upstream.
         let deadline = || upload.as_deref().map_or(arrival.now.mono, Upload::progress) + limits.upstream_head;
-        let answer = std::pin::pin!(pool.send(request, arrival.now.mono));
+        let answer = std::pin::pin!(pool.send(sending, is_head, arrival.now.mono));
         let sent = deadlines.bound(answer, deadline).await.unwrap_or(Err(Reason::UpstreamTimeout));
         match sent {
-            Ok((response, lease)) => accept(response, lease, exchange, &arrival.request_id, limits, is_head),
+            Ok((response, conversation)) => Ok(accept(response, conversation, exchange, &arrival.request_id, limits)),
             Err(reason) => {
                 // What went wrong with the request's body explains why the upstream did not answer.
                 let failure = upload.as_deref().and_then(Upload::failure);
@@ -110,17 +115,37 @@ impl Unanswered {
     }
 }
 
-/// Rebuilds the request from what was judged.
-fn rebuild(
-    judged: Judged,
-    body: RequestBody,
-    forwarded: Forwarded,
+/// How a request's body is told from what follows it (RFC 9112, section 6.2).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    /// There is no body, and nobody said so.
+    Unsaid,
+    Length(u64),
+    Chunked,
+}
+
+// === impl Framing ===
+
+impl Framing {
+    fn of(judged: &Judged, incoming: &Incoming) -> Self {
+        match incoming.size_hint().exact() {
+            Some(0) if !judged.headers.contains_key(header::CONTENT_LENGTH) => Self::Unsaid,
+            Some(length) => Self::Length(length),
+            None => Self::Chunked,
+        }
+    }
+}
+
+/// Writes the request's head anew, from what was judged.
+fn write_head(
+    judged: &Judged,
+    framing: Framing,
+    forwarded: &Forwarded,
     permit: &Permit,
     arrival: &Arrival,
     settings: &Settings,
     host: Option<&HeaderValue>,
-) -> Request<RequestBody> {
-    let mut headers = judged.headers;
+) -> Vec<u8> {
     let vouched = Vouched {
         request_id: &arrival.request_id,
         trace: &arrival.trace,
@@ -130,47 +155,44 @@ fn rebuild(
         host: &judged.host,
         version_header: settings.version_header.as_ref(),
     };
-    headers::rewrite(&mut headers, &vouched, forwarded);
-    headers.insert(header::HOST, host.unwrap_or(&judged.host).clone());
-    if judged.takes_trailers {
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
-        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    let mut head = Vec::with_capacity(HEAD_USUAL);
+    for part in [judged.method.as_str(), " ", judged.target.as_str(), " HTTP/1.1\r\n"] {
+        head.extend_from_slice(part.as_bytes());
     }
-    let mut request = Request::new(body);
-    *request.method_mut() = judged.method;
-    *request.uri_mut() = Uri::from(judged.target);
-    *request.headers_mut() = headers;
-    request
+    headers::push(&mut head, "host", host.unwrap_or(&judged.host).as_bytes());
+    headers::write(&mut head, &judged.headers, &vouched, forwarded);
+    if judged.takes_trailers {
+        headers::push(&mut head, "te", b"trailers");
+        headers::push(&mut head, "connection", b"te");
+    }
+    match framing {
+        Framing::Unsaid => {}
+        Framing::Length(length) => headers::push_length(&mut head, length),
+        Framing::Chunked => headers::push(&mut head, "transfer-encoding", b"chunked"),
+    }
+    head.extend_from_slice(b"\r\n");
+    head
 }
 
 /// Judges the upstream's head and hands its body on.
 fn accept(
-    response: Response<Incoming>,
-    lease: Lease,
+    mut response: Response<()>,
+    mut conversation: Conversation,
     mut exchange: Exchange,
     request_id: &RequestId,
     limits: &Limits,
-    is_head: bool,
-) -> Result<Response<Body>, Unanswered> {
-    let (mut head, incoming) = response.into_parts();
-    if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        // Nobody asked for it: what follows would not be HTTP.
-        return Err(Unanswered { reason: Reason::UpstreamUnreachable, exchange });
-    }
-    headers::clean_response(&mut head.headers, request_id);
+) -> Response<Body> {
+    headers::clean_response(response.headers_mut(), request_id);
     let now = monotonic();
-    exchange.answered(head.status, now);
-    if is_head || is_bodiless(head.status) || incoming.is_end_stream() {
-        // The library may drop such a body without polling it to its end: the record is committed now.
-        exchange.complete(now);
-        lease.give_back(now);
-        head.headers.remove(header::TRAILER);
-        return Ok(Response::from_parts(head, Body::Own(None)));
-    }
-    let body = ResponseBody::new(incoming, exchange, lease, limits.body_idle);
-    Ok(Response::from_parts(head, Body::Upstream(Box::new(body))))
-}
-
-fn is_bodiless(status: StatusCode) -> bool {
-    status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
+    exchange.answered(response.status(), now);
+    let Some(whole) = conversation.take_whole() else {
+        let body = ResponseBody::new(conversation, exchange, limits.body_idle);
+        return response.map(|()| Body::Upstream(Box::new(body)));
+    };
+    // It goes out in one piece: the record is committed before that.
+    exchange.add_bytes_out(whole.len());
+    exchange.complete(now);
+    conversation.give_back(now);
+    response.headers_mut().remove(header::TRAILER);
+    response.map(|()| Body::Own((!whole.is_empty()).then_some(whole)))
 }

@@ -4,25 +4,16 @@ use super::client_addr::{ClientAddr, X_FORWARDED_FOR};
 use super::request_id::RequestId;
 use super::trace::Trace;
 use crate::key::{KeyId, Mode, Principal};
-use crate::net::push_ip;
+use crate::net::{push_ip, push_number};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue};
 use std::net::IpAddr;
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const X_KEY_ID: HeaderName = HeaderName::from_static("x-key-id");
-const X_KEY_MODE: HeaderName = HeaderName::from_static("x-key-mode");
-const X_KEY_SCOPES: HeaderName = HeaderName::from_static("x-key-scopes");
-const X_ENTITY_ID: HeaderName = HeaderName::from_static("x-entity-id");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const VIA: HeaderValue = HeaderValue::from_static("1.1 keygate");
 
 /// Names whose content the gateway vouches for; a client's own copies are stripped on every route.
 const VOUCHED: [&str; 6] = ["x-request-id", "x-key-id", "x-key-mode", "x-key-scopes", "x-entity-id", "traceparent"];
-/// How many fields the gateway may set, so that the map grows once.
-const FIELDS_SET: usize = 14;
 /// Everything below this name too: `-for`, `-proto`, `-host`, `-port`, `-prefix` and what others invent.
 const VOUCHED_FAMILY: &str = "x-forwarded-";
 /// Names that make some upstreams see another address, path or method than the one that was judged.
@@ -124,74 +115,79 @@ fn joined(headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&lines.join(&b", "[..])).ok()
 }
 
-/// Removes what a client may not say, and sets what the gateway vouches for.
-pub fn rewrite(headers: &mut HeaderMap, vouched: &Vouched<'_>, forwarded: Forwarded) {
-    strip(headers);
-    headers.reserve(FIELDS_SET);
-    headers.insert(X_REQUEST_ID, vouched.request_id.to_header());
-    headers.insert(X_FORWARDED_FOR, forwarded_for(vouched.addr.peer, forwarded.hops.as_ref()));
-    headers.insert(X_FORWARDED_PROTO, forwarded.proto.unwrap_or(const { HeaderValue::from_static("http") }));
-    headers.insert(X_FORWARDED_HOST, vouched.host.clone());
-    headers.insert(TRACEPARENT, vouched.trace.to_header());
-    headers.append(header::VIA, VIA);
-    if let Some(principal) = vouched.principal {
-        set_identity(headers, principal, vouched.version_header);
+/// Writes the fields of an upstream request: those of `received` that a client may say, then those that the gateway vouches
+/// for. A client's own copies of these, what misleads, and what belongs to the client's connection stay behind on every
+/// route; the body is framed anew, so its length does too.
+pub fn write(out: &mut Vec<u8>, received: &HeaderMap, vouched: &Vouched<'_>, forwarded: &Forwarded) {
+    for (name, value) in received {
+        if !is_stripped(name.as_str()) && *name != header::CONTENT_LENGTH {
+            push(out, name.as_str(), value.as_bytes());
+        }
     }
-    headers.insert(X_KEY_MODE, mode_header(vouched.mode));
+    push(out, "via", b"1.1 keygate");
+    push(out, "x-request-id", vouched.request_id.as_str().as_bytes());
+    push_with(out, "traceparent", |out| vouched.trace.push(out));
+    push_with(out, "x-forwarded-for", |out| push_hops(out, vouched.addr.peer, forwarded.hops.as_ref()));
+    push(out, "x-forwarded-proto", forwarded.proto.as_ref().map_or(b"http", HeaderValue::as_bytes));
+    push(out, "x-forwarded-host", vouched.host.as_bytes());
+    push(out, "x-key-mode", mode_name(vouched.mode));
+    if let Some(principal) = vouched.principal {
+        write_identity(out, received, principal, vouched.version_header);
+    }
 }
 
-/// Removes, on every route, a client's own copies of what the gateway vouches for, what misleads, and what belongs to the
-/// client's connection. One pass: most requests have none of them.
-fn strip(headers: &mut HeaderMap) {
-    remove_all(headers, is_stripped);
+fn write_identity(out: &mut Vec<u8>, received: &HeaderMap, principal: &Principal, version_header: Option<&HeaderName>) {
+    push_with(out, "x-key-id", |out| push_key_id(out, principal.id));
+    push(out, "x-key-scopes", principal.grant.header.as_bytes());
+    push(out, "x-entity-id", principal.entity.id.as_bytes());
+    if let (Some(name), Some(version)) = (version_header, &principal.api_version)
+        && !received.contains_key(name)
+    {
+        push(out, name.as_str(), version.as_bytes());
+    }
+}
+
+/// Writes one field.
+pub fn push(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    push_with(out, name, |out| out.extend_from_slice(value));
+}
+
+/// Writes `Content-Length`.
+pub fn push_length(out: &mut Vec<u8>, length: u64) {
+    push_with(out, "content-length", |out| push_number(out, length));
+}
+
+fn push_with(out: &mut Vec<u8>, name: &str, value: impl FnOnce(&mut Vec<u8>)) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    value(out);
+    out.extend_from_slice(b"\r\n");
+}
+
+const fn mode_name(mode: Mode) -> &'static [u8] {
+    match mode {
+        Mode::Test => b"test",
+        Mode::Live => b"live",
+    }
+}
+
+fn push_key_id(out: &mut Vec<u8>, id: KeyId) {
+    out.extend_from_slice(b"key_");
+    out.extend_from_slice(&id.ulid().text());
+}
+
+fn push_hops(out: &mut Vec<u8>, peer: IpAddr, hops: Option<&HeaderValue>) {
+    if let Some(hops) = hops {
+        out.extend_from_slice(hops.as_bytes());
+        out.extend_from_slice(b", ");
+    }
+    push_ip(out, peer);
 }
 
 fn remove_all(headers: &mut HeaderMap, condition: impl Fn(&str) -> bool) {
     while let Some(name) = headers.keys().find(|name| condition(name.as_str())).cloned() {
         headers.remove(name);
     }
-}
-
-fn set_identity(headers: &mut HeaderMap, principal: &Principal, version_header: Option<&HeaderName>) {
-    headers.insert(X_KEY_ID, key_id(principal.id));
-    headers.insert(X_KEY_SCOPES, principal.grant.header.clone());
-    if let Ok(entity) = HeaderValue::from_str(&principal.entity.id) {
-        headers.insert(X_ENTITY_ID, entity);
-    }
-    if let (Some(name), Some(version)) = (version_header, &principal.api_version)
-        && !headers.contains_key(name)
-    {
-        headers.insert(name, HeaderValue::clone(version));
-    }
-}
-
-const fn mode_header(mode: Mode) -> HeaderValue {
-    match mode {
-        Mode::Test => HeaderValue::from_static("test"),
-        Mode::Live => HeaderValue::from_static("live"),
-    }
-}
-
-fn key_id(id: KeyId) -> HeaderValue {
-    let mut text = Vec::with_capacity(KeyId::TEXT_LEN);
-    text.extend_from_slice(b"key_");
-    text.extend_from_slice(&id.ulid().text());
-    visible(text)
-}
-
-fn forwarded_for(peer: IpAddr, hops: Option<&HeaderValue>) -> HeaderValue {
-    let mut text = Vec::with_capacity(48);
-    if let Some(hops) = hops {
-        text.extend_from_slice(hops.as_bytes());
-        text.extend_from_slice(b", ");
-    }
-    push_ip(&mut text, peer);
-    visible(text)
-}
-
-/// A header value of text that we made of visible characters; nothing if that were ever wrong.
-fn visible(text: impl Into<bytes::Bytes>) -> HeaderValue {
-    HeaderValue::from_maybe_shared(text.into()).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// Removes from a response what belongs to the upstream's connection alone, besides what its `Connection` lists.

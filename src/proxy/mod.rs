@@ -8,6 +8,7 @@ pub mod deadline;
 pub mod exchange;
 pub mod forward;
 pub mod gather;
+pub mod h1;
 pub mod headers;
 pub mod request_id;
 pub mod respond;

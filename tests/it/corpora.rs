@@ -250,16 +250,11 @@ fn whatever_a_client_sends_nothing_ambiguous_reaches_the_upstream() {
 const BELIEVED: &[(&str, &str)] = &[
     ("connection: HTTP/1.1 with keep-alive disabled and 204 status", AFTERWARDS),
     ("connection: HTTP/1.1 with keep-alive disabled, content-length", AFTERWARDS),
-    ("invalid: Only LFs present and no body", BARE_LF),
-    ("invalid: Only LFs present", BARE_LF),
-    ("sample: No carriage ret", BARE_LF),
     ("transfer-encoding: Trailing space on chunked body", CHUNK_LINE),
     ("transfer-encoding: No extension after semicolon", CHUNK_LINE),
 ];
 
 const AFTERWARDS: &str = "the response is whole; what follows it on the connection is thrown away";
-const BARE_LF: &str =
-    "the library ends a line of the head at LF alone (RFC 9112, section 2.2); the gateway writes the head anew";
 const CHUNK_LINE: &str = "the size is plain and what follows it is dropped; the gateway writes the chunks anew";
 
 /// Whether the upstream is to answer a request with a vector.

@@ -1,23 +1,20 @@
 //! This worker's own connections to the upstreams. Nothing here is shared between threads, so nothing is locked.
 
-use super::body::RequestBody;
-use super::gather::GatheringStream;
+pub mod conversation;
+pub mod sending;
+
 use super::{Endpoint, Limits, UpstreamSettings};
 use crate::key::Mode;
 use crate::policy::UpstreamId;
 use crate::reason::Reason;
-use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use conversation::{Connection, Conversation, Failure};
+use http::{HeaderValue, Response};
+use sending::Sending;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::net::TcpStream;
-
-/// The largest response head that is read.
-const RESPONSE_HEAD_MAX: usize = 64 * 1024;
 
 /// The pools of one worker: one for each upstream and mode, so that a test key can never be given a live connection.
 pub struct Upstreams {
@@ -47,13 +44,13 @@ struct EndpointPool {
 }
 
 struct Idle {
-    sender: SendRequest<RequestBody>,
+    connection: Connection,
     since: Instant,
 }
 
 /// A connection that belongs to one exchange. Dropped: the connection is closed, because the exchange did not end cleanly.
 pub struct Lease {
-    sender: Option<SendRequest<RequestBody>>,
+    connection: Connection,
     endpoint: usize,
     slot: Slot,
 }
@@ -106,56 +103,72 @@ impl Pool {
         Self { name, host, endpoints, next: Cell::new(0), in_flight: Cell::new(0), limits: limits.clone() }
     }
 
-    /// Sends `request` on an idle connection or a new one, and waits for the response's head. `now` is when the request
-    /// arrived.
+    /// Sends a request on an idle connection or a new one, and waits for the response's head. `to_head` says that it is a
+    /// HEAD, `now` is when it arrived.
     ///
     /// # Errors
-    /// [`Reason::Overloaded`] at the limit of requests in flight, [`Reason::UpstreamUnreachable`] otherwise. A request is
-    /// sent again only when the library hands it back unsent.
+    /// [`Reason::Overloaded`] at the limit of requests in flight, [`Reason::UpstreamUnreachable`] otherwise, or why the
+    /// request's body failed. A request is sent again only when not a byte of it was sent.
     pub async fn send(
         self: &Rc<Self>,
-        request: Request<RequestBody>,
+        mut sending: Sending,
+        to_head: bool,
         now: Instant,
-    ) -> Result<(Response<Incoming>, Lease), Reason> {
+    ) -> Result<(Response<()>, Conversation), Reason> {
         let slot = Slot::take(self).ok_or(Reason::Overloaded)?;
         let start = self.next.get();
         self.next.set(start.wrapping_add(1));
-        let unsent = match self.take_idle(start, now) {
-            None => request,
-            Some((endpoint, mut sender)) => match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, Lease { sender: Some(sender), endpoint, slot })),
-                Err(mut error) => error.take_message().ok_or(Reason::UpstreamUnreachable)?,
-            },
+        let slot = match self.take_idle(start, now) {
+            None => slot,
+            Some((endpoint, connection)) => {
+                let lease = Lease { connection, endpoint, slot };
+                match conversation::begin(lease, &mut sending, to_head).await {
+                    Ok(begun) => return Ok(begun),
+                    Err(Failure::Io(_) | Failure::Malformed(_)) if sending.is_untouched() => {
+                        Slot::take(self).ok_or(Reason::Overloaded)?
+                    }
+                    Err(failure) => return Err(self.give_up(&failure)),
+                }
+            }
         };
         // Boxed: connecting is rare, and its state is large.
-        Box::pin(self.send_on_new(unsent, start, slot)).await
+        Box::pin(self.send_on_new(sending, to_head, start, slot)).await
     }
 
     async fn send_on_new(
         &self,
-        request: Request<RequestBody>,
+        mut sending: Sending,
+        to_head: bool,
         start: usize,
         slot: Slot,
-    ) -> Result<(Response<Incoming>, Lease), Reason> {
-        let (endpoint, mut sender) = self.connect(start).await?;
-        let response = sender.try_send_request(request).await.map_err(|_| Reason::UpstreamUnreachable)?;
-        Ok((response, Lease { sender: Some(sender), endpoint, slot }))
+    ) -> Result<(Response<()>, Conversation), Reason> {
+        let (endpoint, connection) = self.connect(start).await?;
+        let lease = Lease { connection, endpoint, slot };
+        conversation::begin(lease, &mut sending, to_head).await.map_err(|failure| self.give_up(&failure))
     }
 
-    /// The most recently used connection of the first endpoint that has one ready, beginning at `start`.
-    fn take_idle(&self, start: usize, now: Instant) -> Option<(usize, SendRequest<RequestBody>)> {
+    fn give_up(&self, failure: &Failure) -> Reason {
+        tracing::debug!(upstream = &*self.name, %failure, "no response");
+        match failure {
+            Failure::Io(_) | Failure::Malformed(_) => Reason::UpstreamUnreachable,
+            Failure::Body(error) => error.0,
+        }
+    }
+
+    /// The most recently used connection of the first endpoint that has one, beginning at `start`.
+    fn take_idle(&self, start: usize, now: Instant) -> Option<(usize, Connection)> {
         self.order(start).find_map(|index| {
             let endpoint = self.endpoints.get(index)?;
-            endpoint.take_idle(now, &self.limits).map(|sender| (index, sender))
+            endpoint.take_idle(now, &self.limits).map(|connection| (index, connection))
         })
     }
 
     /// Connects to the first endpoint that accepts, beginning at `start`.
-    async fn connect(&self, start: usize) -> Result<(usize, SendRequest<RequestBody>), Reason> {
+    async fn connect(&self, start: usize) -> Result<(usize, Connection), Reason> {
         for index in self.order(start) {
             let Some(endpoint) = self.endpoints.get(index) else { continue };
             match endpoint.connect(&self.limits).await {
-                Ok(sender) => return Ok((index, sender)),
+                Ok(connection) => return Ok((index, connection)),
                 Err(error) => tracing::debug!(
                     upstream = &*self.name,
                     host = endpoint.endpoint.host,
@@ -175,56 +188,39 @@ impl Pool {
 
     fn close_idle(&self, now: Instant) {
         for endpoint in &self.endpoints {
-            endpoint.idle.borrow_mut().retain(|idle| idle.is_fresh(now, &self.limits));
+            endpoint.idle.borrow_mut().retain(|idle| idle.is_usable(now, &self.limits));
         }
     }
 }
 
 impl EndpointPool {
-    fn take_idle(&self, now: Instant, limits: &Limits) -> Option<SendRequest<RequestBody>> {
+    fn take_idle(&self, now: Instant, limits: &Limits) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
-        while let Some(position) = idle.iter().rposition(|idle| idle.sender.is_ready() || idle.sender.is_closed()) {
-            let candidate = idle.swap_remove(position);
-            if !candidate.sender.is_closed() && candidate.is_fresh(now, limits) {
-                return Some(candidate.sender);
-            }
-        }
-        None
+        std::iter::from_fn(|| idle.pop()).find(|idle| idle.is_usable(now, limits)).map(|idle| idle.connection)
     }
 
-    async fn connect(&self, limits: &Limits) -> Result<SendRequest<RequestBody>, String> {
+    async fn connect(&self, limits: &Limits) -> Result<Connection, String> {
         let address = (self.endpoint.host.as_str(), self.endpoint.port);
         let connected = tokio::time::timeout(limits.upstream_connect, TcpStream::connect(address)).await;
         let stream = connected.map_err(|_| "timed out".to_owned())?.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        let handshake = http1::Builder::new()
-            .max_buf_size(RESPONSE_HEAD_MAX)
-            .handshake(TokioIo::new(GatheringStream(stream)))
-            .await;
-        let (sender, connection) = handshake.map_err(|error| error.to_string())?;
-        tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "upstream connection ended");
-            }
-        });
-        Ok(sender)
+        Ok(Connection::new(stream))
     }
 }
 
 impl Idle {
-    fn is_fresh(&self, now: Instant, limits: &Limits) -> bool {
-        now.saturating_duration_since(self.since) < limits.upstream_idle
+    fn is_usable(&self, now: Instant, limits: &Limits) -> bool {
+        now.saturating_duration_since(self.since) < limits.upstream_idle && self.connection.is_quiet()
     }
 }
 
 // === impl Lease ===
 
 impl Lease {
-    /// The exchange ended cleanly at `now`: the connection waits for another.
-    pub fn give_back(mut self, now: Instant) {
-        let Some(sender) = self.sender.take().filter(|sender| !sender.is_closed()) else { return };
+    /// The connection waits for another exchange, from `now`.
+    fn give_back(self, now: Instant) {
         if let Some(endpoint) = self.slot.0.endpoints.get(self.endpoint) {
-            endpoint.idle.borrow_mut().push(Idle { sender, since: now });
+            endpoint.idle.borrow_mut().push(Idle { connection: self.connection, since: now });
         }
     }
 }
