@@ -37,6 +37,10 @@ pub fn parse_network(text: &str) -> Result<IpNet, String> {
 
 /// Appends a number in decimal.
 pub fn push_number(out: &mut Vec<u8>, value: u64) {
+    if value < 10 {
+        out.push(b'0' + value as u8);
+        return;
+    }
     let mut digits = [b'0'; 20];
     let (mut rest, mut first) = (value, digits.len());
     for (at, digit) in digits.iter_mut().enumerate().rev() {
@@ -53,12 +57,18 @@ pub fn push_number(out: &mut Vec<u8>, value: u64) {
 pub fn push_ip(out: &mut Vec<u8>, ip: IpAddr) {
     match ip {
         IpAddr::V4(v4) => {
-            for (at, octet) in v4.octets().into_iter().enumerate() {
-                if at > 0 {
-                    out.push(b'.');
+            let mut text = [b'.'; 16];
+            let mut len = 0;
+            for octet in v4.octets() {
+                for (place, digit) in [(100, octet / 100), (10, octet / 10 % 10), (1, octet % 10)] {
+                    if let Some(slot) = text.get_mut(len).filter(|_| octet >= place || place == 1) {
+                        *slot = b'0' + digit;
+                        len += 1;
+                    }
                 }
-                push_number(out, octet.into());
+                len += 1;
             }
+            out.extend_from_slice(text.get(..len - 1).unwrap_or_default());
         }
         // Writing to a vector cannot fail.
         IpAddr::V6(v6) => _ = write!(out, "{v6}"),

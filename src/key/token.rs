@@ -59,7 +59,7 @@ impl Prefix {
     /// Looks for the underscore first: a path has few of them.
     pub fn occurs_in(&self, text: &[u8]) -> bool {
         let prefix = self.0.as_bytes();
-        text.iter().enumerate().filter(|(_, byte)| **byte == b'_').any(|(at, _)| {
+        memchr::memchr_iter(b'_', text).any(|at| {
             let (before, after) = text.split_at(at);
             before.ends_with(prefix) && (after.starts_with(b"_test_") || after.starts_with(b"_live_"))
         })

@@ -157,14 +157,33 @@ fn canonical_target(uri: &Uri) -> Result<PathAndQuery, Reason> {
 /// [`Reason::PathAmbiguous`] for whatever two readers could read differently: empty and dot segments, escaped
 /// separators, escapes of escapes, controls, bytes that are not UTF-8, `;`, `\` and what is no path character at all.
 pub fn canonical_path(path: &str) -> Result<Option<String>, Reason> {
-    if path.bytes().all(is_plain) {
-        check_segments(path)?;
+    if is_evidently_canonical(path.as_bytes()) {
         return Ok(None);
     }
     let canonical = decode_unreserved(path.as_bytes())?;
     check_segments(&canonical)?;
     Ok((canonical != path).then_some(canonical))
 }
+
+/// Whether every byte is plain and no segment is empty or begins with a dot: nearly all paths, and one look at each byte.
+fn is_evidently_canonical(path: &[u8]) -> bool {
+    let (plain, _) = path.iter().fold((path.first() == Some(&b'/'), 0), |(plain, before), &byte| {
+        let begins_badly = (before == b'/') & ((byte == b'/') | (byte == b'.'));
+        (plain & PLAIN[usize::from(byte)] & !begins_badly, byte) // tidy: allow(a byte indexes 256 entries)
+    });
+    plain
+}
+
+/// [`is_plain`] of each byte.
+const PLAIN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        table[byte] = is_plain(byte as u8); // tidy: allow(bounded by the loop)
+        byte += 1;
+    }
+    table
+};
 
 /// Path characters that need no second look: `pchar` of RFC 3986 but `%` and `;`, and the slash.
 const fn is_plain(byte: u8) -> bool {
@@ -263,11 +282,11 @@ fn check_framing(headers: &HeaderMap) -> Result<(), Reason> {
 /// `100-continue` is answered by the library when the body is first asked for, which is after authorization. The field
 /// is never forwarded.
 fn check_expectation(headers: &mut HeaderMap) -> Result<(), Reason> {
-    let several = headers.get_all(header::EXPECT).iter().nth(1).is_some();
-    match headers.remove(header::EXPECT) {
-        None => Ok(()),
-        Some(value) if !several && value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(()),
-        Some(_) => Err(Reason::ExpectationUnknown),
+    let Entry::Occupied(lines) = headers.entry(header::EXPECT) else { return Ok(()) };
+    let (_, mut lines) = lines.remove_entry_mult();
+    match (lines.next(), lines.next()) {
+        (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(()),
+        _ => Err(Reason::ExpectationUnknown),
     }
 }
 

@@ -159,16 +159,16 @@ fn write_head(
     for part in [judged.method.as_str(), " ", judged.target.as_str(), " HTTP/1.1\r\n"] {
         head.extend_from_slice(part.as_bytes());
     }
-    headers::push(&mut head, "host", host.unwrap_or(&judged.host).as_bytes());
+    headers::push(&mut head, "host: ", host.unwrap_or(&judged.host).as_bytes());
     headers::write(&mut head, &judged.headers, &vouched, forwarded);
     if judged.takes_trailers {
-        headers::push(&mut head, "te", b"trailers");
-        headers::push(&mut head, "connection", b"te");
+        headers::push(&mut head, "te: ", b"trailers");
+        headers::push(&mut head, "connection: ", b"te");
     }
     match framing {
         Framing::Unsaid => {}
         Framing::Length(length) => headers::push_length(&mut head, length),
-        Framing::Chunked => headers::push(&mut head, "transfer-encoding", b"chunked"),
+        Framing::Chunked => headers::push(&mut head, "transfer-encoding: ", b"chunked"),
     }
     head.extend_from_slice(b"\r\n");
     head

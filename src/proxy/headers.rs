@@ -121,45 +121,49 @@ fn joined(headers: &HeaderMap) -> Option<HeaderValue> {
 pub fn write(out: &mut Vec<u8>, received: &HeaderMap, vouched: &Vouched<'_>, forwarded: &Forwarded) {
     for (name, value) in received {
         if !is_stripped(name.as_str()) && *name != header::CONTENT_LENGTH {
-            push(out, name.as_str(), value.as_bytes());
+            push_received(out, name, value);
         }
     }
-    push(out, "via", b"1.1 keygate");
-    push(out, "x-request-id", vouched.request_id.as_str().as_bytes());
-    push_with(out, "traceparent", |out| vouched.trace.push(out));
-    push_with(out, "x-forwarded-for", |out| push_hops(out, vouched.addr.peer, forwarded.hops.as_ref()));
-    push(out, "x-forwarded-proto", forwarded.proto.as_ref().map_or(b"http", HeaderValue::as_bytes));
-    push(out, "x-forwarded-host", vouched.host.as_bytes());
-    push(out, "x-key-mode", mode_name(vouched.mode));
+    push(out, "via: ", b"1.1 keygate");
+    push(out, "x-request-id: ", vouched.request_id.as_str().as_bytes());
+    push_with(out, "traceparent: ", |out| vouched.trace.push(out));
+    push_with(out, "x-forwarded-for: ", |out| push_hops(out, vouched.addr.peer, forwarded.hops.as_ref()));
+    push(out, "x-forwarded-proto: ", forwarded.proto.as_ref().map_or(b"http", HeaderValue::as_bytes));
+    push(out, "x-forwarded-host: ", vouched.host.as_bytes());
+    push(out, "x-key-mode: ", mode_name(vouched.mode));
     if let Some(principal) = vouched.principal {
         write_identity(out, received, principal, vouched.version_header);
     }
 }
 
 fn write_identity(out: &mut Vec<u8>, received: &HeaderMap, principal: &Principal, version_header: Option<&HeaderName>) {
-    push_with(out, "x-key-id", |out| push_key_id(out, principal.id));
-    push(out, "x-key-scopes", principal.grant.header.as_bytes());
-    push(out, "x-entity-id", principal.entity.id.as_bytes());
+    push_with(out, "x-key-id: ", |out| push_key_id(out, principal.id));
+    push(out, "x-key-scopes: ", principal.grant.header.as_bytes());
+    push(out, "x-entity-id: ", principal.entity.id.as_bytes());
     if let (Some(name), Some(version)) = (version_header, &principal.api_version)
         && !received.contains_key(name)
     {
-        push(out, name.as_str(), version.as_bytes());
+        push_received(out, name, version);
     }
 }
 
-/// Writes one field.
+fn push_received(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
+    out.extend_from_slice(name.as_str().as_bytes());
+    push(out, ": ", value.as_bytes());
+}
+
+/// Writes one field; `name` includes the colon and a space.
 pub fn push(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     push_with(out, name, |out| out.extend_from_slice(value));
 }
 
 /// Writes `Content-Length`.
 pub fn push_length(out: &mut Vec<u8>, length: u64) {
-    push_with(out, "content-length", |out| push_number(out, length));
+    push_with(out, "content-length: ", |out| push_number(out, length));
 }
 
 fn push_with(out: &mut Vec<u8>, name: &str, value: impl FnOnce(&mut Vec<u8>)) {
     out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(b": ");
     value(out);
     out.extend_from_slice(b"\r\n");
 }
