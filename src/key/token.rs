@@ -89,7 +89,8 @@ impl Token {
         Ok(Self::from_random(prefix, mode, code, random.expose()))
     }
 
-    fn from_random(prefix: &Prefix, mode: Mode, code: &str, random: &[u8; 32]) -> Self {
+    /// The key that carries `random`: a real one takes [`Token::generate`], a set that must be the same every time this.
+    pub fn from_random(prefix: &Prefix, mode: Mode, code: &str, random: &[u8; 32]) -> Self {
         // Reserved up front: growing would leave a copy of the secret behind in freed memory.
         let mut text = String::with_capacity(prefix.0.len() + 11 + code.len() + RANDOM_LEN + CHECKSUM_LEN);
         text.push_str(&prefix.0);
