@@ -81,7 +81,7 @@ impl Gateway {
             .map_err(|error| StartError::Bind { address: config.admin.address, error })?;
         let (journal, recorders) =
             Journal::open(&config.audit, &gateway, &config.hash, clock.clone(), config.server.workers)?;
-        let cache = Arc::new(KeyCache::new(config.auth.keys_max, config.auth.max_stale));
+        let cache = Arc::new(KeyCache::new(config.auth.keys_max, config.auth.max_stale, store.count()?));
         let mut follower = Follower::new(Arc::clone(&cache), store.changes()?, config.auth.clone(), clock.clone());
         follower.load()?;
         let state = Arc::new(State {

@@ -116,6 +116,20 @@ fn what_was_written_is_read_back_with_its_version() {
 }
 
 #[test]
+fn keys_are_counted_whatever_became_of_them() {
+    on_every_engine(|store| {
+        let entity = entity("acme");
+        apply(store, vec![create(&entity)]).unwrap();
+        assert_eq!(store.count().unwrap(), 0);
+        let keys = [key(&entity, 1), key(&entity, 2)];
+        let seqs = apply(store, keys.iter().map(create).collect()).unwrap();
+        let revoked = KeyRecord { revoked_at: Some(at(9)), ..keys[0].clone() };
+        apply(store, vec![write(&revoked, Some(seqs[0]))]).unwrap();
+        assert_eq!(store.count().unwrap(), 2);
+    });
+}
+
+#[test]
 fn a_mutation_is_applied_whole_or_not_at_all_and_once() {
     on_every_engine(|store| {
         let acme = entity("acme");

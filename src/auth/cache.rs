@@ -8,6 +8,7 @@ use crate::clock::{Moment, Timestamp, monotonic};
 use crate::key::{Digest, Principal};
 use moka::notification::RemovalCause;
 use moka::sync::Cache;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ pub const FRESH_FOR: Duration = Duration::from_secs(2);
 /// The cache, shared by all workers and the follower.
 #[derive(Debug)]
 pub struct KeyCache {
-    map: Cache<Digest, Arc<Principal>>,
+    map: Cache<Digest, Arc<Principal>, Uniform>,
     /// 0 while a miss proves nothing; a new non-zero value each time the set has become complete.
     generation: Arc<AtomicU64>,
     /// Whether foreign credentials are worth a look-up.
@@ -28,6 +29,11 @@ pub struct KeyCache {
     records: AtomicU64,
     lookups: AtomicU64,
 }
+
+/// Takes a digest's own first bytes for its hash: SHA-256 has spread them already, and nobody chooses the digests of stored
+/// keys, since a key is drawn at random or imported by an operator.
+#[derive(Clone, Copy, Debug)]
+struct Uniform(u64);
 
 /// When the follower was last caught up, on two clocks: the earlier right to serve counts (protocols I1).
 #[derive(Debug)]
@@ -54,14 +60,16 @@ pub enum Lookup {
 // === impl KeyCache ===
 
 impl KeyCache {
-    /// An empty cache that is not complete and gives no right to serve until its follower first caught up.
-    pub fn new(keys_max: u64, max_stale: Duration) -> Self {
+    /// An empty cache that is not complete and gives no right to serve until its follower first caught up. With room for the
+    /// `expected` keys from the start, the map is not built anew several times while they are loaded.
+    pub fn new(keys_max: u64, max_stale: Duration, expected: u64) -> Self {
         let generation = Arc::new(AtomicU64::new(0));
         let alarm = Arc::clone(&generation);
         // Twice the bound and no time limits, so that moka never has a reason to evict. If it evicts all the same, a miss
         // proves nothing any more until the next full load.
         let map = Cache::builder()
             .max_capacity(keys_max.saturating_mul(2))
+            .initial_capacity(usize::try_from(expected.min(keys_max)).unwrap_or(0))
             .eviction_listener(move |_, _, cause| {
                 if matches!(cause, RemovalCause::Size | RemovalCause::Expired) {
                     alarm.store(0, Ordering::SeqCst);
@@ -70,7 +78,7 @@ impl KeyCache {
                     );
                 }
             })
-            .build();
+            .build_with_hasher(Uniform(0));
         Self {
             map,
             generation,
@@ -179,6 +187,29 @@ impl KeyCache {
     /// Everything up to the head of a poll sent at `sent` has been applied.
     pub(super) fn mark_caught_up(&self, sent: Moment) {
         self.caught_up.set(sent);
+    }
+}
+
+// === impl Uniform ===
+
+impl BuildHasher for Uniform {
+    type Hasher = Self;
+
+    fn build_hasher(&self) -> Self {
+        *self
+    }
+}
+
+impl Hasher for Uniform {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.first_chunk().map_or(0, |first| u64::from_ne_bytes(*first));
+    }
+
+    /// A slice's length, which all digests share.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 

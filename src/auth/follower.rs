@@ -177,7 +177,7 @@ mod tests {
 
     fn follow(store: &dyn KeyStore, keys_max: u64) -> (Arc<KeyCache>, Follower) {
         let max_stale = Duration::from_secs(60);
-        let cache = Arc::new(KeyCache::new(keys_max, max_stale));
+        let cache = Arc::new(KeyCache::new(keys_max, max_stale, 0));
         let (prefix, vocabulary) = (Prefix::new("ark").unwrap(), Arc::new(Vocabulary::default()));
         let settings = Settings { prefix, keys_max, max_stale, vocabulary };
         let mut follower = Follower::new(Arc::clone(&cache), store.changes().unwrap(), settings, Clock::system());

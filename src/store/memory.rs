@@ -68,6 +68,10 @@ impl KeyStore for MemoryStore {
         Ok(entities)
     }
 
+    fn count(&self) -> Result<u64, StoreError> {
+        Ok(self.data().keys.len() as u64)
+    }
+
     fn changes(&self) -> Result<Box<dyn Changes>, StoreError> {
         Ok(Box::new(Self(Arc::clone(&self.0))))
     }

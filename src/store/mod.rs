@@ -182,6 +182,9 @@ pub trait KeyStore: Send + Sync {
     /// All entities, deleted ones included, in the order of their codes.
     fn entities(&self) -> Result<Vec<EntityRecord>, StoreError>;
 
+    /// How many keys there are, revoked ones included.
+    fn count(&self) -> Result<u64, StoreError>;
+
     /// Opens a reader of the change log.
     fn changes(&self) -> Result<Box<dyn Changes>, StoreError>;
 }

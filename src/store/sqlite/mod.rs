@@ -87,6 +87,11 @@ impl KeyStore for SqliteStore {
         Ok(entities)
     }
 
+    fn count(&self) -> Result<u64, StoreError> {
+        let count = number(&self.connection(), "SELECT count(*) FROM keys")?;
+        Ok(count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0))
+    }
+
     fn changes(&self) -> Result<Box<dyn Changes>, StoreError> {
         Ok(Box::new(changes::SqliteChanges::open(&self.path)?))
     }
