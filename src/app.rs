@@ -10,7 +10,7 @@ use crate::policy::{RouteTable, UpstreamModes};
 use crate::proxy::canonical::HeadLimits;
 use crate::proxy::service::Shared;
 use crate::server::listener::{self, Spread};
-use crate::server::worker;
+use crate::server::worker::{self, CutOrder};
 use crate::store::{Change, KeyStore, StoreError, codec};
 use crate::telemetry::Page;
 use std::io;
@@ -18,12 +18,17 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 /// How often the follower asks the store: half of the time within which a change must be in force, with room to spare.
 const POLL: Duration = Duration::from_millis(15);
+/// How long a worker may take to cut what is in flight (protocols I9: L).
+const WORKER_SILENT_MAX: Duration = Duration::from_secs(2);
+/// `EX_SOFTWARE` of sysexits.h.
+const EX_SOFTWARE: i32 = 70;
 /// How often a failing store is asked.
 const POLL_FAILING: Duration = Duration::from_millis(500);
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -47,12 +52,17 @@ pub struct Gateway {
     pub listening: Vec<SocketAddr>,
     pub admin: SocketAddr,
     stop: watch::Sender<bool>,
-    workers: Vec<JoinHandle<io::Result<()>>>,
+    workers: Workers,
     follower: JoinHandle<()>,
     state: Arc<State>,
     journal: Journal,
     control: tokio::runtime::Runtime,
 }
+
+type Workers = Vec<JoinHandle<io::Result<()>>>;
+
+/// Reaches every worker when keys have changed.
+struct Cutter(Vec<mpsc::UnboundedSender<CutOrder>>);
 
 /// What the control plane shares.
 struct State {
@@ -96,11 +106,11 @@ impl Gateway {
         let (stop, stopped) = watch::channel(false);
         let shared = Arc::new(shared(&config, cache, clock)?);
         let listening = bound.iter().map(|(address, _)| *address).collect();
-        let workers = spawn_workers(&config, bound, &shared, recorders, &journal, &stopped)?;
+        let (workers, cutter) = spawn_workers(&config, bound, &shared, recorders, &journal, &stopped)?;
         let control = control_plane(admin_listener, &state)?;
         let admin = control.1;
         let changes = journal.changes();
-        let follower = spawn_follower(follower, Arc::clone(&state), changes)?;
+        let follower = spawn_follower(follower, cutter, Arc::clone(&state), changes)?;
         Ok(Self { listening, admin, stop, workers, follower, state, journal, control: control.0 })
     }
 
@@ -184,15 +194,16 @@ fn spawn_workers(
     recorders: Vec<audit::Recorder>,
     journal: &Journal,
     stopped: &watch::Receiver<bool>,
-) -> Result<Vec<JoinHandle<io::Result<()>>>, StartError> {
+) -> Result<(Workers, Cutter), StartError> {
     let workers = config.server.workers;
     let open: Arc<[AtomicUsize]> = (0..workers).map(|_| AtomicUsize::new(0)).collect();
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
+    let (orders, cuts): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
     let senders: Arc<[_]> = senders.into();
     // By address, then by worker; wanted by worker.
     let mut by_address: Vec<_> = bound.into_iter().map(|(_, listeners)| listeners.into_iter()).collect();
     let mut threads = Vec::with_capacity(workers);
-    for (index, (recorder, handed_over)) in recorders.into_iter().zip(receivers).enumerate() {
+    for (index, ((recorder, handed_over), cuts)) in recorders.into_iter().zip(receivers).zip(cuts).enumerate() {
         let parts = worker::Parts {
             index,
             listeners: by_address.iter_mut().filter_map(Iterator::next).collect(),
@@ -203,12 +214,13 @@ fn spawn_workers(
             shared: Arc::clone(shared),
             recorder,
             events: journal.connection_events(),
+            cuts,
             stop: stopped.clone(),
         };
         threads
             .push(worker::spawn(parts).map_err(|error| StartError::Other(format!("cannot start a worker: {error}")))?);
     }
-    Ok(threads)
+    Ok((threads, Cutter(orders)))
 }
 
 /// The control plane's own runtime, which cannot stall a worker.
@@ -242,6 +254,7 @@ fn control_plane(
 
 fn spawn_follower(
     mut follower: Follower,
+    cutter: Cutter,
     state: Arc<State>,
     changes: audit::Changes,
 ) -> Result<JoinHandle<()>, StartError> {
@@ -249,6 +262,9 @@ fn spawn_follower(
         let mut failing = false;
         while !state.stopping.load(Ordering::SeqCst) {
             let turn = follower.turn();
+            if follower.take_ended() {
+                cutter.cut();
+            }
             let rest = rest_after(&turn, &state, &mut failing);
             if let Ok(Turn::CaughtUp(entries) | Turn::Behind(entries)) = turn {
                 entries.iter().for_each(|change| journal_change(change, &changes));
@@ -303,6 +319,25 @@ fn rest_after(turn: &Result<Turn, StoreError>, state: &State, failing: &mut bool
                 tracing::error!(%error, "the key store cannot be asked; known keys go on working until max_stale");
             }
             POLL_FAILING
+        }
+    }
+}
+
+// === impl Cutter ===
+
+impl Cutter {
+    /// Has every worker judge what it has in flight again, and returns when all have done so. A worker that does not answer
+    /// may be serving with keys that have ended: the process does not live on with it (protocols I9).
+    fn cut(&self) {
+        let (order, done) = std::sync::mpsc::channel();
+        // A worker that has ended serves nothing.
+        self.0.iter().for_each(|worker| _ = worker.send(order.clone()));
+        drop(order);
+        // Twice: a process that was stopped for a while finds its first wait over before its workers had a chance.
+        let silent = (0..2).all(|_| done.recv_timeout(WORKER_SILENT_MAX) == Err(RecvTimeoutError::Timeout));
+        if silent {
+            tracing::error!("a worker does not answer; ending the process, since it may honour keys that were revoked");
+            std::process::exit(EX_SOFTWARE);
         }
     }
 }

@@ -226,6 +226,10 @@ reasons! {
     UpstreamAborted = "upstream_aborted" => UpstreamUnreachable, "The service behind the gateway broke off.";
     /// The gateway's drain bound passed before the exchange ended.
     DrainExpired = "drain_expired" => Overloaded, "The gateway was stopped.";
+    /// The key was revoked while the request was in flight.
+    CutByRevocation = "cut_by_revocation" => InvalidApiKey, "This API key is not valid.";
+    /// Nothing was heard of the key store for `max_stale`.
+    CutByStaleness = "cut_by_staleness" => KeyStoreUnavailable, "The key cannot be checked at the moment; try again.";
 }
 
 #[cfg(test)]

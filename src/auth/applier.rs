@@ -19,6 +19,8 @@ pub struct Applier {
     /// What was revoked, by digest. Beside the cache, because moka may evict: revoked is final (protocols I5).
     tombstones: HashSet<Digest>,
     undeclared: HashSet<String>,
+    /// Something that was in force is not any more: what it let through is to be judged again.
+    ended: bool,
     /// A key was left out because there was no room: a miss proves nothing any more.
     overflowed: bool,
 }
@@ -35,6 +37,7 @@ impl Applier {
             versions: HashMap::new(),
             tombstones: HashSet::new(),
             undeclared: HashSet::new(),
+            ended: false,
             overflowed: false,
         }
     }
@@ -51,6 +54,7 @@ impl Applier {
         let entity = self.entity(record.id);
         if record.deleted_at.is_some() {
             entity.delete();
+            self.ended = true;
         }
     }
 
@@ -77,6 +81,12 @@ impl Applier {
             principal.end();
         }
         self.cache.publish(record.digest, Arc::new(principal), known.as_deref());
+        self.ended |= known.is_some();
+    }
+
+    /// Whether anything has ended since this was last asked.
+    pub const fn take_ended(&mut self) -> bool {
+        std::mem::replace(&mut self.ended, false)
     }
 
     /// Whether everything that was applied found room.

@@ -17,7 +17,8 @@ pub struct Authenticator {
 /// The verdict on a credential.
 #[derive(Debug)]
 pub enum Authentication {
-    Authenticated(Arc<Principal>),
+    /// With the digest under which the key is found again.
+    Authenticated(Arc<Principal>, Digest),
     /// Refused; with the principal where the key is known, for the audit record.
     Rejected(Reason, Option<Arc<Principal>>),
 }
@@ -31,6 +32,11 @@ pub struct Unavailable;
 impl Authenticator {
     pub const fn new(prefix: Prefix, cache: Arc<KeyCache>) -> Self {
         Self { prefix, cache }
+    }
+
+    /// Whether the right to serve has run out: no contact with the store for `max_stale` (protocols I1).
+    pub fn is_stale(&self, now: Moment) -> bool {
+        self.cache.is_stale(now)
     }
 
     pub const fn prefix(&self) -> &Prefix {
@@ -47,8 +53,16 @@ impl Authenticator {
             }
             Form::Ours | Form::Foreign => {}
         }
-        match self.cache.lookup(&Digest::of(credential), now) {
-            Lookup::Known(principal) => Ok(Authentication::Authenticated(principal)),
+        self.look_up(Digest::of(credential), now)
+    }
+
+    /// Judges a key by its digest, as when its credential was presented before.
+    ///
+    /// # Errors
+    /// As [`Self::authenticate`].
+    pub fn look_up(&self, digest: Digest, now: Moment) -> Result<Authentication, Unavailable> {
+        match self.cache.lookup(&digest, now) {
+            Lookup::Known(principal) => Ok(Authentication::Authenticated(principal, digest)),
             Lookup::Ended(principal) => Ok(Authentication::Rejected(Reason::KeyRevoked, Some(principal))),
             Lookup::Expired(principal) => Ok(Authentication::Rejected(Reason::KeyExpired, Some(principal))),
             Lookup::Absent => Ok(Authentication::Rejected(Reason::KeyUnknown, None)),

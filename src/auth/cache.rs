@@ -155,6 +155,11 @@ impl KeyCache {
         self.caught_up.age(now)
     }
 
+    /// Whether known keys no longer work, because nothing was heard of the store for too long.
+    pub fn is_stale(&self, now: Moment) -> bool {
+        self.staleness(now) >= self.max_stale
+    }
+
     // What follows is for the one writer.
 
     /// The entry of `digest`, ended or not.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 /// Records read at a time during a load.
-const PAGE: usize = 4096;
+const PAGE: usize = 1024;
 /// Pages that may wait to be applied.
 const PAGES_AHEAD: usize = 4;
 /// Log entries read at a time.
@@ -95,6 +95,11 @@ impl Follower {
             self.position = Position { seq: change.seq, token: change.token };
         }
         Ok(self.conclude(head, entries, sent))
+    }
+
+    /// Whether anything that was in force has ended since this was last asked: what is in flight is to be judged again.
+    pub const fn take_ended(&mut self) -> bool {
+        self.applier.take_ended()
     }
 
     fn conclude(&self, head: Position, entries: Vec<Change>, sent: Moment) -> Turn {

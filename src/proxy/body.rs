@@ -191,6 +191,9 @@ impl HttpBody for ResponseBody {
         let Some(conversation) = &mut this.conversation else {
             return Poll::Ready(this.broken.map(|reason| Err(BodyError(reason))));
         };
+        if let Some(cut) = this.exchange.in_flight().cut() {
+            return this.abort(cut, cx);
+        }
         match conversation.poll_frame(cx) {
             Poll::Pending => {
                 ready!(this.watch.poll_expired(cx));

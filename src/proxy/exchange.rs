@@ -1,6 +1,7 @@
 //! One request's account: the audit record that every exit must write, and its metrics.
 
 use super::body::{Body, Upload};
+use super::in_flight::InFlight;
 use super::request_id::RequestId;
 use super::respond::Refusal;
 use super::service::Worker;
@@ -22,6 +23,7 @@ pub struct Exchange(Box<Account>);
 struct Account {
     pending: Pending,
     worker: Rc<Worker>,
+    in_flight: Rc<InFlight>,
     route: Option<Arc<Route>>,
     upload: Option<Rc<Upload>>,
     bytes_out: u64,
@@ -31,8 +33,13 @@ struct Account {
 // === impl Exchange ===
 
 impl Exchange {
-    pub fn new(pending: Pending, worker: Rc<Worker>) -> Self {
-        Self(Box::new(Account { pending, worker, route: None, upload: None, bytes_out: 0, closed: false }))
+    pub fn new(pending: Pending, worker: Rc<Worker>, in_flight: Rc<InFlight>) -> Self {
+        Self(Box::new(Account { pending, worker, in_flight, route: None, upload: None, bytes_out: 0, closed: false }))
+    }
+
+    /// Its place among what is in flight: registered there until it is closed.
+    pub fn in_flight(&self) -> &Rc<InFlight> {
+        &self.0.in_flight
     }
 
     /// The record's facts, filled as they become known.
@@ -99,6 +106,7 @@ impl Account {
             return;
         }
         self.closed = true;
+        self.in_flight.end();
         let bytes_in = self.upload.as_ref().map_or(0, |upload| upload.bytes());
         self.pending.set_bytes(bytes_in, self.bytes_out);
         let duration = self.pending.commit(reason, now);
@@ -112,6 +120,8 @@ impl Drop for Account {
     fn drop(&mut self) {
         let reason = if std::thread::panicking() {
             Reason::Internal
+        } else if let Some(cut) = self.in_flight.cut() {
+            cut
         } else if self.worker.drain_expired.get() {
             Reason::DrainExpired
         } else {

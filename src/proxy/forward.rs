@@ -6,6 +6,7 @@ use super::deadline::Deadlines;
 use super::exchange::Exchange;
 use super::headers::{self, Forwarded, Vouched};
 use super::request_id::RequestId;
+use super::respond::Refusal;
 use super::service::Arrival;
 use super::upstream::conversation::Conversation;
 use super::upstream::sending::Sending;
@@ -42,7 +43,7 @@ pub struct Call {
 
 /// There is no response to pass on: why, and the exchange, to be refused with it.
 pub struct Unanswered {
-    pub reason: Reason,
+    pub refusal: Refusal,
     pub exchange: Exchange,
 }
 
@@ -62,11 +63,11 @@ impl Call {
         mut exchange: Exchange,
     ) -> Result<Box<Self>, Unanswered> {
         let Some(pool) = upstreams.pool(permit.upstream(), permit.mode()) else {
-            return Err(Unanswered { reason: Reason::ModeMismatch, exchange });
+            return Err(Unanswered { refusal: Reason::ModeMismatch.into(), exchange });
         };
         let bytes_max = permit.route().body_bytes_max();
         if bytes_max.is_some_and(|max| outgoing.incoming.size_hint().lower() > max) {
-            return Err(Unanswered { reason: Reason::BodyTooLarge, exchange });
+            return Err(Unanswered { refusal: Reason::BodyTooLarge.into(), exchange });
         }
         let upload = (!outgoing.incoming.is_end_stream()).then(|| Upload::new(arrival.now.mono));
         exchange.begin_upload(upload.clone(), Arc::clone(&pool.name));
@@ -94,13 +95,17 @@ impl Call {
         // Counted from the head, or from when the request's body last moved: a long upload is not a slow upstream.
         let deadline = || upload.as_deref().map_or(arrival.now.mono, Upload::progress) + limits.upstream_head;
         let answer = std::pin::pin!(pool.send(sending, is_head, arrival.now.mono));
-        let sent = deadlines.bound(answer, deadline).await.unwrap_or(Err(Reason::UpstreamTimeout));
+        let answered = exchange.in_flight().unless_cut(deadlines.bound(answer, deadline)).await;
+        let sent = match answered {
+            Ok(sent) => sent.unwrap_or(Err(Reason::UpstreamTimeout)),
+            Err(refusal) => return Err(Unanswered { refusal, exchange }),
+        };
         match sent {
             Ok((response, conversation)) => Ok(accept(response, conversation, exchange, &arrival.request_id, limits)),
             Err(reason) => {
                 // What went wrong with the request's body explains why the upstream did not answer.
                 let failure = upload.as_deref().and_then(Upload::failure);
-                Err(Unanswered { reason: failure.unwrap_or(reason), exchange })
+                Err(Unanswered { refusal: failure.unwrap_or(reason).into(), exchange })
             }
         }
     }
@@ -111,7 +116,7 @@ impl Call {
 impl Unanswered {
     /// The refusal in the upstream's stead.
     pub fn refuse(self, request_id: &RequestId) -> Response<Body> {
-        self.exchange.refuse(self.reason.into(), request_id)
+        self.exchange.refuse(self.refusal, request_id)
     }
 }
 
@@ -186,6 +191,7 @@ fn accept(
     let now = monotonic();
     exchange.answered(response.status(), now);
     let Some(whole) = conversation.take_whole() else {
+        exchange.in_flight().begin_answer();
         let body = ResponseBody::new(conversation, exchange, limits.body_idle);
         return response.map(|()| Body::Upstream(Box::new(body)));
     };

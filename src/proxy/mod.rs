@@ -10,6 +10,7 @@ pub mod forward;
 pub mod gather;
 pub mod h1;
 pub mod headers;
+pub mod in_flight;
 pub mod request_id;
 pub mod respond;
 pub mod service;

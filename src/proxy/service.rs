@@ -9,6 +9,7 @@ use super::deadline::Deadlines;
 use super::exchange::Exchange;
 use super::forward::{Call, Outgoing};
 use super::headers::Forwarded;
+use super::in_flight::{Admitted, InFlight};
 use super::request_id::RequestId;
 use super::respond::Refusal;
 use super::trace::Trace;
@@ -16,7 +17,7 @@ use super::upstream::Upstreams;
 use crate::audit::Recorder;
 use crate::auth::{self, Authentication, Authenticator, Presented, Unavailable};
 use crate::clock::{Clock, Moment};
-use crate::key::Principal;
+use crate::key::{Digest, Principal};
 use crate::policy::{self, Facts, Permit, RouteTable, UpstreamModes};
 use crate::reason::Reason;
 use crate::telemetry::RequestMetrics;
@@ -78,12 +79,17 @@ impl Service {
     }
 
     /// Answers one request. Every way out of here leaves exactly one record; a panic too, and it ends this request alone.
-    pub async fn handle(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+    pub async fn handle(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        in_flight: &Rc<InFlight>,
+    ) -> Response<Body> {
         let now = self.shared.clock.moment();
         let (mut head, incoming) = request.into_parts();
         let addr = client_addr::decide(peer.ip(), &head.headers, &self.shared.settings.trusted_proxies);
         let arrival = Arrival::new(&mut head, addr, peer, now);
-        let answered = match caught_now(|| self.prepare(head, incoming, addr, &arrival)) {
+        let answered = match caught_now(|| self.prepare(head, incoming, addr, &arrival, in_flight)) {
             Ok(Prepared::Call(call)) => {
                 // Boxed: the library copies this function's state when the request begins, so it is kept small.
                 let run = Box::pin(caught(call.run(&self.shared.settings.limits, &self.deadlines, &arrival)));
@@ -106,8 +112,9 @@ impl Service {
         incoming: Incoming,
         addr: Result<ClientAddr, Reason>,
         arrival: &Arrival,
+        in_flight: &Rc<InFlight>,
     ) -> Prepared {
-        let Ok(mut exchange) = self.open(&head, arrival) else {
+        let Ok(mut exchange) = self.open(&head, arrival, in_flight) else {
             return Prepared::Refused(Refusal::from(Reason::AuditUnavailable).into_response(&arrival.request_id));
         };
         let forwarded = Forwarded::take(&head.headers, arrival.addr);
@@ -123,11 +130,16 @@ impl Service {
     }
 
     /// Opens the request's record.
-    fn open(&self, head: &request::Parts, arrival: &Arrival) -> Result<Exchange, crate::audit::Unavailable> {
+    fn open(
+        &self,
+        head: &request::Parts,
+        arrival: &Arrival,
+        in_flight: &Rc<InFlight>,
+    ) -> Result<Exchange, crate::audit::Unavailable> {
         let mut pending = self.recorder.begin(arrival.now)?;
         pending.set_request(head, arrival.request_id.to_header(), arrival.trace.id);
         pending.set_addresses(arrival.addr.client, arrival.addr.peer);
-        Ok(Exchange::new(pending, Rc::clone(&self.worker)))
+        Ok(Exchange::new(pending, Rc::clone(&self.worker), Rc::clone(in_flight)))
     }
 
     /// Everything between a head and a permit, in the contract's order of checks (section 3). Synchronous: nothing here
@@ -155,11 +167,13 @@ impl Service {
             exchange.admit(&permit);
             return Ok((judged, permit));
         }
-        let principal = self.authenticate(&presented, arrival.now, exchange)?;
+        let (principal, digest) = self.authenticate(&presented, arrival.now, exchange)?;
         let facts = Facts { method: &judged.method, client_ip: addr.client };
         let permit = policy::authorize(found.as_ref(), &shared.modes, &facts, &principal);
         let permit = permit.inspect_err(|denial| denial.route.iter().for_each(|route| exchange.set_route(route)))?;
         exchange.admit(&permit);
+        let (method, route) = (judged.method.clone(), Arc::clone(permit.route()));
+        exchange.in_flight().admit(Admitted { digest, principal, route, method, client_ip: addr.client });
         Ok((judged, permit))
     }
 
@@ -168,12 +182,12 @@ impl Service {
         presented: &Presented,
         now: Moment,
         exchange: &mut Exchange,
-    ) -> Result<Arc<Principal>, Reason> {
+    ) -> Result<(Arc<Principal>, Digest), Reason> {
         let Presented::Bearer(credential) = presented else { return Err(Reason::KeyMissing) };
         match self.shared.authenticator.authenticate(credential.expose(), now) {
-            Ok(Authentication::Authenticated(principal)) => {
+            Ok(Authentication::Authenticated(principal, digest)) => {
                 exchange.set_principal(Arc::clone(&principal));
-                Ok(principal)
+                Ok((principal, digest))
             }
             Ok(Authentication::Rejected(reason, known)) => {
                 if let Some(principal) = known {
@@ -189,7 +203,7 @@ impl Service {
     fn known(&self, presented: &Presented, now: Moment) -> Option<Arc<Principal>> {
         let Presented::Bearer(credential) = presented else { return None };
         match self.shared.authenticator.authenticate(credential.expose(), now) {
-            Ok(Authentication::Authenticated(principal)) => Some(principal),
+            Ok(Authentication::Authenticated(principal, _)) => Some(principal),
             Ok(Authentication::Rejected(..)) | Err(Unavailable) => None,
         }
     }

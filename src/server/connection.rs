@@ -41,8 +41,9 @@ pub async fn serve(
     let handler = hyper::service::service_fn(move |request: Request<Incoming>| {
         let guard = state.begin_exchange();
         let service = Rc::clone(&service);
+        let in_flight = Rc::clone(state.in_flight());
         async move {
-            let response = service.handle(request, peer).await;
+            let response = service.handle(request, peer, &in_flight).await;
             Ok::<_, Infallible>(response.map(|body| Guarded { body, _guard: guard }))
         }
     });
@@ -114,7 +115,12 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Cause>> {
         let this = self.get_mut();
-        this.registered.state.set_waker(cx.waker());
+        let state = &this.registered.state;
+        state.in_flight().set_waker(cx.waker());
+        if state.in_flight().is_to_be_closed() {
+            state.reset();
+            return Poll::Ready(None);
+        }
         this.begin_drain();
         if this.registered.state.is_evicted() {
             return Poll::Ready(Some(Cause::Evicted));

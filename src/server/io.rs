@@ -29,6 +29,15 @@ impl WatchedStream {
     }
 }
 
+impl Drop for WatchedStream {
+    fn drop(&mut self) {
+        if self.state.is_reset() {
+            // Closed either way, by a reset or without one.
+            _ = self.stream.0.set_zero_linger();
+        }
+    }
+}
+
 impl AsyncRead for WatchedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();

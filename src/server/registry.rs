@@ -1,10 +1,11 @@
 //! The open connections of one worker: what each is doing, and the way to wake it.
 
 use super::Limits;
-use crate::clock::monotonic;
+use crate::clock::{Moment, monotonic};
+use crate::proxy::in_flight::InFlight;
+use crate::proxy::service::Shared;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::task::Waker;
 use std::time::Instant;
 use tokio::sync::Notify;
 
@@ -26,7 +27,10 @@ pub struct ConnState {
     /// Since when the client has not taken a byte that was ready for it.
     blocked_since: Cell<Option<Instant>>,
     evicted: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
+    /// What is being served, for who ends it from outside.
+    in_flight: Rc<InFlight>,
+    /// The connection is to be reset: not even what the kernel holds may arrive.
+    reset: Cell<bool>,
 }
 
 /// The part of a connection's life that decides which deadline holds.
@@ -102,6 +106,11 @@ impl Registry {
         self.slots.borrow().iter().flatten().for_each(|state| state.wake());
     }
 
+    /// Judges what is in flight again, after keys have changed or when nothing about them is known any more.
+    pub fn judge_again(&self, shared: &Shared, is_stale: bool, now: Moment) {
+        self.slots.borrow().iter().flatten().for_each(|state| state.in_flight.judge_again(shared, is_stale, now));
+    }
+
     /// Waits until there is room for one more, closing the connection that has been idle longest if that helps.
     pub async fn room(&self) {
         while self.open.get() >= self.open_max {
@@ -159,7 +168,8 @@ impl ConnState {
             phase: Cell::new(Phase::Head(monotonic())),
             blocked_since: Cell::new(None),
             evicted: Cell::new(false),
-            waker: RefCell::new(None),
+            in_flight: Rc::default(),
+            reset: Cell::new(false),
         }
     }
 
@@ -200,17 +210,21 @@ impl ConnState {
         stall.into_iter().chain(phase).min_by_key(|(deadline, _)| *deadline)
     }
 
-    pub fn set_waker(&self, waker: &Waker) {
-        let mut slot = self.waker.borrow_mut();
-        if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            *slot = Some(waker.clone());
-        }
+    pub const fn in_flight(&self) -> &Rc<InFlight> {
+        &self.in_flight
+    }
+
+    /// Closing the socket drops what it still holds, so that a body cut short can never look whole.
+    pub fn reset(&self) {
+        self.reset.set(true);
+    }
+
+    pub fn is_reset(&self) -> bool {
+        self.reset.get()
     }
 
     fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
-        }
+        self.in_flight.wake();
     }
 }
 

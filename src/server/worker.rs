@@ -5,7 +5,6 @@ use super::listener::{Spread, accept};
 use super::registry::Registry;
 use super::{Limits, connection};
 use crate::audit::{ConnectionEvents, Recorder};
-use crate::clock::monotonic;
 use crate::proxy::service::{Service, Shared};
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
@@ -19,6 +18,9 @@ use tokio::sync::{mpsc, watch};
 /// How often a worker looks at its deadlines, closes idle upstream connections and moves along what waits in its recorder.
 const UPKEEP: Duration = Duration::from_millis(100);
 
+/// Asks a worker to judge what it has in flight again. Dropped when that is done, which whoever sent it waits for.
+pub type CutOrder = std::sync::mpsc::Sender<()>;
+
 /// Everything a worker is given when it starts.
 pub struct Parts {
     pub index: usize,
@@ -30,6 +32,8 @@ pub struct Parts {
     pub shared: Arc<Shared>,
     pub recorder: Recorder,
     pub events: ConnectionEvents,
+    /// Keys have changed: what is in flight is judged again, then the sender is dropped.
+    pub cuts: mpsc::UnboundedReceiver<CutOrder>,
     /// Turns true when the process drains.
     pub stop: watch::Receiver<bool>,
 }
@@ -53,10 +57,20 @@ fn run(parts: Parts) -> io::Result<()> {
 
 async fn work(parts: Parts) -> io::Result<()> {
     let Parts {
-        listeners, mut handed_over, spread, limits, connections_max, shared, recorder, events, mut stop, ..
+        listeners,
+        mut handed_over,
+        spread,
+        limits,
+        connections_max,
+        shared,
+        recorder,
+        events,
+        cuts,
+        mut stop,
+        ..
     } = parts;
     let registry = Registry::new(connections_max);
-    let service = Service::new(shared, recorder);
+    let service = Service::new(Arc::clone(&shared), recorder);
     let limits = Rc::new(limits);
     let serve = {
         let (registry, service, limits) = (Rc::clone(&registry), Rc::clone(&service), Rc::clone(&limits));
@@ -80,7 +94,9 @@ async fn work(parts: Parts) -> io::Result<()> {
         }
     });
     // Goes on through the drain: what is in flight keeps its deadlines.
-    let upkeep = tokio::task::spawn_local(upkeep(Rc::clone(&service), Rc::clone(&registry), spread));
+    let upkeep =
+        tokio::task::spawn_local(upkeep(Rc::clone(&service), Rc::clone(&registry), Arc::clone(&shared), spread));
+    let cutting = tokio::task::spawn_local(cut(cuts, Rc::clone(&registry), shared));
 
     _ = stop.wait_for(|stop| *stop).await;
     accepting.shutdown().await;
@@ -90,14 +106,26 @@ async fn work(parts: Parts) -> io::Result<()> {
         service.expire_drain();
     }
     upkeep.abort();
+    cutting.abort();
     Ok(())
 }
 
-async fn upkeep(service: Rc<Service>, registry: Rc<Registry>, spread: Spread) {
+/// Judges what is in flight again each time keys have changed; an order that is dropped has been carried out.
+async fn cut(mut cuts: mpsc::UnboundedReceiver<CutOrder>, registry: Rc<Registry>, shared: Arc<Shared>) {
+    while let Some(_order) = cuts.recv().await {
+        registry.judge_again(&shared, false, shared.clock.moment());
+    }
+}
+
+async fn upkeep(service: Rc<Service>, registry: Rc<Registry>, shared: Arc<Shared>, spread: Spread) {
     let mut ticks = tokio::time::interval(UPKEEP);
     loop {
         ticks.tick().await;
         spread.publish(registry.open());
-        service.upkeep(monotonic());
+        let now = shared.clock.moment();
+        if shared.authenticator.is_stale(now) {
+            registry.judge_again(&shared, true, now);
+        }
+        service.upkeep(now.mono);
     }
 }

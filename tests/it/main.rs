@@ -5,6 +5,7 @@ mod canary;
 mod cli;
 mod config;
 mod corpora;
+mod cut;
 mod deploy;
 mod drain;
 mod harness;

@@ -314,7 +314,10 @@ fn every_reason_has_its_golden_file() {
             | Reason::Overloaded
             | Reason::UpstreamUnreachable
             | Reason::UpstreamTimeout => reason.as_str(),
-            Reason::KeyMalformed | Reason::KeyUnknown | Reason::KeyRevoked => "invalid_api_key",
+            Reason::KeyMalformed | Reason::KeyUnknown | Reason::KeyRevoked | Reason::CutByRevocation => {
+                "invalid_api_key"
+            }
+            Reason::CutByStaleness => "key_store_unavailable",
             // A defect, which a test cannot make happen; its answer is built by the same code as the others.
             Reason::Internal => continue,
             // The response's head has been sent already: the connection is broken off.

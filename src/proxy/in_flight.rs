@@ -1,0 +1,142 @@
+//! What a connection has in flight for a key, and how that is ended from outside (protocols I8 to I10).
+//!
+//! The look-up of the key and the registration here happen in one poll of the request's task; whatever sends last owns the
+//! registration. A change of keys therefore reaches every exchange that was admitted before it: the worker marks those
+//! that may not go on, and each looks at its mark before it moves another byte.
+
+use super::respond::Refusal;
+use super::service::Shared;
+use crate::auth::{Authentication, Unavailable};
+use crate::clock::Moment;
+use crate::key::{Digest, Principal};
+use crate::policy::{self, Facts, Match, Route};
+use crate::reason::Reason;
+use http::Method;
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+/// The exchange of one connection, as its worker can reach it.
+#[derive(Debug, Default)]
+pub struct InFlight {
+    admitted: RefCell<Option<Admitted>>,
+    /// Why it may not go on.
+    cut: RefCell<Option<Refusal>>,
+    /// The upstream's head has been handed over: too late for a refusal, the connection itself must go.
+    is_answering: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// What an exchange was admitted by.
+#[derive(Debug)]
+pub struct Admitted {
+    pub digest: Digest,
+    pub principal: Arc<Principal>,
+    pub route: Arc<Route>,
+    pub method: Method,
+    pub client_ip: IpAddr,
+}
+
+// === impl InFlight ===
+
+impl InFlight {
+    /// Registers a keyed exchange.
+    pub fn admit(&self, admitted: Admitted) {
+        *self.admitted.borrow_mut() = Some(admitted);
+    }
+
+    /// The upstream's head is about to be handed over.
+    pub fn begin_answer(&self) {
+        self.is_answering.set(true);
+    }
+
+    /// The exchange is over, one way or the other.
+    pub fn end(&self) {
+        *self.admitted.borrow_mut() = None;
+        *self.cut.borrow_mut() = None;
+        self.is_answering.set(false);
+    }
+
+    /// Judges the exchange again where the key it was admitted by has ended, or where nothing about keys is known any
+    /// more (protocols I1). What would be refused now is marked.
+    pub fn judge_again(&self, shared: &Shared, is_stale: bool, now: Moment) {
+        let mut admitted = self.admitted.borrow_mut();
+        let Some(known) = admitted.as_mut().filter(|known| is_stale || !known.principal.is_live()) else { return };
+        if self.cut.borrow().is_some() {
+            return;
+        }
+        match known.judge(shared, is_stale, now) {
+            Ok(principal) => known.principal = principal,
+            Err(refusal) => {
+                *self.cut.borrow_mut() = Some(refusal);
+                self.wake();
+            }
+        }
+    }
+
+    /// Why the exchange was cut, if it was.
+    pub fn cut(&self) -> Option<Reason> {
+        self.cut.borrow().as_ref().map(|refusal| refusal.reason)
+    }
+
+    /// The exchange was cut when it was too late to say so.
+    pub fn is_to_be_closed(&self) -> bool {
+        self.is_answering.get() && self.cut.borrow().is_some()
+    }
+
+    /// Keeps the waker of the connection's task.
+    pub fn set_waker(&self, waker: &Waker) {
+        let mut slot = self.waker.borrow_mut();
+        if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *slot = Some(waker.clone());
+        }
+    }
+
+    pub fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Runs `future` unless the exchange is cut first; then it is dropped without being polled again.
+    ///
+    /// # Errors
+    /// The refusal that cut it.
+    pub async fn unless_cut<F: Future>(self: &Rc<Self>, future: F) -> Result<F::Output, Refusal> {
+        let mut future = pin!(future);
+        std::future::poll_fn(|cx| self.poll_unless_cut(future.as_mut(), cx)).await
+    }
+
+    fn poll_unless_cut<F: Future>(
+        &self,
+        future: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<F::Output, Refusal>> {
+        match self.cut.borrow_mut().take() {
+            Some(refusal) => Poll::Ready(Err(refusal)),
+            None => future.poll(cx).map(Ok),
+        }
+    }
+}
+
+// === impl Admitted ===
+
+impl Admitted {
+    /// The principal under which the exchange may go on.
+    fn judge(&self, shared: &Shared, is_stale: bool, now: Moment) -> Result<Arc<Principal>, Refusal> {
+        let principal = match shared.authenticator.look_up(self.digest, now) {
+            Ok(Authentication::Authenticated(principal, _)) => principal,
+            // An expiry that comes by time ends nothing that has begun.
+            Ok(Authentication::Rejected(Reason::KeyExpired, Some(principal))) if !is_stale => principal,
+            Ok(Authentication::Rejected(..)) => return Err(Reason::CutByRevocation.into()),
+            Err(Unavailable) => return Err(Reason::CutByStaleness.into()),
+        };
+        let found = Match { route: &self.route, entity_id: Some(&principal.entity.id) };
+        let facts = Facts { method: &self.method, client_ip: self.client_ip };
+        policy::authorize(Some(&found), &shared.modes, &facts, &principal)?;
+        Ok(principal)
+    }
+}
