@@ -4,15 +4,16 @@ use crate::admin::{self, ControlPlane};
 use crate::audit::{self, Journal};
 use crate::auth::follower::Turn;
 use crate::auth::{Authenticator, Follower, KeyCache};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::policy::{RouteTable, UpstreamModes};
 use crate::proxy::canonical::HeadLimits;
 use crate::proxy::service::Shared;
 use crate::server::listener::{self, Spread};
 use crate::server::worker::{self, CutOrder};
-use crate::store::{Change, KeyStore, StoreError, codec};
+use crate::store::{Change, KeyStore, Member, StoreError, codec};
 use crate::telemetry::Page;
+use crate::ulid::Ulid;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -92,7 +93,15 @@ impl Gateway {
         let (journal, recorders) =
             Journal::open(&config.audit, &gateway, &config.hash, clock.clone(), config.server.workers)?;
         let cache = Arc::new(KeyCache::new(config.auth.keys_max, config.auth.max_stale, store.count()?));
-        let mut follower = Follower::new(Arc::clone(&cache), store.changes()?, config.auth.clone(), clock.clone());
+        let (cutter, cuts) = Cutter::new(config.server.workers);
+        let mut follower = Follower::new(
+            Arc::clone(&cache),
+            store.changes()?,
+            config.auth.clone(),
+            clock.clone(),
+            member(&config, gateway, clock.now()),
+            Box::new(move || cutter.cut()),
+        );
         follower.load()?;
         let state = Arc::new(State {
             cache: Arc::clone(&cache),
@@ -106,11 +115,11 @@ impl Gateway {
         let (stop, stopped) = watch::channel(false);
         let shared = Arc::new(shared(&config, cache, clock)?);
         let listening = bound.iter().map(|(address, _)| *address).collect();
-        let (workers, cutter) = spawn_workers(&config, bound, &shared, recorders, &journal, &stopped)?;
+        let workers = spawn_workers(&config, bound, &shared, recorders, cuts, &journal, &stopped)?;
         let control = control_plane(admin_listener, &state)?;
         let admin = control.1;
         let changes = journal.changes();
-        let follower = spawn_follower(follower, cutter, Arc::clone(&state), changes)?;
+        let follower = spawn_follower(follower, Arc::clone(&state), changes)?;
         Ok(Self { listening, admin, stop, workers, follower, state, journal, control: control.0 })
     }
 
@@ -131,6 +140,20 @@ impl Gateway {
         }
         self.journal.shutdown();
         self.control.shutdown_timeout(Duration::from_millis(100));
+    }
+}
+
+/// What the fleet is told of this process when it joins.
+fn member(config: &Config, gateway: String, now: Timestamp) -> Member {
+    Member {
+        instance: Ulid::new(now, fastrand::u128(..)).to_string(),
+        gateway,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        config: config.hash.clone(),
+        max_stale_ms: u64::try_from(config.auth.max_stale.as_millis()).unwrap_or(u64::MAX),
+        pos: 0,
+        keys: 0,
+        complete: false,
     }
 }
 
@@ -192,13 +215,13 @@ fn spawn_workers(
     bound: Vec<(SocketAddr, Vec<std::net::TcpListener>)>,
     shared: &Arc<Shared>,
     recorders: Vec<audit::Recorder>,
+    cuts: Vec<mpsc::UnboundedReceiver<CutOrder>>,
     journal: &Journal,
     stopped: &watch::Receiver<bool>,
-) -> Result<(Workers, Cutter), StartError> {
+) -> Result<Workers, StartError> {
     let workers = config.server.workers;
     let open: Arc<[AtomicUsize]> = (0..workers).map(|_| AtomicUsize::new(0)).collect();
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
-    let (orders, cuts): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
     let senders: Arc<[_]> = senders.into();
     // By address, then by worker; wanted by worker.
     let mut by_address: Vec<_> = bound.into_iter().map(|(_, listeners)| listeners.into_iter()).collect();
@@ -220,7 +243,7 @@ fn spawn_workers(
         threads
             .push(worker::spawn(parts).map_err(|error| StartError::Other(format!("cannot start a worker: {error}")))?);
     }
-    Ok((threads, Cutter(orders)))
+    Ok(threads)
 }
 
 /// The control plane's own runtime, which cannot stall a worker.
@@ -254,7 +277,6 @@ fn control_plane(
 
 fn spawn_follower(
     mut follower: Follower,
-    cutter: Cutter,
     state: Arc<State>,
     changes: audit::Changes,
 ) -> Result<JoinHandle<()>, StartError> {
@@ -262,9 +284,6 @@ fn spawn_follower(
         let mut failing = false;
         while !state.stopping.load(Ordering::SeqCst) {
             let turn = follower.turn();
-            if follower.take_ended() {
-                cutter.cut();
-            }
             let rest = rest_after(&turn, &state, &mut failing);
             if let Ok(Turn::CaughtUp(entries) | Turn::Behind(entries)) = turn {
                 entries.iter().for_each(|change| journal_change(change, &changes));
@@ -326,6 +345,11 @@ fn rest_after(turn: &Result<Turn, StoreError>, state: &State, failing: &mut bool
 // === impl Cutter ===
 
 impl Cutter {
+    fn new(workers: usize) -> (Self, Vec<mpsc::UnboundedReceiver<CutOrder>>) {
+        let (orders, cuts) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
+        (Self(orders), cuts)
+    }
+
     /// Has every worker judge what it has in flight again, and returns when all have done so. A worker that does not answer
     /// may be serving with keys that have ended: the process does not live on with it (protocols I9).
     fn cut(&self) {

@@ -51,10 +51,11 @@ impl Applier {
     }
 
     fn apply_entity(&mut self, record: &EntityRecord) {
+        let is_known = self.entities.contains_key(&record.id);
         let entity = self.entity(record.id);
         if record.deleted_at.is_some() {
             entity.delete();
-            self.ended = true;
+            self.ended |= is_known;
         }
     }
 

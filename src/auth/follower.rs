@@ -4,7 +4,7 @@ use super::Settings;
 use super::applier::Applier;
 use super::cache::KeyCache;
 use crate::clock::{Clock, Moment};
-use crate::store::{Change, Changes, Feed, Position, Record, StoreError};
+use crate::store::{Change, Changes, Feed, Member, Position, Record, StoreError};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
@@ -20,11 +20,15 @@ pub struct Follower {
     cache: Arc<KeyCache>,
     changes: Box<dyn Changes>,
     applier: Applier,
+    member: Member,
+    cut: Box<dyn Fn() + Send>,
     clock: Clock,
     position: Position,
     generation: u64,
     /// The last turn found another history. What the cache lacks since then is not known.
     diverged: bool,
+    /// The fleet could not be told how far this gateway has come.
+    untold: bool,
 }
 
 /// What one turn of the follower found.
@@ -41,9 +45,19 @@ pub enum Turn {
 // === impl Follower ===
 
 impl Follower {
-    pub fn new(cache: Arc<KeyCache>, changes: Box<dyn Changes>, settings: Settings, clock: Clock) -> Self {
+    /// `member` is what the fleet is told of this gateway; `cut` returns when every worker has judged again what it has in
+    /// flight.
+    pub fn new(
+        cache: Arc<KeyCache>,
+        changes: Box<dyn Changes>,
+        settings: Settings,
+        clock: Clock,
+        member: Member,
+        cut: Box<dyn Fn() + Send>,
+    ) -> Self {
         let applier = Applier::new(Arc::clone(&cache), settings);
-        Self { cache, changes, applier, clock, position: Position::default(), generation: 0, diverged: false }
+        let position = Position::default();
+        Self { cache, changes, applier, member, cut, clock, position, generation: 0, diverged: false, untold: false }
     }
 
     /// Loads the whole set, page by page in the order of versions, and stands at the log's head from before the load:
@@ -53,12 +67,41 @@ impl Follower {
     /// [`StoreError`] when the store cannot be read; what was loaded so far stays, the cache is not complete.
     pub fn load(&mut self) -> Result<(), StoreError> {
         self.cache.set_incomplete();
+        // Joined before the head is read: a change after that waits for this gateway (protocols I2).
+        self.tell()?;
         let head = self.changes.head()?;
         self.load_pages()?;
-        self.position = head;
+        self.advance(head);
         while let Turn::Behind(_) = self.turn()? {}
         self.complete();
-        Ok(())
+        self.tell()
+    }
+
+    /// Everything up to `position` has been applied: it counts as read when what it ended has been cut (protocols I9).
+    fn advance(&mut self, position: Position) {
+        if self.applier.take_ended() {
+            (self.cut)();
+        }
+        self.position = position;
+    }
+
+    /// Confirms to the fleet how far this gateway has come.
+    fn confirm(&mut self) {
+        match self.tell() {
+            Ok(()) => self.untold = false,
+            // What was applied is in force all the same; who waits for the confirmation is told that it is missing.
+            Err(error) if !std::mem::replace(&mut self.untold, true) => {
+                tracing::error!(%error, "changes are applied but cannot be confirmed");
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn tell(&mut self) -> Result<(), StoreError> {
+        self.member.pos = self.position.seq;
+        self.member.keys = self.cache.records();
+        self.member.complete = self.cache.is_complete();
+        self.changes.tell(&self.member)
     }
 
     /// Reads all pages on a thread of their own while this one applies them: the two cost about the same.
@@ -90,16 +133,12 @@ impl Follower {
             // The history we share is back, as when a file was put back in its place.
             return self.load().map(|()| Turn::CaughtUp(Vec::new()));
         }
-        for change in &entries {
-            self.applier.apply(&change.after);
-            self.position = Position { seq: change.seq, token: change.token };
+        entries.iter().for_each(|change| self.applier.apply(&change.after));
+        if let Some(last) = entries.last() {
+            self.advance(Position { seq: last.seq, token: last.token });
         }
+        self.confirm();
         Ok(self.conclude(head, entries, sent))
-    }
-
-    /// Whether anything that was in force has ended since this was last asked: what is in flight is to be judged again.
-    pub const fn take_ended(&mut self) -> bool {
-        self.applier.take_ended()
     }
 
     fn conclude(&self, head: Position, entries: Vec<Change>, sent: Moment) -> Turn {
@@ -185,7 +224,9 @@ mod tests {
         let cache = Arc::new(KeyCache::new(keys_max, max_stale, 0));
         let (prefix, vocabulary) = (Prefix::new("ark").unwrap(), Arc::new(Vocabulary::default()));
         let settings = Settings { prefix, keys_max, max_stale, vocabulary };
-        let mut follower = Follower::new(Arc::clone(&cache), store.changes().unwrap(), settings, Clock::system());
+        let (changes, clock) = (store.changes().unwrap(), Clock::system());
+        let mut follower =
+            Follower::new(Arc::clone(&cache), changes, settings, clock, Member::default(), Box::new(|| {}));
         follower.load().unwrap();
         (cache, follower)
     }

@@ -1,5 +1,6 @@
 //! `keygate entities`.
 
+use super::confirm::Wait;
 use super::output::{self, Output};
 use super::{Failure, actor, exit};
 use crate::clock::Clock;
@@ -61,8 +62,8 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
             if !super::keys::confirmed(*yes, &question)? {
                 return Ok(exit::usage());
             }
-            manage.delete_entity(code)?;
-            say!("deleted; {}", super::keys::IN_FORCE);
+            let deleted = manage.delete_entity(code)?;
+            return Ok(Wait::default().tell(&manage, "deleted", deleted.version, clock.now()));
         }
     }
     Ok(exit::DONE)

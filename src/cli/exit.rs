@@ -17,6 +17,11 @@ pub fn unavailable() -> ExitCode {
     ExitCode::from(69)
 }
 
+/// Done, but not confirmed by every gateway.
+pub fn unconfirmed() -> ExitCode {
+    ExitCode::from(75)
+}
+
 /// gateway.toml has mistakes.
 pub fn config() -> ExitCode {
     ExitCode::from(78)

@@ -1,5 +1,6 @@
 //! `keygate keys`.
 
+use super::confirm::Wait;
 use super::output::{self, Output};
 use super::{Failure, actor, exit};
 use crate::clock::{Clock, Timestamp};
@@ -43,6 +44,8 @@ pub enum Command {
         /// Do not ask.
         #[arg(long)]
         yes: bool,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Store a key that another system made, by its SHA-256 alone: nobody must change a key.
     Import {
@@ -111,9 +114,6 @@ pub struct UpdateArgs {
     acknowledge_elevated: bool,
 }
 
-/// What is known to hold after a change; who has acted on it is not asked in this version.
-pub const IN_FORCE: &str = "a gateway that follows this store acts on it within 50 ms";
-
 /// Read here and not by the argument parser, whose error would show a key that was given by mistake.
 pub fn key_id(text: &str) -> Result<KeyId, Failure> {
     let help = "not a key's id: key_ and 26 characters, as `keygate keys list` shows them";
@@ -160,7 +160,7 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
         Command::Show { id } => session.show(&session.manage.key(key_id(id)?)?),
         Command::Update(args) => session.update(args),
         Command::Rotate { id, overlap } => session.rotate(key_id(id)?, Overlap(*overlap)),
-        Command::Revoke { id, yes } => session.revoke(key_id(id)?, *yes),
+        Command::Revoke { id, yes, wait } => session.revoke(key_id(id)?, *yes, *wait),
         Command::Import { grant, sha256 } => session.import(grant, *sha256),
     }
 }
@@ -170,14 +170,20 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
 impl Session<'_> {
     fn create(&self, args: &CreateArgs) -> Result<ExitCode, Failure> {
         let created = self.manage.create_key(args.new_key(self.now)?)?;
-        self.show_created(&created, "created")
+        self.show_created(&created, "created", created.record.version)
     }
 
     fn import(&self, args: &CreateArgs, digest: Digest) -> Result<ExitCode, Failure> {
         let (key, warnings) = self.manage.import_key(&ImportKey { new: args.new_key(self.now)?, digest })?;
         warn(&warnings);
-        say!("imported; {IN_FORCE}");
-        self.show(&key)
+        let code = self.confirmed("imported", key.version);
+        self.show(&key)?;
+        Ok(code)
+    }
+
+    /// Waits for the gateways, and says which have acted on change `seq`.
+    fn confirmed(&self, done: &str, seq: u64) -> ExitCode {
+        Wait::default().tell(&self.manage, done, seq, self.now)
     }
 
     fn list(&self, entity: Option<&str>) -> Result<ExitCode, Failure> {
@@ -230,57 +236,56 @@ impl Session<'_> {
         };
         let (key, warnings) = self.manage.update_key(key_id(&args.id)?, &update)?;
         warn(&warnings);
-        say!("updated; {IN_FORCE}");
-        self.show(&key)
+        let code = self.confirmed("updated", key.version);
+        self.show(&key)?;
+        Ok(code)
     }
 
     fn rotate(&self, id: KeyId, overlap: Overlap) -> Result<ExitCode, Failure> {
         let (created, old) = self.manage.rotate_key(id, overlap)?;
         say!("rotated; {id} works until {}", output::show_time(old.expires_at));
-        self.show_created(&created, "successor")
+        self.show_created(&created, "successor", old.version)
     }
 
-    fn revoke(&self, id: KeyId, yes: bool) -> Result<ExitCode, Failure> {
+    fn revoke(&self, id: KeyId, yes: bool, wait: Wait) -> Result<ExitCode, Failure> {
         let key = self.manage.key(id)?;
         let code = self.codes()?.remove(&key.entity_id).unwrap_or_default();
         let question = format!("revoke {id} '{}' of {code}, {}, ending in {}, for good", key.name, key.mode, key.last4);
         if key.revoked_at.is_none() && !confirmed(yes, &question)? {
             return Ok(exit::usage());
         }
-        let key = match self.manage.revoke_key(id)? {
-            Revoked::Now(key) => {
-                say!("revoked; {IN_FORCE}");
-                key
-            }
+        let (done, key) = match self.manage.revoke_key(id)? {
+            Revoked::Now(key) => ("revoked".to_owned(), key),
             Revoked::Before(key) => {
-                say!("{id} had been revoked at {} already", output::show_time(key.revoked_at));
-                key
+                (format!("{id} had been revoked at {} already; revoked", output::show_time(key.revoked_at)), key)
             }
         };
+        let code = wait.tell(&self.manage, &done, key.version, self.now);
         if self.output != Output::Table {
             output::line(self.value(&key)?)?;
         }
-        Ok(exit::DONE)
+        Ok(code)
     }
 
-    /// Shows a new key: alone on stdout for a script, with words around it for a person.
-    fn show_created(&self, created: &Created, word: &str) -> Result<ExitCode, Failure> {
+    /// Shows a new key once `seq`, the last change that made it, is confirmed: alone on stdout for a script, with words around it for a person.
+    fn show_created(&self, created: &Created, word: &str, seq: u64) -> Result<ExitCode, Failure> {
         warn(&created.warnings);
         let text = created.text.expose();
+        let (id, name) = (created.record.id, output::printable(&created.record.name));
+        let code = self.confirmed(&format!("{word} {id} '{name}'"), seq);
         if self.output != Output::Table {
             let mut value = self.value(&created.record)?;
             if let Value::Object(object) = &mut value {
                 object.insert("key".to_owned(), Value::from(text.as_str()));
             }
             output::line(value)?;
-            return Ok(exit::DONE);
+            return Ok(code);
         }
-        say!("{word} {} '{}'; {IN_FORCE}", created.record.id, output::printable(&created.record.name));
         if std::io::stdout().is_terminal() {
             say!("this is the only time the key is shown:");
         }
         output::line(text)?;
-        Ok(exit::DONE)
+        Ok(code)
     }
 
     fn value(&self, key: &KeyRecord) -> Result<Value, Failure> {

@@ -9,10 +9,12 @@ macro_rules! say {
 }
 
 mod check;
+mod confirm;
 mod demo;
 mod demo_erp;
 mod entities;
 mod exit;
+mod fleet;
 mod health;
 mod keys;
 mod logs;
@@ -54,6 +56,9 @@ enum Command {
     /// Create, list and delete entities, the ERP's tenants.
     #[command(subcommand)]
     Entities(entities::Command),
+    /// The gateways that follow the store.
+    #[command(subcommand)]
+    Fleet(fleet::Command),
     /// Show what the gateway decided.
     Logs(logs::Args),
     /// Ask a running gateway whether it is ready: exit code 0 if it is.
@@ -69,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Check => check::run(&cli.config),
         Command::Keys(command) => with_config(&cli.config, |config| keys::run(command, config, cli.output)),
         Command::Entities(command) => with_config(&cli.config, |config| entities::run(command, config, cli.output)),
+        Command::Fleet(command) => with_config(&cli.config, |config| fleet::run(command, config, cli.output)),
         Command::Logs(args) => with_config(&cli.config, |config| logs::run(args, config, cli.output)),
         Command::Health => with_config(&cli.config, health::run),
     }

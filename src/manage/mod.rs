@@ -1,10 +1,12 @@
 //! Use cases of key managers: create, list, show, update, rotate, revoke, import; entities. Knows no HTTP.
 
+mod confirm;
 mod entities;
 mod grant;
 mod keys;
 mod rotate;
 
+pub use confirm::{Confirmation, Silent};
 pub use entities::NewEntity;
 pub use keys::{Created, ImportKey, NewKey, UpdateKey};
 pub use rotate::{Overlap, Revoked};

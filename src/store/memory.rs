@@ -1,7 +1,8 @@
 //! A store that lives and dies with the process: the contract's reference model, and a quick store for tests.
 
 use super::{
-    Change, Changes, Conflict, Feed, KeyFilter, KeyStore, Mutation, OperationId, Position, Record, StoreError, Write,
+    Change, Changes, Conflict, Feed, KeyFilter, KeyStore, Member, Mutation, OperationId, Position, Record, StoreError,
+    Write,
 };
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use std::collections::{BTreeMap, HashMap};
@@ -17,6 +18,13 @@ struct Data {
     entities: BTreeMap<EntityId, EntityRecord>,
     log: Vec<Change>,
     operations: HashMap<OperationId, Vec<u64>>,
+    fleet: BTreeMap<(String, String), Member>,
+}
+
+/// A follower's reader, and its row.
+struct MemoryChanges {
+    store: MemoryStore,
+    row: Option<(String, String)>,
 }
 
 // === impl MemoryStore ===
@@ -72,18 +80,36 @@ impl KeyStore for MemoryStore {
         Ok(self.data().keys.len() as u64)
     }
 
+    fn fleet(&self) -> Result<Vec<Member>, StoreError> {
+        Ok(self.data().fleet.values().cloned().collect())
+    }
+
+    fn forget(&self, instance: &str) -> Result<bool, StoreError> {
+        let mut data = self.data();
+        let known = data.fleet.len();
+        data.fleet.retain(|_, member| member.instance != instance);
+        Ok(data.fleet.len() < known)
+    }
+
     fn changes(&self) -> Result<Box<dyn Changes>, StoreError> {
-        Ok(Box::new(Self(Arc::clone(&self.0))))
+        Ok(Box::new(MemoryChanges { store: Self(Arc::clone(&self.0)), row: None }))
     }
 }
 
-impl Changes for MemoryStore {
+impl Changes for MemoryChanges {
     fn head(&mut self) -> Result<Position, StoreError> {
-        Ok(self.data().head())
+        Ok(self.store.data().head())
+    }
+
+    fn tell(&mut self, member: &Member) -> Result<(), StoreError> {
+        let row = (member.gateway.clone(), member.instance.clone());
+        self.store.data().fleet.insert(row.clone(), member.clone());
+        self.row = Some(row);
+        Ok(())
     }
 
     fn poll(&mut self, from: Position, limit: usize) -> Result<Feed, StoreError> {
-        let data = self.data();
+        let data = self.store.data();
         let held = from == Position::default()
             || data.log.iter().any(|change| change.seq == from.seq && change.token == from.token);
         if !held {
@@ -94,13 +120,21 @@ impl Changes for MemoryStore {
     }
 
     fn page(&mut self, after: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
-        let data = self.data();
+        let data = self.store.data();
         let keys = data.keys.values().cloned().map(Record::Key);
         let mut records: Vec<_> = keys.chain(data.entities.values().cloned().map(Record::Entity)).collect();
         records.retain(|record| record.version() > after);
         records.sort_by_key(Record::version);
         records.truncate(limit);
         Ok(records)
+    }
+}
+
+impl Drop for MemoryChanges {
+    fn drop(&mut self) {
+        if let Some(row) = &self.row {
+            self.store.data().fleet.remove(row);
+        }
     }
 }
 

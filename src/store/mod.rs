@@ -5,6 +5,7 @@
 //! control plane or in the CLI, never on a worker.
 
 pub mod codec;
+mod fleet;
 pub mod memory;
 pub mod sqlite;
 
@@ -12,6 +13,8 @@ use crate::clock::Timestamp;
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use std::path::PathBuf;
 use std::sync::Arc;
+
+pub use fleet::Member;
 
 /// Which store, from `[store]` in gateway.toml.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,6 +188,11 @@ pub trait KeyStore: Send + Sync {
     /// How many keys there are, revoked ones included.
     fn count(&self) -> Result<u64, StoreError>;
 
+    /// The gateways that follow this store, in the order of their ids.
+    fn fleet(&self) -> Result<Vec<Member>, StoreError>;
+    /// Removes the row of a gateway that is known to be dead; whether there was one.
+    fn forget(&self, instance: &str) -> Result<bool, StoreError>;
+
     /// Opens a reader of the change log.
     fn changes(&self) -> Result<Box<dyn Changes>, StoreError>;
 }
@@ -196,6 +204,10 @@ pub trait Changes: Send {
 
     /// Entries after `from`, at most `limit`. Cheap when nothing has changed: it is called every few milliseconds.
     fn poll(&mut self, from: Position, limit: usize) -> Result<Feed, StoreError>;
+
+    /// Tells the fleet how far this gateway has come. The first call joins: from then on, who waits for a confirmation waits
+    /// for this gateway. Dropping the reader leaves.
+    fn tell(&mut self, member: &Member) -> Result<(), StoreError>;
 
     /// Current records with a version above `after`, in the order of their versions, at most `limit`: the full load,
     /// page by page. Absence is never deletion (invariant I6).

@@ -25,7 +25,7 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn help_says_what_there_is() {
     let directory = tempfile::tempdir().unwrap();
-    let commands: [&[&str]; 17] = [
+    let commands: [&[&str]; 21] = [
         &[],
         &["serve"],
         &["demo"],
@@ -35,6 +35,10 @@ fn help_says_what_there_is() {
         &["entities"],
         &["entities", "create"],
         &["entities", "delete"],
+        &["entities", "list"],
+        &["fleet"],
+        &["fleet", "list"],
+        &["fleet", "forget"],
         &["keys"],
         &["keys", "create"],
         &["keys", "list"],

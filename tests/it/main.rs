@@ -4,6 +4,7 @@ mod addresses;
 mod canary;
 mod cli;
 mod config;
+mod confirm;
 mod corpora;
 mod cut;
 mod deploy;

@@ -1,7 +1,7 @@
 //! The follower's side: polls that cost next to nothing while nothing changes.
 
 use super::super::{Action, Change, Changes, Feed, Position, Record, codec};
-use super::{StoreError, number, one_row, open, rows, unavailable};
+use super::{Member, StoreError, number, one_row, open, roster, rows, unavailable};
 use crate::clock::Timestamp;
 use rusqlite::{Connection, Row, params};
 use std::fs;
@@ -16,6 +16,7 @@ pub struct SqliteChanges {
     file: (u64, u64),
     /// What `data_version` was when the log's head was last read, and that head.
     seen: Option<(i64, Position)>,
+    row: Option<roster::Row>,
 }
 
 // === impl SqliteChanges ===
@@ -23,13 +24,14 @@ pub struct SqliteChanges {
 impl SqliteChanges {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let file = identity(path)?;
-        Ok(Self { path: path.to_owned(), connection: open::open_reader(path)?, file, seen: None })
+        Ok(Self { path: path.to_owned(), connection: open::open_reader(path)?, file, seen: None, row: None })
     }
 
     /// Follows the path to another file, if it leads to one now.
     fn follow_path(&mut self) -> Result<(), StoreError> {
         if identity(&self.path)? != self.file {
-            *self = Self::open(&self.path)?;
+            let row = self.row.take();
+            *self = Self { row, ..Self::open(&self.path)? };
         }
         Ok(())
     }
@@ -117,6 +119,19 @@ impl Changes for SqliteChanges {
             Feed::Diverged { .. } => None,
         };
         Ok(feed)
+    }
+
+    fn tell(&mut self, member: &Member) -> Result<(), StoreError> {
+        // Forgotten, it joins again; the old row goes first, since dropping it removes the name that both have.
+        let failed = |error: std::io::Error| StoreError::Unavailable(format!("cannot tell the fleet: {error}"));
+        let mut row = match self.row.take().filter(roster::Row::is_listed) {
+            Some(row) => row,
+            None => roster::Row::join(&self.path, member).map_err(failed)?,
+        };
+        let told = row.tell(member);
+        // Kept whatever came of it: a gateway that cannot confirm is one to wait for.
+        self.row = Some(row);
+        told.map_err(failed)
     }
 
     fn page(&mut self, after: u64, limit: usize) -> Result<Vec<Record>, StoreError> {

@@ -2,10 +2,11 @@
 
 mod changes;
 mod open;
+mod roster;
 mod rows;
 mod write;
 
-use super::{Changes, KeyFilter, KeyStore, Mutation, StoreError};
+use super::{Changes, KeyFilter, KeyStore, Member, Mutation, StoreError};
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::path::{Path, PathBuf};
@@ -90,6 +91,14 @@ impl KeyStore for SqliteStore {
     fn count(&self) -> Result<u64, StoreError> {
         let count = number(&self.connection(), "SELECT count(*) FROM keys")?;
         Ok(count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0))
+    }
+
+    fn fleet(&self) -> Result<Vec<Member>, StoreError> {
+        roster::members(&self.path)
+    }
+
+    fn forget(&self, instance: &str) -> Result<bool, StoreError> {
+        roster::forget(&self.path, instance).map_err(|error| StoreError::Unavailable(error.to_string()))
     }
 
     fn changes(&self) -> Result<Box<dyn Changes>, StoreError> {

@@ -68,6 +68,9 @@ pub struct Builder {
     sections: String,
     workers: usize,
     upstreams: Vec<Upstream>,
+    id: &'static str,
+    /// The store is another gateway's: the entity is there.
+    joins: bool,
 }
 
 /// A running gateway. Dropped: killed, searched for keys, and its directory removed.
@@ -116,12 +119,21 @@ impl Builder {
         self
     }
 
+    /// Follows the store of `other`, under an id of its own.
+    pub fn beside(mut self, other: &Gateway, id: &'static str) -> Self {
+        let path = other.dir.path().join("data/keygate.db");
+        self = self.toml(&format!("[store]\nurl = \"sqlite:{}\"", path.display()));
+        Self { id, joins: true, ..self }
+    }
+
     /// Writes gateway.toml, makes the entity, and starts the process.
     pub fn start(self) -> Gateway {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("gateway.toml"), self.config()).unwrap();
-        let created = run(dir.path(), &["entities", "create", "--code", "acme", "--id", ENTITY]);
-        assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+        if !self.joins {
+            let created = run(dir.path(), &["entities", "create", "--code", "acme", "--id", ENTITY]);
+            assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+        }
         let (child, log, address, admin) = spawn(dir.path());
         let (canary, refusals) = (Canary::default(), Refusals::default());
         Gateway {
@@ -142,8 +154,9 @@ impl Builder {
             addresses.iter().map(|address| format!("\"http://{address}\"")).collect::<Vec<_>>().join(", ")
         };
         format!(
-            "[[listen]]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n[gateway]\nid = \"edge-1\"\nworkers = {}\n\
+            "[[listen]]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n[gateway]\nid = \"{}\"\nworkers = {}\n\
              {BASE}\n[upstreams.erp]\nlive = [{}]\ntest = [{}]\n{}",
+            self.id,
             self.workers,
             list(&self.live),
             list(&self.test),
@@ -154,7 +167,15 @@ impl Builder {
 
 impl Gateway {
     pub fn builder() -> Builder {
-        Builder { live: Vec::new(), test: Vec::new(), sections: String::new(), workers: 2, upstreams: Vec::new() }
+        Builder {
+            live: Vec::new(),
+            test: Vec::new(),
+            sections: String::new(),
+            workers: 2,
+            upstreams: Vec::new(),
+            id: "edge-1",
+            joins: false,
+        }
     }
 
     /// A gateway in front of `upstream` for both modes.

@@ -1,0 +1,70 @@
+//! Waiting for the fleet, and what may be said afterwards (protocols I12).
+
+use super::exit;
+use crate::clock::Timestamp;
+use crate::config::values;
+use crate::manage::{Confirmation, Manage, Silent};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// How long a command that ends something waits for the gateways.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Wait {
+    /// Do not wait for the gateways to confirm.
+    #[arg(long)]
+    no_wait: bool,
+    /// How long to wait for them.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::duration)]
+    timeout: Duration,
+}
+
+// === impl Wait ===
+
+impl Default for Wait {
+    fn default() -> Self {
+        Self { no_wait: false, timeout: Duration::from_secs(5) }
+    }
+}
+
+impl Wait {
+    /// Waits until every gateway has acted on change `seq`, which was written at `at`, and says what is known then: `done` is
+    /// the change in a word or a few.
+    pub fn tell(self, manage: &Manage<'_>, done: &str, seq: u64, at: Timestamp) -> ExitCode {
+        if self.no_wait {
+            say!("{done}; not waited for: gateways that follow this store act on it as soon as they see it");
+            return exit::DONE;
+        }
+        match manage.confirm(seq, at, self.timeout) {
+            Ok(confirmation) => tell(done, &confirmation),
+            Err(error) => {
+                say!("{done}; who has acted on it is unknown: {error}");
+                exit::unconfirmed()
+            }
+        }
+    }
+}
+
+fn tell(done: &str, confirmation: &Confirmation) -> ExitCode {
+    let (confirmed, members) = (confirmation.confirmed, confirmation.members());
+    if members == 0 {
+        say!("{done}; no gateway is registered: held by the store alone");
+        return exit::DONE;
+    }
+    if confirmation.is_complete() {
+        let took = confirmation.took.as_secs_f64() * 1000.0;
+        say!("{done} on {confirmed}/{members} gateways in {took:.1} ms");
+        return exit::DONE;
+    }
+    say!("{done} on {confirmed}/{members} gateways; {}", unconfirmed(&confirmation.silent));
+    say!("`keygate fleet forget INSTANCE` removes a gateway that is known to be dead");
+    exit::unconfirmed()
+}
+
+fn unconfirmed(silent: &[Silent]) -> String {
+    let say = |one: &Silent| {
+        let until = one.until.to_string();
+        let second = until.split('.').next().unwrap_or(&until);
+        format!("{} ({}) unconfirmed, may act as before until {second}Z", one.gateway, one.instance)
+    };
+    silent.iter().map(say).collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,78 @@
+//! Waiting until every gateway has acted on a change (protocols I11, I12).
+
+use super::Manage;
+use crate::clock::{Timestamp, monotonic};
+use crate::store::{Member, StoreError};
+use std::time::Duration;
+
+/// Who has confirmed a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Confirmation {
+    /// The gateways that have applied it and cut what was in flight.
+    pub confirmed: usize,
+    /// Those that have not, in the order of their ids.
+    pub silent: Vec<Silent>,
+    /// From the first question to the last answer.
+    pub took: Duration,
+}
+
+/// A gateway that has not confirmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Silent {
+    pub gateway: String,
+    pub instance: String,
+    /// Until when it may at most honour what was before.
+    pub until: Timestamp,
+}
+
+/// What two clocks may differ by between a gateway and the store, besides one part in a thousand: d of the protocols.
+const CLOCK_SLACK: Duration = Duration::from_millis(250);
+/// How often the gateways are looked at.
+const LOOK: Duration = Duration::from_millis(1);
+
+// === impl Confirmation ===
+
+impl Confirmation {
+    /// All gateways that were registered.
+    pub fn members(&self) -> usize {
+        self.confirmed + self.silent.len()
+    }
+
+    /// Nobody is left who could act otherwise.
+    pub fn is_complete(&self) -> bool {
+        self.silent.is_empty()
+    }
+}
+
+// === impl Manage ===
+
+impl Manage<'_> {
+    /// Waits until every registered gateway has confirmed change `seq`, written at `at`, for `timeout` at most. The rows are
+    /// read after the change was written: a gateway that is not among them yet loads the change when it joins.
+    ///
+    /// # Errors
+    /// The store's, when it cannot say who follows it: the outcome is unknown then, and the change may be repeated.
+    pub fn confirm(&self, seq: u64, at: Timestamp, timeout: Duration) -> Result<Confirmation, StoreError> {
+        let begun = monotonic();
+        loop {
+            let (confirmed, behind): (Vec<_>, Vec<_>) =
+                self.store.fleet()?.into_iter().partition(|member| member.pos >= seq);
+            let took = monotonic().saturating_duration_since(begun);
+            if behind.is_empty() || took >= timeout {
+                let silent = behind.into_iter().map(|member| Silent::new(member, at)).collect();
+                return Ok(Confirmation { confirmed: confirmed.len(), silent, took });
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+// === impl Silent ===
+
+impl Silent {
+    fn new(member: Member, at: Timestamp) -> Self {
+        let max_stale = Duration::from_millis(member.max_stale_ms);
+        let until = at.plus(max_stale).plus(CLOCK_SLACK).plus(max_stale / 1000);
+        Self { gateway: member.gateway, instance: member.instance, until }
+    }
+}

@@ -1,0 +1,25 @@
+//! The gateways that follow a store, and how far each has come (protocols, "Rows"; I11).
+
+use serde::{Deserialize, Serialize};
+
+/// What a running gateway last told of itself: one for each process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// This process, for as long as it lives.
+    pub instance: String,
+    /// `[gateway] id`.
+    pub gateway: String,
+    /// keygate's version.
+    pub version: String,
+    /// The hash of the gateway.toml in force.
+    pub config: String,
+    /// `[cache] max_stale` in milliseconds: for so long it may honour what it knows without contact.
+    pub max_stale_ms: u64,
+    /// The last `seq` that it has wholly applied, every worker having cut what was in flight.
+    pub pos: u64,
+    /// Keys held, revoked ones included.
+    pub keys: u64,
+    /// Whether it holds every key.
+    pub complete: bool,
+}

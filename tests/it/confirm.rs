@@ -1,0 +1,117 @@
+//! A change is confirmed by every gateway before its command returns, and what is printed is true (contract, section 5;
+//! protocols I9, I11, I12).
+
+use crate::harness::client::head;
+use crate::harness::{Gateway, Key, Reply, Upstream, eventually};
+use std::io::Read;
+use std::process::Output;
+
+/// What a command said, its exit code first.
+fn said(output: &Output) -> (Option<i32>, String) {
+    (output.status.code(), String::from_utf8(output.stderr.clone()).unwrap())
+}
+
+fn revoke(gateway: &Gateway, key: &Key, more: &[&str]) -> (Option<i32>, String) {
+    said(&gateway.run(&[&["keys", "revoke", &key.id, "--yes"], more].concat()))
+}
+
+fn status(gateway: &Gateway, key: &Key) -> u16 {
+    gateway.client().request("GET", &gateway.path("orders"), &[&key.bearer()]).status
+}
+
+/// Two gateways on one store.
+fn fleet(upstream: &Upstream) -> (Gateway, Gateway) {
+    let first = Gateway::before(upstream);
+    let second = Gateway::builder().live(upstream).beside(&first, "edge-2").start();
+    (first, second)
+}
+
+#[test]
+fn i11_a_revoked_key_is_refused_everywhere_when_the_command_returns() {
+    let (first, second) = fleet(&Upstream::named("erp"));
+    for _ in 0..20 {
+        let key = first.key(&["orders:read"]);
+        // Creating waits as well: the key works on every gateway when it is shown.
+        assert_eq!((status(&first, &key), status(&second, &key)), (200, 200));
+        let (code, words) = revoke(&first, &key, &[]);
+        assert_eq!((status(&first, &key), status(&second, &key)), (401, 401));
+        assert_eq!(code, Some(0), "{words}");
+        assert!(words.starts_with("revoked on 2/2 gateways in ") && words.ends_with(" ms\n"), "{words}");
+    }
+}
+
+#[test]
+fn i9_what_was_in_flight_has_ended_when_the_command_returns() {
+    let upstream = Upstream::start(|_| Reply::Custom(Box::new(|stream| _ = stream.read(&mut [0; 64]))));
+    let gateway = Gateway::before(&upstream);
+    for round in 1..=10 {
+        let key = gateway.key(&["orders:read"]);
+        let mut client = gateway.client();
+        client.send(head("GET", &gateway.path("orders"), &[&key.bearer()]));
+        eventually("the request is at the upstream", || (upstream.received().len() == round).then_some(()));
+        assert_eq!(revoke(&gateway, &key, &[]).0, Some(0));
+        client.stream().set_nonblocking(false).unwrap();
+        assert_eq!(client.read("GET").status, 401);
+    }
+}
+
+#[test]
+fn i12_a_gateway_that_does_not_answer_is_named_with_the_time_until_which_it_may_act() {
+    let (first, mut second) = fleet(&Upstream::named("erp"));
+    let key = first.key(&["orders:read"]);
+    second.signal("STOP");
+    let (code, words) = revoke(&first, &key, &["--timeout", "300ms"]);
+    assert_eq!(code, Some(75), "{words}");
+    assert!(
+        words.starts_with("revoked on 1/2 gateways; edge-2 (")
+            && words.contains(") unconfirmed, may act as before until 20"),
+        "{words}"
+    );
+    assert_eq!(status(&first, &key), 401);
+    second.signal("CONT");
+    let (code, words) = revoke(&first, &key, &[]);
+    assert_eq!(code, Some(0), "{words}");
+    assert!(words.contains(" already; revoked on 2/2 gateways in "), "{words}");
+    assert_eq!(status(&second, &key), 401);
+
+    // One that died is waited for by nobody.
+    second.signal("KILL");
+    second.wait();
+    let key = first.key(&["orders:read"]);
+    let (code, words) = revoke(&first, &key, &[]);
+    assert_eq!(code, Some(0));
+    assert!(words.starts_with("revoked on 1/1 gateways in "), "{words}");
+}
+
+#[test]
+fn i12_without_a_gateway_the_store_alone_holds_the_change() {
+    let mut gateway = Gateway::before(&Upstream::named("erp"));
+    let key = gateway.key(&["orders:read"]);
+    gateway.signal("TERM");
+    gateway.wait();
+    let (code, words) = revoke(&gateway, &key, &[]);
+    assert_eq!((code, words.as_str()), (Some(0), "revoked; no gateway is registered: held by the store alone\n"));
+    gateway.restart();
+    assert_eq!(status(&gateway, &key), 401);
+}
+
+#[test]
+fn a_fleet_is_listed_and_one_that_was_forgotten_joins_again() {
+    let (first, second) = fleet(&Upstream::named("erp"));
+    let list = || first.json(&["fleet", "list", "--output", "json"]).as_array().unwrap().clone();
+    let members = list();
+    let gateways: Vec<_> = members.iter().map(|member| member["gateway"].as_str().unwrap()).collect();
+    assert_eq!(gateways, ["edge-1", "edge-2"]);
+    assert!(
+        members.iter().all(|member| member["complete"] == true && member["pos"].as_u64() >= Some(1)),
+        "{members:#?}"
+    );
+    let instance = members[1]["instance"].as_str().unwrap();
+    assert_eq!(
+        said(&first.run(&["fleet", "forget", instance])),
+        (Some(0), "forgotten; if it lives, it joins again\n".into())
+    );
+    eventually("edge-2 is back", || (list().len() == 2).then_some(()));
+    assert_eq!(said(&first.run(&["fleet", "forget", "nobody"])).0, Some(1));
+    drop(second);
+}
