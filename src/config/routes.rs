@@ -23,7 +23,7 @@ pub fn vocabulary(mut section: Section<'_, '_>) -> Vocabulary {
         if !is_name(&resource.value) {
             report.add(
                 Diagnostic::new(resource.span, format!("'{}' is not a resource name", resource.value))
-                    .help("use a-z, 0-9, _"),
+                    .help("use a-z, 0-9, _ and -"),
             );
             continue;
         }
@@ -32,8 +32,8 @@ pub fn vocabulary(mut section: Section<'_, '_>) -> Vocabulary {
             if is_name(&permission.value) {
                 declared.push((format!("{}:{}", resource.value, permission.value), elevated));
             } else {
-                report
-                    .add(Diagnostic::new(permission.span, format!("'{}' is not a permission name", permission.value)));
+                let message = format!("'{}' is not a permission name", permission.value);
+                report.add(Diagnostic::new(permission.span, message).help("use a-z, 0-9, _ and -"));
             }
         }
     }
