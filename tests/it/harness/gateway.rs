@@ -157,9 +157,9 @@ impl Gateway {
         Builder { live: Vec::new(), test: Vec::new(), sections: String::new(), workers: 2, upstreams: Vec::new() }
     }
 
-    /// A gateway in front of `upstream` for both modes.
+    /// A gateway in front of `upstream` for live keys, and of a sandbox that nobody looks at.
     pub fn before(upstream: &Upstream) -> Self {
-        Self::builder().live(upstream).test(upstream).start()
+        Self::builder().live(upstream).test(&Upstream::named("test")).start()
     }
 
     pub fn client(&self) -> Client {
