@@ -14,12 +14,14 @@ use crate::policy::RouteSpec;
 use crate::{admin, audit, auth, manage, proxy, server, store};
 use diagnostics::{Diagnostic, Report};
 use reader::Section;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use toml::de::DeTable;
 
 /// The largest file that is read: a thousand routes are a tenth of it.
-const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Everything gateway.toml says, in the form each module wants it.
 #[derive(Clone, Debug)]
@@ -49,11 +51,10 @@ impl Config {
     /// [`Diagnostics`], all at once.
     pub fn load(path: &Path) -> Result<Self, Diagnostics> {
         let unreadable = |message: String| Diagnostics::unreadable(path, message);
-        let length = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
-        if length > FILE_BYTES_MAX {
-            return Err(unreadable(format!("{length} bytes; a gateway.toml has at most {FILE_BYTES_MAX}")));
+        let bytes = read_bounded(path).map_err(|error| unreadable(error.to_string()))?;
+        if bytes.len() as u64 > FILE_BYTES_MAX {
+            return Err(unreadable("not read to its end: a gateway.toml has at most 1 MiB".to_owned()));
         }
-        let bytes = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
         let text = String::from_utf8(bytes).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
             unreadable(format!("not UTF-8 at byte {at}; save it as UTF-8"))
@@ -81,6 +82,13 @@ impl Config {
             _ => Err(Diagnostics::new(path, text, report.into_list())),
         }
     }
+}
+
+/// Reads one byte more than a file may have, at most: a device has no length to ask for, and no end.
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn short_hash(text: &str) -> String {

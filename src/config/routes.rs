@@ -23,7 +23,7 @@ pub fn vocabulary(mut section: Section<'_, '_>) -> Vocabulary {
         if !is_name(&resource.value) {
             report.add(
                 Diagnostic::new(resource.span, format!("'{}' is not a resource name", resource.value))
-                    .help("use a-z, 0-9, _"),
+                    .help("use a-z, 0-9, _ and -"),
             );
             continue;
         }
@@ -32,8 +32,8 @@ pub fn vocabulary(mut section: Section<'_, '_>) -> Vocabulary {
             if is_name(&permission.value) {
                 declared.push((format!("{}:{}", resource.value, permission.value), elevated));
             } else {
-                report
-                    .add(Diagnostic::new(permission.span, format!("'{}' is not a permission name", permission.value)));
+                let message = format!("'{}' is not a permission name", permission.value);
+                report.add(Diagnostic::new(permission.span, message).help("use a-z, 0-9, _ and -"));
             }
         }
     }
@@ -94,8 +94,10 @@ fn upstream<'t>(name: Located<String>, section: &Section<'_, 't>, raw: Raw<'t>) 
     let mut table = section.as_section(format!("[upstreams.{}]", name.value), raw);
     let before = section.report().len();
     let given = table.has("live") || table.has("test");
-    let mut endpoints = |key| table.list(key, endpoint).into_iter().map(|endpoint| endpoint.value).collect::<Vec<_>>();
-    let (live, test) = (endpoints("live"), endpoints("test"));
+    let (live, test) = (table.list("live", endpoint), table.list("test", endpoint));
+    check_apart(&table, &live, &test);
+    let endpoints = |list: Vec<Located<Endpoint>>| list.into_iter().map(|endpoint| endpoint.value).collect::<Vec<_>>();
+    let (live, test) = (endpoints(live), endpoints(test));
     let host = table.parsed("host", |text| {
         let plain = text.bytes().all(|byte| byte.is_ascii_graphic());
         HeaderValue::from_str(text)
@@ -108,6 +110,18 @@ fn upstream<'t>(name: Located<String>, section: &Section<'_, 't>, raw: Raw<'t>) 
     }
     table.finish();
     UpstreamSettings { name: name.value, live, test, host: host.map(|host| host.value) }
+}
+
+/// A test key must never reach live data: no address serves both modes. Compared as written; what two names resolve to
+/// is the operator's to know.
+fn check_apart(section: &Section<'_, '_>, live: &[Located<Endpoint>], test: &[Located<Endpoint>]) {
+    for address in test {
+        if let Some(other) = live.iter().find(|live| live.value == address.value) {
+            let message = "a test key would reach live data: this address is in live too";
+            let diagnostic = Diagnostic::new(address.span.clone(), message).other(other.span.clone(), "live here");
+            section.report().add(diagnostic.help("name the sandbox, or leave test out"));
+        }
+    }
 }
 
 /// `http://host:port`, nothing more.

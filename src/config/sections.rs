@@ -54,14 +54,29 @@ fn check_address(
     if address.value.port() == 0 {
         return;
     }
-    if let Some(first) = known.iter().find(|known| known.value == address.value) {
-        let diagnostic = Diagnostic::new(address.span.clone(), format!("{} is listened on twice", address.value));
+    if let Some(first) = known.iter().find(|known| overlap(known.value, address.value)) {
+        let message = match first.value == address.value {
+            true => format!("{} is listened on twice", address.value),
+            false => format!("{} and {} overlap", address.value, first.value),
+        };
+        let diagnostic = Diagnostic::new(address.span.clone(), message);
         section.report().add(diagnostic.other(first.span.clone(), "first here"));
     }
-    if address.value == admin {
-        let message = format!("{} is the admin listener's address too", address.value);
+    if overlap(address.value, admin) {
+        let message = match address.value == admin {
+            true => format!("{admin} is the admin listener's address too"),
+            false => format!("{} takes in the admin listener's address, {admin}", address.value),
+        };
         section.report().add(Diagnostic::new(address.span.clone(), message).help("give [admin] another address"));
     }
+}
+
+/// Whether the system would not give both: the same port, and one address takes in the other. `[::]` takes in IPv4 too.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let takes_in = |wide: SocketAddr, address: SocketAddr| {
+        wide.ip().is_unspecified() && (wide.is_ipv6() || address.is_ipv4()) || wide.ip() == address.ip()
+    };
+    one.port() == other.port() && (takes_in(one, other) || takes_in(other, one))
 }
 
 fn socket_address(text: &str) -> Result<SocketAddr, String> {

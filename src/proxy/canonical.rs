@@ -271,12 +271,20 @@ fn push_escape(text: &mut String, value: u8) {
 /// The only transfer coding that has one meaning is exactly `chunked`. With it, the library has dropped any
 /// `Content-Length` already; our client frames the body anew.
 fn check_framing(headers: &HeaderMap) -> Result<(), Reason> {
+    if headers.keys().any(is_framing_in_disguise) {
+        return Err(Reason::FramingAmbiguous);
+    }
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let chunked = match codings.next() {
         None => return Ok(()),
         Some(coding) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
     };
     if chunked && codings.next().is_none() { Ok(()) } else { Err(Reason::FramingAmbiguous) }
+}
+
+/// A server behind us that reads `_` as `-` (CGI and its heirs) would frame the body by a field that we did not judge.
+fn is_framing_in_disguise(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "content_length" | "transfer_encoding")
 }
 
 /// `100-continue` is answered by the library when the body is first asked for, which is after authorization. The field

@@ -38,12 +38,19 @@ fn check(path: &Path) {
 }
 
 #[test]
-fn a_file_too_large_to_be_meant_is_not_read() {
+fn a_file_too_large_to_be_meant_is_not_read_to_its_end() {
     let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("gateway.toml"), "#".repeat(10 * 1024 * 1024)).unwrap();
-    let output = keygate(directory.path()).arg("check").output().unwrap();
-    assert_eq!(output.status.code(), Some(78));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("at most"));
+    let check = |file: &str| keygate(directory.path()).args(["check", "-c", file]).output().unwrap();
+    std::fs::write(directory.path().join("large.toml"), "#".repeat(1024 * 1024 + 1)).unwrap();
+    for file in ["large.toml", "/dev/zero"] {
+        let output = check(file);
+        assert_eq!(output.status.code(), Some(78), "{file}");
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(told.contains(file) && told.contains("at most 1 MiB"), "{told}");
+    }
+    std::fs::write(directory.path().join("full.toml"), format!("{SHIPPED}{}", "#".repeat(1024 * 1024 - SHIPPED.len())))
+        .unwrap();
+    assert!(check("full.toml").status.success());
 }
 
 const SHIPPED: &str = include_str!("../../gateway.toml");

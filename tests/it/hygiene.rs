@@ -191,6 +191,12 @@ fn rows_13_to_17_a_body_has_one_length_and_is_framed_anew() {
     for line in ["Transfer-Encoding : chunked\r\n", " Transfer-Encoding: chunked\r\n", "Content-Length : 3\r\n"] {
         table.check("14", &post(line, smuggled), &RefusedAndClosed(400));
     }
+    for line in
+        ["Transfer_Encoding: chunked\r\n", "Content_Length: 3\r\nContent-Length: 3\r\n", "content_length: 0\r\n"]
+    {
+        table.check("25", &post(line, smuggled), &RefusedAndClosed(400));
+    }
+    table.check("25", "GET {o} HTTP/1.1\r\nHost: erp\r\n{k}\r\nContent_Length: 3\r\n\r\n", &RefusedAndClosed(400));
     for length in ["+3", "3,3", "3, 4", "-1", "0x3", "", "3 3", "99999999999999999999", "3\r\nContent-Length: 4"] {
         table.check("15", &post(&format!("Content-Length: {length}\r\n"), "abc"), &RefusedAndClosed(400));
     }

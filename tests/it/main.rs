@@ -13,6 +13,7 @@ mod harness;
 mod hygiene;
 mod lifecycle;
 mod limits;
+mod order;
 mod proofs;
 mod proofs_small;
 mod readme;

@@ -178,9 +178,9 @@ impl Gateway {
         }
     }
 
-    /// A gateway in front of `upstream` for both modes.
+    /// A gateway in front of `upstream` for live keys, and of a sandbox that nobody looks at.
     pub fn before(upstream: &Upstream) -> Self {
-        Self::builder().live(upstream).test(upstream).start()
+        Self::builder().live(upstream).test(&Upstream::named("test")).start()
     }
 
     pub fn client(&self) -> Client {
