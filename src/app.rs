@@ -83,7 +83,7 @@ impl Gateway {
             Journal::open(&config.audit, &gateway, &config.hash, clock.clone(), config.server.workers)?;
         let cache = Arc::new(KeyCache::new(config.auth.keys_max, config.auth.max_stale));
         let mut follower = Follower::new(Arc::clone(&cache), store.changes()?, config.auth.clone(), clock.clone());
-        follower.load()?;
+        first_load(&mut follower)?;
         let state = Arc::new(State {
             cache: Arc::clone(&cache),
             clock: clock.clone(),
@@ -260,6 +260,18 @@ fn spawn_follower(
         .name("follower".into())
         .spawn(follow)
         .map_err(|error| StartError::Other(format!("cannot start the follower: {error}")))
+}
+
+/// Loads the keys. A store that cannot be asked now does not keep the gateway from starting: keyed requests are answered
+/// 503 until the follower has loaded it.
+fn first_load(follower: &mut Follower) -> Result<(), StoreError> {
+    match follower.load() {
+        Err(error @ StoreError::Unavailable(_)) => {
+            tracing::error!(%error, "started without the key store; keyed requests are answered 503 until it can be read");
+            Ok(())
+        }
+        loaded => loaded,
+    }
 }
 
 /// Copies a change of the store's log into the journal.

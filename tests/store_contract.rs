@@ -1,15 +1,20 @@
 //! What every store promises, as one suite: run for each engine. SQLite's own promises follow it.
 
+#[path = "it/harness/redis.rs"]
+mod server;
+
 use keygate::clock::Timestamp;
 use keygate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord, Mode, ScopeList};
 use keygate::net::Networks;
 use keygate::store::memory::MemoryStore;
+use keygate::store::redis::{RedisStore, Url};
 use keygate::store::sqlite::SqliteStore;
 use keygate::store::{
     Action, Conflict, Feed, KeyFilter, KeyStore, Mutation, OperationId, Position, Record, StoreError, Write,
 };
 use keygate::ulid::Ulid;
 use proptest::prelude::*;
+use server::RedisServer;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
@@ -91,6 +96,12 @@ fn on_every_engine(promise: impl Fn(&dyn KeyStore)) {
     promise(&MemoryStore::default());
     let directory = tempfile::tempdir().unwrap();
     promise(&SqliteStore::open(&directory.path().join("data/keys.db")).unwrap());
+    let server = RedisServer::start();
+    promise(&redis(&server));
+}
+
+fn redis(server: &RedisServer) -> RedisStore {
+    RedisStore::new(&Url::parse(&server.url()).unwrap())
 }
 
 #[test]
@@ -230,22 +241,26 @@ fn pages_give_every_record_once_by_version_while_records_change() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Random mutations on both engines have the same outcomes and leave the same records.
+    /// Random mutations on all engines have the same outcomes and leave the same records.
     #[test]
     fn the_engines_agree(steps in prop::collection::vec((1u128..5, 0u64..8, any::<bool>(), any::<bool>()), 1..25)) {
         let directory = tempfile::tempdir().unwrap();
         let (memory, sqlite) = (MemoryStore::default(), SqliteStore::open(&directory.path().join("keys.db")).unwrap());
         let acme = entity("acme");
-        let stores: [&dyn KeyStore; 2] = [&memory, &sqlite];
+        let server = RedisServer::start();
+        let redis = redis(&server);
+        let stores: [&dyn KeyStore; 3] = [&memory, &sqlite, &redis];
         stores.iter().for_each(|store| _ = apply(*store, vec![create(&acme)]).unwrap());
         for (number, expected, revoke, fresh) in steps {
             let record = KeyRecord { revoked_at: revoke.then(|| at(5)), ..key(&acme, number) };
             let writes = vec![write(&record, (!fresh).then_some(expected))];
             let outcomes = stores.map(|store| apply(store, writes.clone()).map_err(|error| error.to_string()));
             prop_assert_eq!(&outcomes[0], &outcomes[1]);
+            prop_assert_eq!(&outcomes[0], &outcomes[2]);
         }
         let all = stores.map(|store| store.changes().unwrap().page(0, 100).unwrap());
         prop_assert_eq!(&all[0], &all[1]);
+        prop_assert_eq!(&all[0], &all[2]);
     }
 }
 
@@ -331,4 +346,24 @@ fn a_store_that_is_locked_for_too_long_is_unavailable_not_empty() {
     assert!(matches!(result, Err(StoreError::Unavailable(_))), "{result:?}");
     holder.execute_batch("ROLLBACK").unwrap();
     apply(&store, vec![create(&entity("acme"))]).unwrap();
+}
+
+// --- Redis's own ---------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_newer_layout_in_redis_is_refused_and_nothing_is_written() {
+    let server = RedisServer::start();
+    let mut raw = ::redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    ::redis::cmd("SET").arg("{keygate}:schema").arg("99").exec(&mut raw).unwrap();
+    let result = apply(&redis(&server), vec![create(&entity("acme"))]);
+    assert!(matches!(&result, Err(StoreError::Refused(message)) if message.contains("schema 99")), "{result:?}");
+    assert_eq!(::redis::cmd("DBSIZE").query::<u64>(&mut raw).unwrap(), 1);
+}
+
+#[test]
+fn a_redis_that_cannot_be_asked_is_unavailable_not_empty() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let store = RedisStore::new(&Url::parse(&format!("redis://127.0.0.1:{port}")).unwrap());
+    assert!(matches!(store.entities(), Err(StoreError::Unavailable(_))));
+    assert!(matches!(store.changes().unwrap().page(0, 10), Err(StoreError::Unavailable(_))));
 }

@@ -6,6 +6,7 @@
 
 pub mod codec;
 pub mod memory;
+pub mod redis;
 pub mod sqlite;
 
 use crate::clock::Timestamp;
@@ -18,17 +19,20 @@ use std::sync::Arc;
 pub enum Settings {
     /// `sqlite:<path>`: the embedded default.
     Sqlite { path: PathBuf },
+    /// `redis://...`: shared by several gateways.
+    Redis { url: redis::Url },
     /// Nothing outlives the process; for tests.
     Memory,
 }
 
-/// Opens the store, making it when it is not there yet.
+/// Opens the store, making it when it is not there yet. Redis is not asked yet: a gateway starts without it.
 ///
 /// # Errors
 /// [`StoreError`] when it is not ours to use or cannot be asked.
 pub fn open(settings: &Settings) -> Result<Arc<dyn KeyStore>, StoreError> {
     Ok(match settings {
         Settings::Sqlite { path } => Arc::new(sqlite::SqliteStore::open(path)?),
+        Settings::Redis { url } => Arc::new(redis::RedisStore::new(url)),
         Settings::Memory => Arc::new(memory::MemoryStore::default()),
     })
 }
@@ -43,7 +47,7 @@ pub fn open_existing(settings: &Settings) -> Result<Arc<dyn KeyStore>, StoreErro
             "there is no {}; `keygate entities create` or `keygate serve` makes it",
             path.display()
         ))),
-        Settings::Sqlite { .. } | Settings::Memory => open(settings),
+        Settings::Sqlite { .. } | Settings::Redis { .. } | Settings::Memory => open(settings),
     }
 }
 

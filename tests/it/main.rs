@@ -14,6 +14,7 @@ mod limits;
 mod proofs;
 mod proofs_small;
 mod readme;
+mod redis;
 mod refusals;
 mod smoke;
 mod streaming;
