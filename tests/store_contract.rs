@@ -367,3 +367,17 @@ fn a_redis_that_cannot_be_asked_is_unavailable_not_empty() {
     assert!(matches!(store.entities(), Err(StoreError::Unavailable(_))));
     assert!(matches!(store.changes().unwrap().page(0, 10), Err(StoreError::Unavailable(_))));
 }
+
+#[test]
+fn a_redis_that_never_answers_or_answers_garbage_is_unavailable() {
+    for answer in ["", "HTTP/1.1 400 Bad Request\r\n\r\n", "-LOADING Redis is loading the dataset in memory\r\n"] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let store = RedisStore::new(&Url::parse(&format!("redis://{}", listener.local_addr().unwrap())).unwrap());
+        let (done, result) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(store.entities()));
+        let (mut accepted, _) = listener.accept().unwrap();
+        std::io::Write::write_all(&mut accepted, answer.repeat(8).as_bytes()).unwrap();
+        let result = result.recv_timeout(std::time::Duration::from_secs(20)).expect("it gives up");
+        assert!(matches!(result, Err(StoreError::Unavailable(_))), "{answer}: {result:?}");
+    }
+}
