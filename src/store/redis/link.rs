@@ -1,12 +1,16 @@
 //! The connection: made when needed, dropped on the first failure, bounded in time.
 
 use super::{REPLY_BYTES, Record, StoreError, codec, schema};
-use ::redis::{Client, Cmd, Connection, FromRedisValue, RedisError};
+use ::redis::io::tcp::TcpSettings;
+use ::redis::{Client, Cmd, Connection, FromRedisValue, IntoConnectionInfo, RedisError};
+use socket2::TcpKeepalive;
 use std::fmt;
 use std::time::Duration;
 
 /// How long connecting, and each answer, may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a connection may be idle before the other end is asked whether it is there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 const PAGE: &str = include_str!("page.lua");
 
 /// `redis://[user:password@]host[:port][/database]`, known to be well-formed. Debug does not show the password.
@@ -115,7 +119,10 @@ impl fmt::Debug for Link {
 }
 
 fn open(url: &Url) -> Result<Connection, RedisError> {
-    let connection = Client::open(url.0.as_str())?.get_connection_with_timeout(PATIENCE)?;
+    let info = url.0.as_str().into_connection_info()?;
+    // Whoever went away without a word is noticed although nothing is asked, and its socket is given back.
+    let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE));
+    let connection = Client::open(info.set_tcp_settings(tcp))?.get_connection_with_timeout(PATIENCE)?;
     connection.set_read_timeout(Some(PATIENCE))?;
     connection.set_write_timeout(Some(PATIENCE))?;
     Ok(connection)
