@@ -13,9 +13,10 @@ use crate::server::listener::{self, Spread};
 use crate::server::worker::{self, CutOrder};
 use crate::store::{Change, KeyStore, Member, StoreError, codec};
 use crate::telemetry::Page;
-use crate::ulid::Ulid;
+use crate::ulid::{TEXT_LEN, Ulid};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,8 +25,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-/// How often the follower asks the store: half of the time within which a change must be in force, with room to spare.
-const POLL: Duration = Duration::from_millis(15);
 /// How long a worker may take to cut what is in flight (protocols I9: L).
 const WORKER_SILENT_MAX: Duration = Duration::from_secs(2);
 /// `EX_SOFTWARE` of sysexits.h.
@@ -58,6 +57,16 @@ pub struct Gateway {
     state: Arc<State>,
     journal: Journal,
     control: tokio::runtime::Runtime,
+    _place: Place,
+}
+
+/// Where this process stands: a directory, which one process at a time holds by a lock.
+struct Place {
+    instance: String,
+    /// Who held it before, and is gone, since the lock was free.
+    predecessor: Option<String>,
+    /// Kept for as long as the process lives.
+    _lock: std::fs::File,
 }
 
 type Workers = Vec<JoinHandle<io::Result<()>>>;
@@ -92,17 +101,18 @@ impl Gateway {
             .map_err(|error| StartError::Bind { address: config.admin.address, error })?;
         let (journal, recorders) =
             Journal::open(&config.audit, &gateway, &config.hash, clock.clone(), config.server.workers)?;
-        let cache = Arc::new(KeyCache::new(config.auth.keys_max, config.auth.max_stale, store.count()?));
+        let cache = Arc::new(KeyCache::new(config.auth.keys_max, config.auth.max_stale, store.count().unwrap_or(0)));
         let (cutter, cuts) = Cutter::new(config.server.workers);
+        let place = Place::take(&config.data_dir, clock.now())?;
         let mut follower = Follower::new(
             Arc::clone(&cache),
             store.changes()?,
             config.auth.clone(),
             clock.clone(),
-            member(&config, gateway, clock.now()),
+            member(&config, gateway, &place),
             Box::new(move || cutter.cut()),
         );
-        follower.load()?;
+        first_load(&mut follower)?;
         let state = Arc::new(State {
             cache: Arc::clone(&cache),
             clock: clock.clone(),
@@ -120,7 +130,8 @@ impl Gateway {
         let admin = control.1;
         let changes = journal.changes();
         let follower = spawn_follower(follower, Arc::clone(&state), changes)?;
-        Ok(Self { listening, admin, stop, workers, follower, state, journal, control: control.0 })
+        let control = control.0;
+        Ok(Self { listening, admin, stop, workers, follower, state, journal, control, _place: place })
     }
 
     /// Lets what is in flight finish within the drain's bound, flushes the journal, and ends.
@@ -144,9 +155,10 @@ impl Gateway {
 }
 
 /// What the fleet is told of this process when it joins.
-fn member(config: &Config, gateway: String, now: Timestamp) -> Member {
+fn member(config: &Config, gateway: String, place: &Place) -> Member {
     Member {
-        instance: Ulid::new(now, fastrand::u128(..)).to_string(),
+        instance: place.instance.clone(),
+        replaces: place.predecessor.clone(),
         gateway,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         config: config.hash.clone(),
@@ -288,13 +300,29 @@ fn spawn_follower(
             if let Ok(Turn::CaughtUp(entries) | Turn::Behind(entries)) = turn {
                 entries.iter().for_each(|change| journal_change(change, &changes));
             }
-            std::thread::sleep(rest);
+            match rest {
+                Rest::None => {}
+                Rest::UntilChange => follower.wait(),
+                Rest::Failing => std::thread::sleep(POLL_FAILING),
+            }
         }
     };
     std::thread::Builder::new()
         .name("follower".into())
         .spawn(follow)
         .map_err(|error| StartError::Other(format!("cannot start the follower: {error}")))
+}
+
+/// Loads the keys. A store that cannot be asked now does not keep the gateway from starting: keyed requests are answered
+/// 503 until the follower has loaded it.
+fn first_load(follower: &mut Follower) -> Result<(), StoreError> {
+    match follower.load() {
+        Err(error @ StoreError::Unavailable(_)) => {
+            tracing::error!(%error, "started without the key store; keyed requests are answered 503 until it can be read");
+            Ok(())
+        }
+        loaded => loaded,
+    }
 }
 
 /// Copies a change of the store's log into the journal.
@@ -315,15 +343,22 @@ fn journal_change(change: &Change, journal: &audit::Changes) {
     }
 }
 
-/// Says what is worth saying once, and how long to rest before the next turn.
-fn rest_after(turn: &Result<Turn, StoreError>, state: &State, failing: &mut bool) -> Duration {
+/// How to pass the time until the next turn.
+enum Rest {
+    None,
+    UntilChange,
+    Failing,
+}
+
+/// Says what is worth saying once, and how to rest before the next turn.
+fn rest_after(turn: &Result<Turn, StoreError>, state: &State, failing: &mut bool) -> Rest {
     match turn {
-        Ok(Turn::Behind(_)) => Duration::ZERO,
+        Ok(Turn::Behind(_)) => Rest::None,
         Ok(Turn::CaughtUp(_)) => {
             if std::mem::take(failing) | state.diverged.swap(false, Ordering::SeqCst) {
                 tracing::info!("the key store answers again");
             }
-            POLL
+            Rest::UntilChange
         }
         Ok(Turn::Diverged) => {
             if !state.diverged.swap(true, Ordering::SeqCst) {
@@ -331,14 +366,38 @@ fn rest_after(turn: &Result<Turn, StoreError>, state: &State, failing: &mut bool
                     "the key store has lost changes or is another one; known keys work until max_stale; put it back, or restart to accept it as it is"
                 );
             }
-            POLL_FAILING
+            Rest::Failing
         }
         Err(error) => {
             if !std::mem::replace(failing, true) {
                 tracing::error!(%error, "the key store cannot be asked; known keys go on working until max_stale");
             }
-            POLL_FAILING
+            Rest::Failing
         }
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Takes the place of whoever ran here before. Two gateways on one directory have no place in common: each is waited for
+    /// until it was silent for long enough.
+    fn take(dir: &Path, now: Timestamp) -> Result<Self, StartError> {
+        let path = dir.join("instance");
+        let failed = |error: io::Error| StartError::Other(format!("cannot use {}: {error}", path.display()));
+        std::fs::create_dir_all(dir).map_err(failed)?;
+        let options = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = options.map_err(failed)?;
+        let instance = Ulid::new(now, fastrand::u128(..)).to_string();
+        let mut predecessor = None;
+        if file.try_lock().is_ok() {
+            let mut earlier = [0; TEXT_LEN];
+            let read = file.read_at(&mut earlier, 0).map_err(failed)?;
+            let text = earlier.get(..read).and_then(|bytes| std::str::from_utf8(bytes).ok());
+            predecessor = text.filter(|text| Ulid::parse(text).is_some()).map(str::to_owned);
+            file.write_all_at(instance.as_bytes(), 0).map_err(failed)?;
+        }
+        Ok(Self { instance, predecessor, _lock: file })
     }
 }
 

@@ -1,15 +1,20 @@
 //! What every store promises, as one suite: run for each engine. SQLite's own promises follow it.
 
+#[path = "it/harness/redis.rs"]
+mod server;
+
 use keygate::clock::Timestamp;
 use keygate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord, Mode, ScopeList};
 use keygate::net::Networks;
 use keygate::store::memory::MemoryStore;
+use keygate::store::redis::{RedisStore, Url};
 use keygate::store::sqlite::SqliteStore;
 use keygate::store::{
-    Action, Conflict, Feed, KeyFilter, KeyStore, Mutation, OperationId, Position, Record, StoreError, Write,
+    Action, Conflict, Feed, KeyFilter, KeyStore, Member, Mutation, OperationId, Position, Record, StoreError, Write,
 };
 use keygate::ulid::Ulid;
 use proptest::prelude::*;
+use server::RedisServer;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
@@ -91,6 +96,12 @@ fn on_every_engine(promise: impl Fn(&dyn KeyStore)) {
     promise(&MemoryStore::default());
     let directory = tempfile::tempdir().unwrap();
     promise(&SqliteStore::open(&directory.path().join("data/keys.db")).unwrap());
+    let server = RedisServer::start();
+    promise(&redis(&server));
+}
+
+fn redis(server: &RedisServer) -> RedisStore {
+    RedisStore::new(&Url::parse(&server.url()).unwrap())
 }
 
 #[test]
@@ -126,6 +137,29 @@ fn keys_are_counted_whatever_became_of_them() {
         let revoked = KeyRecord { revoked_at: Some(at(9)), ..keys[0].clone() };
         apply(store, vec![write(&revoked, Some(seqs[0]))]).unwrap();
         assert_eq!(store.count().unwrap(), 2);
+    });
+}
+
+#[test]
+fn the_fleet_is_who_follows_and_how_far_each_has_come() {
+    on_every_engine(|store| {
+        assert_eq!(store.fleet().unwrap(), []);
+        let member = |instance: &str, gateway: &str, pos| Member {
+            instance: instance.into(),
+            gateway: gateway.into(),
+            max_stale_ms: 60_000,
+            pos,
+            ..Member::default()
+        };
+        let (mut first, mut second) = (store.changes().unwrap(), store.changes().unwrap());
+        first.tell(&member("b", "edge-1", 0)).unwrap();
+        second.tell(&member("a", "edge-2", 7)).unwrap();
+        first.tell(&member("b", "edge-1", 12)).unwrap();
+        assert_eq!(store.fleet().unwrap(), [member("b", "edge-1", 12), member("a", "edge-2", 7)]);
+        assert!(store.forget("a").unwrap() && !store.forget("a").unwrap());
+        assert_eq!(store.fleet().unwrap(), [member("b", "edge-1", 12)]);
+        drop(first);
+        assert_eq!(store.fleet().unwrap(), []);
     });
 }
 
@@ -244,22 +278,26 @@ fn pages_give_every_record_once_by_version_while_records_change() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Random mutations on both engines have the same outcomes and leave the same records.
+    /// Random mutations on all engines have the same outcomes and leave the same records.
     #[test]
     fn the_engines_agree(steps in prop::collection::vec((1u128..5, 0u64..8, any::<bool>(), any::<bool>()), 1..25)) {
         let directory = tempfile::tempdir().unwrap();
         let (memory, sqlite) = (MemoryStore::default(), SqliteStore::open(&directory.path().join("keys.db")).unwrap());
         let acme = entity("acme");
-        let stores: [&dyn KeyStore; 2] = [&memory, &sqlite];
+        let server = RedisServer::start();
+        let redis = redis(&server);
+        let stores: [&dyn KeyStore; 3] = [&memory, &sqlite, &redis];
         stores.iter().for_each(|store| _ = apply(*store, vec![create(&acme)]).unwrap());
         for (number, expected, revoke, fresh) in steps {
             let record = KeyRecord { revoked_at: revoke.then(|| at(5)), ..key(&acme, number) };
             let writes = vec![write(&record, (!fresh).then_some(expected))];
             let outcomes = stores.map(|store| apply(store, writes.clone()).map_err(|error| error.to_string()));
             prop_assert_eq!(&outcomes[0], &outcomes[1]);
+            prop_assert_eq!(&outcomes[0], &outcomes[2]);
         }
         let all = stores.map(|store| store.changes().unwrap().page(0, 100).unwrap());
         prop_assert_eq!(&all[0], &all[1]);
+        prop_assert_eq!(&all[0], &all[2]);
     }
 }
 
@@ -345,4 +383,38 @@ fn a_store_that_is_locked_for_too_long_is_unavailable_not_empty() {
     assert!(matches!(result, Err(StoreError::Unavailable(_))), "{result:?}");
     holder.execute_batch("ROLLBACK").unwrap();
     apply(&store, vec![create(&entity("acme"))]).unwrap();
+}
+
+// --- Redis's own ---------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_newer_layout_in_redis_is_refused_and_nothing_is_written() {
+    let server = RedisServer::start();
+    let mut raw = ::redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    ::redis::cmd("SET").arg("{keygate}:schema").arg("99").exec(&mut raw).unwrap();
+    let result = apply(&redis(&server), vec![create(&entity("acme"))]);
+    assert!(matches!(&result, Err(StoreError::Refused(message)) if message.contains("schema 99")), "{result:?}");
+    assert_eq!(::redis::cmd("DBSIZE").query::<u64>(&mut raw).unwrap(), 1);
+}
+
+#[test]
+fn a_redis_that_cannot_be_asked_is_unavailable_not_empty() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let store = RedisStore::new(&Url::parse(&format!("redis://127.0.0.1:{port}")).unwrap());
+    assert!(matches!(store.entities(), Err(StoreError::Unavailable(_))));
+    assert!(matches!(store.changes().unwrap().page(0, 10), Err(StoreError::Unavailable(_))));
+}
+
+#[test]
+fn a_redis_that_never_answers_or_answers_garbage_is_unavailable() {
+    for answer in ["", "HTTP/1.1 400 Bad Request\r\n\r\n", "-LOADING Redis is loading the dataset in memory\r\n"] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let store = RedisStore::new(&Url::parse(&format!("redis://{}", listener.local_addr().unwrap())).unwrap());
+        let (done, result) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(store.entities()));
+        let (mut accepted, _) = listener.accept().unwrap();
+        std::io::Write::write_all(&mut accepted, answer.repeat(8).as_bytes()).unwrap();
+        let result = result.recv_timeout(std::time::Duration::from_secs(20)).expect("it gives up");
+        assert!(matches!(result, Err(StoreError::Unavailable(_))), "{answer}: {result:?}");
+    }
 }

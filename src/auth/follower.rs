@@ -25,8 +25,8 @@ pub struct Follower {
     clock: Clock,
     position: Position,
     generation: u64,
-    /// The last turn found another history. What the cache lacks since then is not known.
-    diverged: bool,
+    /// The whole set has been read, and no other history has been found since: what the cache lacks is known.
+    loaded: bool,
     /// The fleet could not be told how far this gateway has come.
     untold: bool,
 }
@@ -57,7 +57,7 @@ impl Follower {
     ) -> Self {
         let applier = Applier::new(Arc::clone(&cache), settings);
         let position = Position::default();
-        Self { cache, changes, applier, member, cut, clock, position, generation: 0, diverged: false, untold: false }
+        Self { cache, changes, applier, member, cut, clock, position, generation: 0, loaded: false, untold: false }
     }
 
     /// Loads the whole set, page by page in the order of versions, and stands at the log's head from before the load:
@@ -72,7 +72,14 @@ impl Follower {
         let head = self.changes.head()?;
         self.load_pages()?;
         self.advance(head);
-        while let Turn::Behind(_) = self.turn()? {}
+        loop {
+            match self.read()? {
+                Turn::Behind(_) => {}
+                Turn::CaughtUp(_) => break,
+                Turn::Diverged => return Ok(()),
+            }
+        }
+        self.loaded = true;
         self.complete();
         self.tell()
     }
@@ -115,24 +122,34 @@ impl Follower {
         })
     }
 
-    /// Reads the log once and applies what is new.
+    /// Rests until there may be something new.
+    pub fn wait(&mut self) {
+        self.changes.wait(self.position);
+    }
+
+    /// Reads the log once and applies what is new. Loads the whole set first when that is still to be done: the store
+    /// could not be asked before, or had another history and has ours again, as when a file was put back in its place.
     ///
     /// # Errors
     /// [`StoreError`] when the store cannot be asked: the right to serve is not renewed.
     pub fn turn(&mut self) -> Result<Turn, StoreError> {
+        let held = self.loaded || matches!(self.changes.poll(self.position, 1)?, Feed::Entries { .. });
+        if held && !self.loaded {
+            return self.load().map(|()| if self.loaded { Turn::CaughtUp(Vec::new()) } else { Turn::Diverged });
+        }
+        self.read()
+    }
+
+    fn read(&mut self) -> Result<Turn, StoreError> {
         let sent = self.clock.moment();
         let (head, entries) = match self.changes.poll(self.position, ENTRIES)? {
             Feed::Entries { head, entries } => (head, entries),
             Feed::Diverged { .. } => {
                 self.cache.set_incomplete();
-                self.diverged = true;
+                self.loaded = false;
                 return Ok(Turn::Diverged);
             }
         };
-        if std::mem::take(&mut self.diverged) {
-            // The history we share is back, as when a file was put back in its place.
-            return self.load().map(|()| Turn::CaughtUp(Vec::new()));
-        }
         entries.iter().for_each(|change| self.applier.apply(&change.after));
         if let Some(last) = entries.last() {
             self.advance(Position { seq: last.seq, token: last.token });

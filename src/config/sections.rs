@@ -128,7 +128,7 @@ pub fn store(mut section: Section<'_, '_>, dir: &Path) -> Option<store::Settings
 
 fn store_url(text: &str, dir: &Path) -> Result<store::Settings, String> {
     if text.starts_with("redis") {
-        return Err("redis stores are not supported in this version; use \"sqlite:data/keygate.db\"".to_owned());
+        return store::redis::Url::parse(text).map(|url| store::Settings::Redis { url });
     }
     match text.strip_prefix("sqlite:") {
         Some(path) if !path.is_empty() && !path.contains(['?', '\0']) => {

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 pub struct Member {
     /// This process, for as long as it lives.
     pub instance: String,
+    /// The process that was in this one's place before, and is known to be gone: its row goes when this one joins.
+    #[serde(skip)]
+    pub replaces: Option<String>,
     /// `[gateway] id`.
     pub gateway: String,
     /// keygate's version.

@@ -7,6 +7,7 @@ use super::{
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// All records and the log, under one lock.
 #[derive(Debug, Default)]
@@ -99,6 +100,10 @@ impl KeyStore for MemoryStore {
 impl Changes for MemoryChanges {
     fn head(&mut self) -> Result<Position, StoreError> {
         Ok(self.store.data().head())
+    }
+
+    fn wait(&mut self, _: Position) {
+        std::thread::sleep(Duration::from_millis(1));
     }
 
     fn tell(&mut self, member: &Member) -> Result<(), StoreError> {

@@ -7,6 +7,7 @@
 pub mod codec;
 mod fleet;
 pub mod memory;
+pub mod redis;
 pub mod sqlite;
 
 use crate::clock::Timestamp;
@@ -21,17 +22,20 @@ pub use fleet::Member;
 pub enum Settings {
     /// `sqlite:<path>`: the embedded default.
     Sqlite { path: PathBuf },
+    /// `redis://...`: shared by several gateways.
+    Redis { url: redis::Url },
     /// Nothing outlives the process; for tests.
     Memory,
 }
 
-/// Opens the store, making it when it is not there yet.
+/// Opens the store, making it when it is not there yet. Redis is not asked yet: a gateway starts without it.
 ///
 /// # Errors
 /// [`StoreError`] when it is not ours to use or cannot be asked.
 pub fn open(settings: &Settings) -> Result<Arc<dyn KeyStore>, StoreError> {
     Ok(match settings {
         Settings::Sqlite { path } => Arc::new(sqlite::SqliteStore::open(path)?),
+        Settings::Redis { url } => Arc::new(redis::RedisStore::new(url)),
         Settings::Memory => Arc::new(memory::MemoryStore::default()),
     })
 }
@@ -46,7 +50,7 @@ pub fn open_existing(settings: &Settings) -> Result<Arc<dyn KeyStore>, StoreErro
             "there is no {}; `keygate entities create` or `keygate serve` makes it",
             path.display()
         ))),
-        Settings::Sqlite { .. } | Settings::Memory => open(settings),
+        Settings::Sqlite { .. } | Settings::Redis { .. } | Settings::Memory => open(settings),
     }
 }
 
@@ -204,6 +208,10 @@ pub trait Changes: Send {
 
     /// Entries after `from`, at most `limit`. Cheap when nothing has changed: it is called every few milliseconds.
     fn poll(&mut self, from: Position, limit: usize) -> Result<Feed, StoreError>;
+
+    /// Rests until there may be something after `from`, or for the time within which an engine without a bell must look
+    /// again. Nothing rests on it but the delay: the next poll tells.
+    fn wait(&mut self, from: Position);
 
     /// Tells the fleet how far this gateway has come. The first call joins: from then on, who waits for a confirmation waits
     /// for this gateway. Dropping the reader leaves.

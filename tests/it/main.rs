@@ -17,6 +17,7 @@ mod order;
 mod proofs;
 mod proofs_small;
 mod readme;
+mod redis;
 mod refusals;
 mod smoke;
 mod streaming;

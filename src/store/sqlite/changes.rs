@@ -7,6 +7,10 @@ use rusqlite::{Connection, Row, params};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often the file is looked at: well within the time in which a change must be in force, at no cost worth the name.
+const POLL: Duration = Duration::from_millis(15);
 
 /// A reader with a connection of its own. It never writes: its own commits would not move `data_version`.
 pub struct SqliteChanges {
@@ -119,6 +123,10 @@ impl Changes for SqliteChanges {
             Feed::Diverged { .. } => None,
         };
         Ok(feed)
+    }
+
+    fn wait(&mut self, _: Position) {
+        std::thread::sleep(POLL);
     }
 
     fn tell(&mut self, member: &Member) -> Result<(), StoreError> {

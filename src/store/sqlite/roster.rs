@@ -155,7 +155,8 @@ mod tests {
     fn member(instance: &str, pos: u64) -> Member {
         let text = |text: &str| text.to_owned();
         let (gateway, version, config) = (text("edge-1"), text("0.1.0"), text("c0ffee"));
-        Member { instance: text(instance), gateway, version, config, max_stale_ms: 1000, pos, keys: 3, complete: true }
+        let instance = text(instance);
+        Member { instance, gateway, version, config, max_stale_ms: 1000, pos, keys: 3, complete: true, replaces: None }
     }
 
     #[test]

@@ -123,6 +123,11 @@ impl Builder {
     pub fn beside(mut self, other: &Gateway, id: &'static str) -> Self {
         let path = other.dir.path().join("data/keygate.db");
         self = self.toml(&format!("[store]\nurl = \"sqlite:{}\"", path.display()));
+        self.joining(id)
+    }
+
+    /// Follows a store that another gateway has made, under an id of its own.
+    pub fn joining(self, id: &'static str) -> Self {
         Self { id, joins: true, ..self }
     }
 

@@ -5,6 +5,7 @@
 pub mod canary;
 pub mod client;
 pub mod gateway;
+pub mod redis;
 pub mod upstream;
 
 pub use canary::Canary;

@@ -1,0 +1,102 @@
+//! The rows of a Redis store's gateways: one field of a hash each. A row shows that it lives by its beat alone: the store's
+//! clock decides nothing.
+
+use super::link::Link;
+use super::{Member, StoreError, codec, schema};
+use crate::clock::monotonic;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// How often a row shows that its gateway lives.
+const BEAT: Duration = Duration::from_millis(500);
+/// How often the others' rows are looked at.
+const OBSERVE: Duration = Duration::from_secs(5);
+/// What two clocks may differ by, besides one part in a thousand: d of the protocols.
+const CLOCK_SLACK: Duration = Duration::from_millis(250);
+
+#[derive(Serialize, Deserialize)]
+struct RowWire {
+    /// Another number each time.
+    beat: u64,
+    #[serde(flatten)]
+    member: Member,
+}
+
+/// A gateway's own row, and what it has seen of the others.
+#[derive(Debug, Default)]
+pub struct Row {
+    told: Option<(Member, Instant)>,
+    beat: u64,
+    observed: Option<Instant>,
+    /// By instance: its last beat, and since when it is unchanged.
+    others: HashMap<String, (u64, Instant)>,
+}
+
+// === impl Row ===
+
+impl Row {
+    /// Tells what has changed, and in any case that this gateway lives.
+    pub fn tell(&mut self, link: &mut Link, member: &Member) -> Result<(), StoreError> {
+        let now = monotonic();
+        let is_due = |told: &Instant| now.saturating_duration_since(*told) >= BEAT;
+        if self.told.as_ref().is_some_and(|(told, at)| told == member && !is_due(at)) {
+            return Ok(());
+        }
+        if let (None, Some(gone)) = (&self.told, &member.replaces) {
+            remove(link, gone)?;
+        }
+        self.beat += 1;
+        let row = RowWire { beat: self.beat, member: member.clone() };
+        let text = serde_json::to_string(&row).map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let () = link.call(::redis::cmd("HSET").arg(schema::name("fleet")).arg(&member.instance).arg(text))?;
+        self.told = Some((member.clone(), now));
+        self.observe(link, now)
+    }
+
+    /// Removes the rows of gateways that have been silent for so long that they cannot honour anything any more.
+    fn observe(&mut self, link: &mut Link, now: Instant) -> Result<(), StoreError> {
+        if self.observed.is_some_and(|last| now.saturating_duration_since(last) < OBSERVE) {
+            return Ok(());
+        }
+        self.observed = Some(now);
+        let rows = rows(link)?;
+        self.others.retain(|instance, _| rows.iter().any(|row| row.member.instance == *instance));
+        for row in rows {
+            let seen = self.others.entry(row.member.instance.clone()).or_insert((row.beat, now));
+            if seen.0 != row.beat {
+                *seen = (row.beat, now);
+            }
+            let max_stale = Duration::from_millis(row.member.max_stale_ms);
+            if now.saturating_duration_since(seen.1) > max_stale + max_stale / 1000 + CLOCK_SLACK {
+                remove(link, &row.member.instance)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The gateway leaves, if the store can be told.
+    pub fn leave(&self, link: &mut Link) {
+        if let Some((member, _)) = &self.told {
+            _ = remove(link, &member.instance);
+        }
+    }
+}
+
+/// The rows of all gateways.
+pub fn members(link: &mut Link) -> Result<Vec<Member>, StoreError> {
+    let mut members: Vec<_> = rows(link)?.into_iter().map(|row| row.member).collect();
+    members.sort_by(|left, right| (&left.gateway, &left.instance).cmp(&(&right.gateway, &right.instance)));
+    Ok(members)
+}
+
+fn rows(link: &mut Link) -> Result<Vec<RowWire>, StoreError> {
+    let texts: Vec<String> = link.call(::redis::cmd("HVALS").arg(schema::name("fleet")))?;
+    texts.iter().map(|text| serde_json::from_str(text).map_err(|error| codec::corrupt(&error.to_string()))).collect()
+}
+
+/// Removes a row; whether there was one.
+pub fn remove(link: &mut Link, instance: &str) -> Result<bool, StoreError> {
+    let removed: u64 = link.call(::redis::cmd("HDEL").arg(schema::name("fleet")).arg(instance))?;
+    Ok(removed > 0)
+}

@@ -1,0 +1,61 @@
+//! A Redis server process of the test's own.
+
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// A `redis-server` on a free loopback port. Dropped: killed.
+pub struct RedisServer {
+    port: u16,
+    dir: TempDir,
+    child: Child,
+}
+
+impl RedisServer {
+    /// Starts an empty server that writes every command to its file before it answers, as one in production should.
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let child = spawn(port, &dir);
+        Self { port, dir, child }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Ends it as `kill -9` does.
+    #[allow(dead_code, reason = "this file serves two test programs, and one of them never kills")]
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again with the data it had.
+    #[allow(dead_code, reason = "this file serves two test programs, and one of them never kills")]
+    pub fn restart(&mut self) {
+        self.child = spawn(self.port, &self.dir);
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+fn spawn(port: u16, dir: &TempDir) -> Child {
+    let mut command = Command::new("redis-server");
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
+    command.args(["--appendonly", "yes", "--appendfsync", "always", "--dir"]).arg(dir.path());
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+    let child = child.expect("install redis-server: apt-get install redis-server");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(Instant::now() < deadline, "redis-server does not listen on port {port}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child
+}

@@ -1,0 +1,88 @@
+//! A gateway whose keys are in Redis.
+
+use crate::harness::gateway::Key;
+use crate::harness::redis::RedisServer;
+use crate::harness::{Gateway, Upstream, eventually};
+
+fn status(gateway: &Gateway, key: &Key) -> u16 {
+    gateway.client().request("GET", &gateway.path("orders"), &[&key.bearer()]).status
+}
+
+#[test]
+fn keys_in_redis_are_followed_and_known_ones_outlive_its_death() {
+    let upstream = Upstream::named("erp");
+    let mut redis = RedisServer::start();
+    let store = format!("[store]\nurl = \"{}\"", redis.url());
+    let gateway = Gateway::builder().live(&upstream).toml(&store).start();
+    let (known, revoked) = (gateway.key(&["orders:read"]), gateway.key(&["orders:read"]));
+    assert_eq!((status(&gateway, &known), status(&gateway, &revoked)), (200, 200));
+    assert!(gateway.run(&["keys", "revoke", &revoked.id, "--yes"]).status.success());
+    eventually("the revoked key is refused", || (status(&gateway, &revoked) == 401).then_some(()));
+
+    // Well-formed, but made elsewhere.
+    let elsewhere = Gateway::before(&upstream);
+    let unknown = elsewhere.key(&["orders:read"]);
+    redis.kill();
+    eventually("the loss is noticed", || gateway.log_text().contains("cannot be asked").then_some(()));
+    assert_eq!(status(&gateway, &known), 200);
+    eventually("an unknown key is no longer told bad", || (status(&gateway, &unknown) == 503).then_some(()));
+    assert_eq!(status(&gateway, &known), 200);
+    let output = gateway.run(&["keys", "list"]);
+    assert_eq!(output.status.code(), Some(69), "{}", String::from_utf8_lossy(&output.stderr));
+
+    redis.restart();
+    let later = gateway.key(&["orders:read"]);
+    eventually("a change after the restart is in force", || (status(&gateway, &later) == 200).then_some(()));
+    assert_eq!(status(&gateway, &revoked), 401);
+}
+
+#[test]
+fn a_gateway_starts_without_its_redis_and_loads_the_keys_once_it_is_there() {
+    let upstream = Upstream::named("erp");
+    let mut redis = RedisServer::start();
+    let store = format!("[store]\nurl = \"{}\"", redis.url());
+    let mut gateway = Gateway::builder().live(&upstream).toml(&store).start();
+    let known = gateway.key(&["orders:read"]);
+    redis.kill();
+    gateway.restart();
+    // It knows no key, and says so instead of refusing keys that may be good.
+    let answer = gateway.client().request("GET", &gateway.path("orders"), &[&known.bearer()]);
+    assert_eq!((answer.status, answer.code().as_str()), (503, "key_store_unavailable"));
+
+    redis.restart();
+    eventually("the keys are loaded", || (status(&gateway, &known) == 200).then_some(()));
+    assert!(gateway.run(&["keys", "revoke", &known.id, "--yes"]).status.success());
+    eventually("a change after the load is in force", || (status(&gateway, &known) == 401).then_some(()));
+}
+
+fn said(output: &std::process::Output) -> (Option<i32>, String) {
+    (output.status.code(), String::from_utf8(output.stderr.clone()).unwrap())
+}
+
+#[test]
+fn a_fleet_on_redis_confirms_and_who_is_silent_is_named() {
+    let upstream = Upstream::named("erp");
+    let redis = RedisServer::start();
+    let store = format!("[store]\nurl = \"{}\"", redis.url());
+    let first = Gateway::builder().live(&upstream).toml(&store).start();
+    let mut second = Gateway::builder().live(&upstream).toml(&store).joining("edge-2").start();
+    let revoke = |key: &Key, more: &[&str]| said(&first.run(&[&["keys", "revoke", &key.id, "--yes"], more].concat()));
+    for _ in 0..20 {
+        let key = first.key(&["orders:read"]);
+        assert_eq!((status(&first, &key), status(&second, &key)), (200, 200));
+        let (code, words) = revoke(&key, &[]);
+        assert_eq!((status(&first, &key), status(&second, &key)), (401, 401));
+        assert!(code == Some(0) && words.starts_with("revoked on 2/2 gateways in "), "{words}");
+    }
+    let key = first.key(&["orders:read"]);
+    second.signal("KILL");
+    second.wait();
+    // Nobody can know that it is dead and not only silent.
+    let (code, words) = revoke(&key, &["--timeout", "300ms"]);
+    assert!(code == Some(75) && words.starts_with("revoked on 1/2 gateways; edge-2 ("), "{words}");
+    // Its successor in the same place does.
+    second.restart();
+    let (code, words) = revoke(&key, &[]);
+    assert!(code == Some(0) && words.contains(" already; revoked on 2/2 gateways in "), "{words}");
+    assert_eq!(status(&second, &key), 401);
+}
