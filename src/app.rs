@@ -2,6 +2,7 @@
 
 use crate::admin::{self, ControlPlane};
 use crate::audit::{self, Journal};
+use crate::auth::cache::FRESH_FOR;
 use crate::auth::follower::Turn;
 use crate::auth::{Authenticator, Follower, KeyCache};
 use crate::clock::{Clock, Timestamp};
@@ -434,7 +435,11 @@ impl ControlPlane for State {
 
     fn report(&self) -> String {
         let staleness = self.cache.staleness(self.clock.moment());
-        let store = if self.diverged.load(Ordering::SeqCst) { "diverged" } else { "followed" };
+        let store = match (self.diverged.load(Ordering::SeqCst), staleness > FRESH_FOR) {
+            (true, _) => "diverged",
+            (false, true) => "out of reach",
+            (false, false) => "followed",
+        };
         let complete = if self.cache.is_complete() { "complete" } else { "incomplete" };
         let journal = if self.health.is_healthy() { "writing" } else { "failing" };
         format!(

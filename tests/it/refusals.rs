@@ -215,10 +215,15 @@ fn a_store_that_cannot_be_asked_is_never_told_as_a_bad_key() {
     let gateway = Gateway::builder().live(&upstream).toml("[cache]\nmax_stale = \"4s\"").start();
     let (key, orders) = (gateway.key(&["orders:read"]), gateway.path("orders"));
     let unknown = "Authorization: Bearer ark_live_ent_acme_00000000000000000000000000000000000000000003wGqb9";
+    assert!(gateway.admin_page("/readyz?verbose").text().starts_with("[store] followed, "));
     std::fs::rename(gateway.dir.path().join("data/keygate.db"), gateway.dir.path().join("data/away.db")).unwrap();
     eventually("an unknown key is unknown, not bad", || {
         (gateway.client().request("GET", &orders, &[unknown]).status == 503).then_some(())
     });
+    let report = gateway.admin_page("/readyz?verbose").text();
+    let stale = report.lines().find_map(|line| line.strip_prefix("[store] out of reach, last caught up "));
+    let millis = stale.and_then(|rest| rest.strip_suffix(" ms ago")).and_then(|millis| millis.parse().ok());
+    assert!(millis.is_some_and(|millis: u64| millis >= 2000), "{report}");
     // Known keys go on working meanwhile, until everything known is too old.
     assert_eq!(gateway.client().request("GET", &orders, &[&key.bearer()]).status, 200);
     eventually("what is known is too old", || {

@@ -1,7 +1,7 @@
 //! The follower's side: polls that cost next to nothing while nothing changes.
 
 use super::super::{Action, Change, Changes, Feed, Position, Record, codec};
-use super::{Member, StoreError, number, one_row, open, roster, rows, unavailable};
+use super::{Member, StoreError, one_row, open, roster, rows, unavailable};
 use crate::clock::Timestamp;
 use rusqlite::{Connection, Row, params};
 use std::fs;
@@ -41,7 +41,8 @@ impl SqliteChanges {
     }
 
     fn data_version(&self) -> Result<i64, StoreError> {
-        number(&self.connection, "PRAGMA data_version").map(|version| version.unwrap_or(0))
+        // By `one_row`, which keeps the statement: an unchanged poll need not parse it anew.
+        one_row(&self.connection, "PRAGMA data_version", [], |row| rows::column(row, 0)).map(Option::unwrap_or_default)
     }
 
     fn read_head(&self) -> Result<Position, StoreError> {
