@@ -7,7 +7,8 @@ mod harness;
 #[path = "it/proofs/mod.rs"]
 mod proofs;
 
-use proofs::{large_bodies, many_keys, revocation};
+use proofs::revocation::{self, Fleet};
+use proofs::{large_bodies, many_keys};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,9 +19,21 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 #[test]
-fn no_request_that_starts_50_ms_after_revoke_returned_is_accepted() {
+fn no_request_that_starts_after_revoke_returned_is_accepted_by_an_embedded_gateway() {
     let _alone = alone();
-    revocation::prove(100, Duration::from_millis(50));
+    revocation::prove(&Fleet { times: 100, rate: 2000, gateways_on_redis: None });
+}
+
+#[test]
+fn no_request_that_starts_after_revoke_returned_is_accepted_by_four_busy_gateways() {
+    let _alone = alone();
+    revocation::prove(&Fleet { times: 500, rate: 500, gateways_on_redis: Some(4) });
+}
+
+#[test]
+fn four_gateways_at_leisure_confirm_soon() {
+    let _alone = alone();
+    revocation::prove(&Fleet { times: 100, rate: 50, gateways_on_redis: Some(4) });
 }
 
 #[test]

@@ -1,17 +1,25 @@
-//! Once `keys revoke` has returned, the key stops working within a bound, however busy it is.
+//! Once `keys revoke` has returned, the key does not work on any gateway any more, however busy it is.
 
+use crate::harness::redis::RedisServer;
 use crate::harness::upstream::Received;
 use crate::harness::{Gateway, Key, Reply, Upstream, eventually};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Connections that share the load.
+/// Connections that share the load of one gateway.
 const CONNECTIONS: u32 = 4;
-/// Time between two requests of one connection: 2,000 a second together.
-const PACE: Duration = Duration::from_micros(500 * CONNECTIONS as u64);
-/// How long the key is used before it is revoked.
-const BEFORE: Duration = Duration::from_millis(200);
+/// How long the key is used before it is revoked, and after.
+const AROUND: Duration = Duration::from_millis(100);
+
+/// What is to be proved on.
+pub struct Fleet {
+    pub times: usize,
+    /// Requests a second at each gateway.
+    pub rate: u32,
+    /// On Redis; on the embedded store otherwise, which one gateway has for itself.
+    pub gateways_on_redis: Option<usize>,
+}
 
 /// A request at the upstream.
 struct Arrival {
@@ -23,32 +31,47 @@ struct Arrival {
 
 /// What one revocation showed.
 struct Outcome {
-    /// From the command's return to the last arrival at the upstream; zero when that was earlier.
+    /// From the command's return to the last arrival at the upstream of a request that was under way; zero when that was
+    /// earlier.
     last_arrival: Duration,
-    /// From the command's return to the start of the last request that arrived; zero when that was earlier.
-    last_start: Duration,
+    /// From the change to its last confirmation, as the command says.
+    confirmed_after: Duration,
 }
 
-/// Revokes `times` keys under load. No request that started later than `bound` after the command returned may arrive.
-pub fn prove(times: usize, bound: Duration) {
+/// Revokes keys under load. No request that starts after the command has returned may reach the upstream.
+pub fn prove(fleet: &Fleet) {
     let (origin, arrivals) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
     let upstream = record_arrivals(origin, Arc::clone(&arrivals));
-    let gateway = Gateway::before(&upstream);
-    let mut last_arrivals = Vec::new();
-    for _ in 0..times {
-        let outcome = revoke_under_load(&gateway, origin, &arrivals, bound);
-        assert!(outcome.last_start <= bound, "accepted {:?} after the command returned", outcome.last_start);
+    let redis = fleet.gateways_on_redis.map(|_| RedisServer::start());
+    let gateways = start(fleet, redis.as_ref(), &upstream);
+    let (mut last_arrivals, mut confirmed) = (Vec::new(), Vec::new());
+    for _ in 0..fleet.times {
+        let outcome = revoke_under_load(&gateways, fleet.rate, origin, &arrivals);
         last_arrivals.push(outcome.last_arrival);
+        confirmed.push(outcome.confirmed_after);
         upstream.forget();
     }
-    last_arrivals.sort();
-    let quantile = |share: f64| last_arrivals[((times - 1) as f64 * share).round() as usize];
-    println!(
-        "revoke returned -> last arrival at the upstream, {times} times: p50 {:?}, p99 {:?}, max {:?}",
-        quantile(0.5),
-        quantile(0.99),
-        quantile(1.0)
-    );
+    println!("{} gateways, {} requests a second each, {} revocations", gateways.len(), fleet.rate, fleet.times);
+    println!("change -> last confirmation: {}", quantiles(confirmed));
+    println!("revoke returned -> last arrival at the upstream: {}", quantiles(last_arrivals));
+}
+
+fn quantiles(mut times: Vec<Duration>) -> String {
+    times.sort();
+    let quantile = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
+    format!("p50 {:?}, p99 {:?}, max {:?}", quantile(0.5), quantile(0.99), quantile(1.0))
+}
+
+fn start(fleet: &Fleet, redis: Option<&RedisServer>, upstream: &Upstream) -> Vec<Gateway> {
+    const IDS: [&str; 4] = ["edge-1", "edge-2", "edge-3", "edge-4"];
+    let Some(redis) = redis else { return vec![Gateway::before(upstream)] };
+    let store = format!("[store]\nurl = \"{}\"", redis.url());
+    let ids = IDS.iter().take(fleet.gateways_on_redis.unwrap_or(1)).enumerate();
+    ids.map(|(index, id)| {
+        let builder = Gateway::builder().live(upstream).toml(&store);
+        if index == 0 { builder.start() } else { builder.joining(id).start() }
+    })
+    .collect()
 }
 
 fn record_arrivals(origin: Instant, arrivals: Arc<Mutex<Vec<Arrival>>>) -> Upstream {
@@ -62,38 +85,43 @@ fn record_arrivals(origin: Instant, arrivals: Arc<Mutex<Vec<Arrival>>>) -> Upstr
     })
 }
 
-fn revoke_under_load(gateway: &Gateway, origin: Instant, arrivals: &Mutex<Vec<Arrival>>, bound: Duration) -> Outcome {
-    let key = gateway.key(&["orders:read"]);
+fn revoke_under_load(gateways: &[Gateway], rate: u32, origin: Instant, arrivals: &Mutex<Vec<Arrival>>) -> Outcome {
+    let key = gateways[0].key(&["orders:read"]);
     let stop = AtomicBool::new(false);
-    let returned = std::thread::scope(|scope| {
-        for _ in 0..CONNECTIONS {
-            scope.spawn(|| use_key(gateway, &key, origin, &stop));
+    let pace = Duration::from_secs(1) * CONNECTIONS / rate;
+    let (returned, words) = std::thread::scope(|scope| {
+        for gateway in gateways {
+            (0..CONNECTIONS).for_each(|_| _ = scope.spawn(|| use_key(gateway, &key, pace, origin, &stop)));
         }
-        std::thread::sleep(BEFORE);
-        eventually("the key is in use", || (arrivals.lock().unwrap().len() > 50).then_some(()));
-        let output = gateway.run(&["keys", "revoke", &key.id, "--yes"]);
+        std::thread::sleep(AROUND);
+        eventually("the key is in use", || (arrivals.lock().unwrap().len() > 10).then_some(()));
+        let output = gateways[0].run(&["keys", "revoke", &key.id, "--yes"]);
         let returned = Instant::now();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        std::thread::sleep(bound + Duration::from_millis(100));
+        std::thread::sleep(AROUND);
         stop.store(true, Ordering::Relaxed);
-        returned
+        (returned, String::from_utf8(output.stderr).unwrap())
     });
+    let count = gateways.len();
+    let millis = words.strip_prefix(&format!("revoked on {count}/{count} gateways in "));
+    let millis = millis.and_then(|rest| rest.strip_suffix(" ms\n")).unwrap_or_else(|| panic!("{words}"));
     let arrivals = std::mem::take(&mut *arrivals.lock().unwrap());
     let of_key = || arrivals.iter().filter(|arrival| arrival.key_id == key.id);
-    let since_return = |at: Option<Instant>| at.map_or(Duration::ZERO, |at| at.saturating_duration_since(returned));
+    let late = of_key().filter(|arrival| arrival.started > returned).count();
+    assert_eq!(late, 0, "requests that started after the command had returned were accepted");
+    let last = of_key().map(|arrival| arrival.at).max();
     Outcome {
-        last_arrival: since_return(of_key().map(|arrival| arrival.at).max()),
-        last_start: since_return(of_key().map(|arrival| arrival.started).max()),
+        last_arrival: last.map_or(Duration::ZERO, |at| at.saturating_duration_since(returned)),
+        confirmed_after: Duration::from_secs_f64(millis.parse::<f64>().unwrap() / 1000.0),
     }
 }
 
-/// Sends one request every [`PACE`], late ones at once, until told to stop.
-fn use_key(gateway: &Gateway, key: &Key, origin: Instant, stop: &AtomicBool) {
+/// Sends one request every `pace`, late ones at once, until told to stop.
+fn use_key(gateway: &Gateway, key: &Key, pace: Duration, origin: Instant, stop: &AtomicBool) {
     let (mut client, bearer, path) = (gateway.client(), key.bearer(), gateway.path("orders"));
     let mut due = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        due += PACE;
+        due += pace;
         let target = format!("{path}?started={}", origin.elapsed().as_micros());
         let status = client.request("GET", &target, &[&bearer]).status;
         assert!(matches!(status, 200 | 401), "{status}");
