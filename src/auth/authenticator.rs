@@ -39,6 +39,11 @@ impl Authenticator {
         self.cache.is_stale(now)
     }
 
+    /// Whether the store has been heard of just now: what is known is what holds.
+    pub fn is_fresh(&self, now: Moment) -> bool {
+        self.cache.is_fresh(now)
+    }
+
     pub const fn prefix(&self) -> &Prefix {
         &self.prefix
     }

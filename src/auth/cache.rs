@@ -160,6 +160,10 @@ impl KeyCache {
         self.staleness(now) >= self.max_stale
     }
 
+    pub fn is_fresh(&self, now: Moment) -> bool {
+        self.staleness(now) < FRESH_FOR
+    }
+
     // What follows is for the one writer.
 
     /// The entry of `digest`, ended or not.

@@ -8,14 +8,13 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Settings of the product that this version does not have: refused by name, not as a typing mistake.
-const NOT_YET: [&str; 16] = [
+const NOT_YET: [&str; 15] = [
     "tls",
     "durability",
     "overload",
     "retain",
     "snapshot",
     "lease",
-    "strict",
     "upgrades",
     "trailers",
     "username",

@@ -176,6 +176,7 @@ fn route(
     let upstream = section.string("upstream");
     let access = access(&mut section, known.vocabulary);
     let body_bytes_max = section.size("body_max", 1..=BODY_MAX);
+    let strict = section.boolean("strict");
     if !has_path {
         section.missing("path", "such as path = \"/v1/entities/{entity_id}/orders/**\"");
     }
@@ -187,7 +188,13 @@ fn route(
         check_reachable(&section, path, seen);
     }
     section.finish();
-    Some(RouteSpec { path: path?.value, upstream: upstream?, access: access?, body_bytes_max })
+    Some(RouteSpec {
+        path: path?.value,
+        upstream: upstream?,
+        access: access?,
+        body_bytes_max,
+        strict: strict.is_some_and(|strict| strict.value),
+    })
 }
 
 fn find_upstream(section: &Section<'_, '_>, name: Located<String>, known: &[UpstreamSettings]) -> Option<UpstreamId> {

@@ -195,8 +195,13 @@ mod tests {
     fn routes() -> RouteTable {
         let text = "a:read a:write";
         let requirement = Requirement { scopes: vocabulary().resolve(&ScopeList::parse(text)).0, text: text.into() };
-        let spec =
-            |path: &str, access| RouteSpec { path: path.into(), upstream: UpstreamId(0), access, body_bytes_max: None };
+        let spec = |path: &str, access| RouteSpec {
+            path: path.into(),
+            upstream: UpstreamId(0),
+            access,
+            body_bytes_max: None,
+            strict: false,
+        };
         let keyed = Access::Keyed(vec![(Method::POST, requirement.clone()), (Method::GET, requirement)]);
         RouteTable::build(vec![spec("/e/{entity_id}/**", keyed), spec("/open", Access::Public)]).unwrap()
     }

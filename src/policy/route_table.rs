@@ -21,6 +21,8 @@ pub struct RouteSpec {
     pub access: Access,
     /// `body_max`: the longest request body in bytes; `None`: no bound.
     pub body_bytes_max: Option<u64>,
+    /// `strict`: served only while the key store answers, not for `max_stale` after it was last heard of.
+    pub strict: bool,
 }
 
 /// Who may pass.
@@ -48,6 +50,7 @@ pub struct Route {
     upstream: UpstreamId,
     access: Access,
     body_bytes_max: Option<u64>,
+    strict: bool,
     /// The methods it takes, sorted, for `Allow`.
     allow: HeaderValue,
     /// Which segment of the path is `{entity_id}`, first is 0.
@@ -111,6 +114,7 @@ impl Route {
             upstream: spec.upstream,
             access: spec.access,
             body_bytes_max: spec.body_bytes_max,
+            strict: spec.strict,
             allow,
             entity_segment,
         }
@@ -131,6 +135,11 @@ impl Route {
 
     pub const fn body_bytes_max(&self) -> Option<u64> {
         self.body_bytes_max
+    }
+
+    /// Whether it needs a key store that answers now (protocols I1).
+    pub const fn is_strict(&self) -> bool {
+        self.strict
     }
 
     pub const fn allow(&self) -> &HeaderValue {
@@ -288,6 +297,7 @@ mod tests {
             upstream: UpstreamId(0),
             access: Access::Public,
             body_bytes_max: None,
+            strict: false,
         };
         RouteTable::build(paths.iter().map(spec).collect())
     }

@@ -171,6 +171,10 @@ impl Service {
         let facts = Facts { method: &judged.method, client_ip: addr.client };
         let permit = policy::authorize(found.as_ref(), &shared.modes, &facts, &principal);
         let permit = permit.inspect_err(|denial| denial.route.iter().for_each(|route| exchange.set_route(route)))?;
+        if permit.route().is_strict() && !shared.authenticator.is_fresh(arrival.now) {
+            exchange.set_route(permit.route());
+            return Err(Reason::StoreUnavailable.into());
+        }
         exchange.admit(&permit);
         let (method, route) = (judged.method.clone(), Arc::clone(permit.route()));
         exchange.in_flight().admit(Admitted { digest, principal, route, method, client_ip: addr.client });

@@ -212,8 +212,11 @@ fn more_requests_in_flight_than_the_limit() {
 #[test]
 fn a_store_that_cannot_be_asked_is_never_told_as_a_bad_key() {
     let upstream = Upstream::named("live");
-    let gateway = Gateway::builder().live(&upstream).toml("[cache]\nmax_stale = \"4s\"").start();
-    let (key, orders) = (gateway.key(&["orders:read"]), gateway.path("orders"));
+    const STRICT: &str = "[[routes]]\npath = \"/v1/entities/{entity_id}/accounts/**\"\nupstream = \"erp\"\n\
+                          read = \"accounts:read\"\nstrict = true";
+    let gateway = Gateway::builder().live(&upstream).toml("[cache]\nmax_stale = \"4s\"").toml(STRICT).start();
+    let (key, orders) = (gateway.key(&["orders:read", "accounts:read"]), gateway.path("orders"));
+    assert_eq!(gateway.client().request("GET", &gateway.path("accounts"), &[&key.bearer()]).status, 200);
     let unknown = "Authorization: Bearer ark_live_ent_acme_00000000000000000000000000000000000000000003wGqb9";
     assert!(gateway.admin_page("/readyz?verbose").text().starts_with("[store] followed, "));
     std::fs::rename(gateway.dir.path().join("data/keygate.db"), gateway.dir.path().join("data/away.db")).unwrap();
@@ -224,8 +227,10 @@ fn a_store_that_cannot_be_asked_is_never_told_as_a_bad_key() {
     let stale = report.lines().find_map(|line| line.strip_prefix("[store] out of reach, last caught up "));
     let millis = stale.and_then(|rest| rest.strip_suffix(" ms ago")).and_then(|millis| millis.parse().ok());
     assert!(millis.is_some_and(|millis: u64| millis >= 2000), "{report}");
-    // Known keys go on working meanwhile, until everything known is too old.
+    // Known keys go on working meanwhile, but on a strict route, until everything known is too old.
     assert_eq!(gateway.client().request("GET", &orders, &[&key.bearer()]).status, 200);
+    let strict = gateway.client().request("GET", &gateway.path("accounts"), &[&key.bearer()]);
+    assert_eq!((strict.status, strict.code().as_str()), (503, "key_store_unavailable"));
     eventually("what is known is too old", || {
         (gateway.client().request("GET", &orders, &[&key.bearer()]).status == 503).then_some(())
     });
