@@ -18,6 +18,7 @@ use crate::ulid::{TEXT_LEN, Ulid};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -165,6 +166,7 @@ fn member(config: &Config, gateway: String, place: &Place) -> Member {
         config: config.hash.clone(),
         max_stale_ms: u64::try_from(config.auth.max_stale.as_millis()).unwrap_or(u64::MAX),
         pos: 0,
+        token: 0,
         keys: 0,
         complete: false,
     }
@@ -289,29 +291,36 @@ fn control_plane(
 }
 
 fn spawn_follower(
-    mut follower: Follower,
+    follower: Follower,
     state: Arc<State>,
     changes: audit::Changes,
 ) -> Result<JoinHandle<()>, StartError> {
-    let follow = move || {
-        let mut failing = false;
-        while !state.stopping.load(Ordering::SeqCst) {
-            let turn = follower.turn();
-            let rest = rest_after(&turn, &state, &mut failing);
-            if let Ok(Turn::CaughtUp(entries) | Turn::Behind(entries)) = turn {
-                entries.iter().for_each(|change| journal_change(change, &changes));
-            }
-            match rest {
-                Rest::None => {}
-                Rest::UntilChange => follower.wait(),
-                Rest::Failing => std::thread::sleep(POLL_FAILING),
-            }
+    let run = move || {
+        // It keeps the row, the cache and the right to serve true: the process does not live on without it.
+        if catch_unwind(AssertUnwindSafe(|| follow(follower, &state, &changes))).is_err() {
+            std::process::exit(EX_SOFTWARE);
         }
     };
     std::thread::Builder::new()
         .name("follower".into())
-        .spawn(follow)
+        .spawn(run)
         .map_err(|error| StartError::Other(format!("cannot start the follower: {error}")))
+}
+
+fn follow(mut follower: Follower, state: &State, changes: &audit::Changes) {
+    let mut failing = false;
+    while !state.stopping.load(Ordering::SeqCst) {
+        let turn = follower.turn();
+        let rest = rest_after(&turn, state, &mut failing);
+        if let Ok(Turn::CaughtUp(entries) | Turn::Behind(entries)) = turn {
+            entries.iter().for_each(|change| journal_change(change, changes));
+        }
+        match rest {
+            Rest::None => {}
+            Rest::UntilChange => follower.wait(),
+            Rest::Failing => std::thread::sleep(POLL_FAILING),
+        }
+    }
 }
 
 /// Loads the keys. A store that cannot be asked now does not keep the gateway from starting: keyed requests are answered

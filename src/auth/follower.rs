@@ -27,6 +27,8 @@ pub struct Follower {
     generation: u64,
     /// The whole set has been read, and no other history has been found since: what the cache lacks is known.
     loaded: bool,
+    /// What the log gave while the set was loaded, to be handed on with the next turn.
+    loaded_with: Vec<Change>,
     /// The fleet could not be told how far this gateway has come.
     untold: bool,
 }
@@ -57,7 +59,19 @@ impl Follower {
     ) -> Self {
         let applier = Applier::new(Arc::clone(&cache), settings);
         let position = Position::default();
-        Self { cache, changes, applier, member, cut, clock, position, generation: 0, loaded: false, untold: false }
+        Self {
+            cache,
+            changes,
+            applier,
+            member,
+            cut,
+            clock,
+            position,
+            generation: 0,
+            loaded: false,
+            loaded_with: Vec::new(),
+            untold: false,
+        }
     }
 
     /// Loads the whole set, page by page in the order of versions, and stands at the log's head from before the load:
@@ -74,8 +88,11 @@ impl Follower {
         self.advance(head);
         loop {
             match self.read()? {
-                Turn::Behind(_) => {}
-                Turn::CaughtUp(_) => break,
+                Turn::Behind(entries) => self.loaded_with.extend(entries),
+                Turn::CaughtUp(entries) => {
+                    self.loaded_with.extend(entries);
+                    break;
+                }
                 Turn::Diverged => return Ok(()),
             }
         }
@@ -86,7 +103,8 @@ impl Follower {
 
     /// Everything up to `position` has been applied: it counts as read when what it ended has been cut (protocols I9).
     fn advance(&mut self, position: Position) {
-        if self.applier.take_ended() {
+        // Before the first load is whole nothing is served, and there is nobody yet who could cut.
+        if self.applier.take_ended() && self.generation > 0 {
             (self.cut)();
         }
         self.position = position;
@@ -105,7 +123,7 @@ impl Follower {
     }
 
     fn tell(&mut self) -> Result<(), StoreError> {
-        self.member.pos = self.position.seq;
+        (self.member.pos, self.member.token) = (self.position.seq, self.position.token);
         self.member.keys = self.cache.records();
         self.member.complete = self.cache.is_complete();
         self.changes.tell(&self.member)
@@ -135,9 +153,25 @@ impl Follower {
     pub fn turn(&mut self) -> Result<Turn, StoreError> {
         let held = self.loaded || matches!(self.changes.poll(self.position, 1)?, Feed::Entries { .. });
         if held && !self.loaded {
-            return self.load().map(|()| if self.loaded { Turn::CaughtUp(Vec::new()) } else { Turn::Diverged });
+            self.load()?;
+            return Ok(if self.loaded {
+                Turn::CaughtUp(std::mem::take(&mut self.loaded_with))
+            } else {
+                Turn::Diverged
+            });
         }
-        self.read()
+        match self.read()? {
+            Turn::CaughtUp(entries) => Ok(Turn::CaughtUp(self.after_load(entries))),
+            Turn::Behind(entries) => Ok(Turn::Behind(self.after_load(entries))),
+            Turn::Diverged => Ok(Turn::Diverged),
+        }
+    }
+
+    /// Entries of the log that were read while loading, then `entries`: each is handed on once.
+    fn after_load(&mut self, entries: Vec<Change>) -> Vec<Change> {
+        let mut all = std::mem::take(&mut self.loaded_with);
+        all.extend(entries);
+        all
     }
 
     fn read(&mut self) -> Result<Turn, StoreError> {
@@ -147,6 +181,9 @@ impl Follower {
             Feed::Diverged { .. } => {
                 self.cache.set_incomplete();
                 self.loaded = false;
+                // Nothing of this history has been applied: whoever waits for a change of it must wait.
+                (self.member.pos, self.member.token) = (0, 0);
+                self.changes.tell(&self.member)?;
                 return Ok(Turn::Diverged);
             }
         };

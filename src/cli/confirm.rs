@@ -1,7 +1,6 @@
 //! Waiting for the fleet, and what may be said afterwards (protocols I12).
 
 use super::exit;
-use crate::clock::Timestamp;
 use crate::config::values;
 use crate::manage::{Confirmation, Manage, Silent};
 use std::process::ExitCode;
@@ -27,14 +26,14 @@ impl Default for Wait {
 }
 
 impl Wait {
-    /// Waits until every gateway has acted on change `seq`, which was written at `at`, and says what is known then: `done` is
-    /// the change in a word or a few.
-    pub fn tell(self, manage: &Manage<'_>, done: &str, seq: u64, at: Timestamp) -> ExitCode {
+    /// Waits until every gateway has acted on change `seq`, which has just been written, and says what is known then: `done`
+    /// is the change in a word or a few.
+    pub fn tell(self, manage: &Manage<'_>, done: &str, seq: u64) -> ExitCode {
         if self.no_wait {
             say!("{done}; not waited for: gateways that follow this store act on it as soon as they see it");
             return exit::DONE;
         }
-        match manage.confirm(seq, at, self.timeout) {
+        match manage.confirm(seq, self.timeout) {
             Ok(confirmation) => tell(done, &confirmation),
             Err(error) => {
                 say!("{done}; who has acted on it is unknown: {error}");

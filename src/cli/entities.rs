@@ -63,7 +63,7 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
                 return Ok(exit::usage());
             }
             let deleted = manage.delete_entity(code)?;
-            return Ok(Wait::default().tell(&manage, "deleted", deleted.version, clock.now()));
+            return Ok(Wait::default().tell(&manage, "deleted", deleted.version));
         }
     }
     Ok(exit::DONE)

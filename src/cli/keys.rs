@@ -183,7 +183,7 @@ impl Session<'_> {
 
     /// Waits for the gateways, and says which have acted on change `seq`.
     fn confirmed(&self, done: &str, seq: u64) -> ExitCode {
-        Wait::default().tell(&self.manage, done, seq, self.now)
+        Wait::default().tell(&self.manage, done, seq)
     }
 
     fn list(&self, entity: Option<&str>) -> Result<ExitCode, Failure> {
@@ -243,8 +243,11 @@ impl Session<'_> {
 
     fn rotate(&self, id: KeyId, overlap: Overlap) -> Result<ExitCode, Failure> {
         let (created, old) = self.manage.rotate_key(id, overlap)?;
-        say!("rotated; {id} works until {}", output::show_time(old.expires_at));
-        self.show_created(&created, "successor", old.version)
+        let end = match overlap {
+            Overlap(Duration::ZERO) => "has ended".to_owned(),
+            Overlap(_) => format!("works until {}", output::show_time(old.expires_at)),
+        };
+        self.show_created(&created, &format!("rotated: {id} {end}, its successor is"), old.version)
     }
 
     fn revoke(&self, id: KeyId, yes: bool, wait: Wait) -> Result<ExitCode, Failure> {
@@ -260,7 +263,7 @@ impl Session<'_> {
                 (format!("{id} had been revoked at {} already; revoked", output::show_time(key.revoked_at)), key)
             }
         };
-        let code = wait.tell(&self.manage, &done, key.version, self.now);
+        let code = wait.tell(&self.manage, &done, key.version);
         if self.output != Output::Table {
             output::line(self.value(&key)?)?;
         }

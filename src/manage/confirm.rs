@@ -2,7 +2,7 @@
 
 use super::Manage;
 use crate::clock::{Timestamp, monotonic};
-use crate::store::{Member, StoreError};
+use crate::store::{Member, Position, StoreError};
 use std::time::Duration;
 
 /// Who has confirmed a change.
@@ -47,23 +47,39 @@ impl Confirmation {
 // === impl Manage ===
 
 impl Manage<'_> {
-    /// Waits until every registered gateway has confirmed change `seq`, written at `at`, for `timeout` at most. The rows are
-    /// read after the change was written: a gateway that is not among them yet loads the change when it joins.
+    /// Waits until every registered gateway has confirmed change `seq`, which has just been written, for `timeout` at most. The
+    /// rows are read after the change was written: a gateway that is not among them yet loads the change when it joins.
     ///
     /// # Errors
     /// The store's, when it cannot say who follows it: the outcome is unknown then, and the change may be repeated.
-    pub fn confirm(&self, seq: u64, at: Timestamp, timeout: Duration) -> Result<Confirmation, StoreError> {
-        let begun = monotonic();
+    pub fn confirm(&self, seq: u64, timeout: Duration) -> Result<Confirmation, StoreError> {
+        let (begun, written) = (monotonic(), self.clock.now());
         loop {
-            let (confirmed, behind): (Vec<_>, Vec<_>) =
-                self.store.fleet()?.into_iter().partition(|member| member.pos >= seq);
+            let looked = self.look(seq);
             let took = monotonic().saturating_duration_since(begun);
-            if behind.is_empty() || took >= timeout {
-                let silent = behind.into_iter().map(|member| Silent::new(member, at)).collect();
-                return Ok(Confirmation { confirmed: confirmed.len(), silent, took });
+            let is_settled = matches!(&looked, Ok((_, behind)) if behind.is_empty());
+            if is_settled || took >= timeout {
+                let (confirmed, behind) = looked?;
+                let silent = behind.into_iter().map(|member| Silent::new(member, written)).collect();
+                return Ok(Confirmation { confirmed, silent, took });
             }
             std::thread::sleep(LOOK);
         }
+    }
+
+    /// How many gateways have applied `seq`, and those that have not. A position that the store's log does not hold belongs to
+    /// another history and confirms nothing.
+    fn look(&self, seq: u64) -> Result<(usize, Vec<Member>), StoreError> {
+        let (mut confirmed, mut behind) = (0, Vec::new());
+        for member in self.store.fleet()? {
+            let position = Position { seq: member.pos, token: member.token };
+            if member.pos >= seq && self.store.holds(position)? {
+                confirmed += 1;
+            } else {
+                behind.push(member);
+            }
+        }
+        Ok((confirmed, behind))
     }
 }
 

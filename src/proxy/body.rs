@@ -120,7 +120,7 @@ impl HttpBody for RequestBody {
         loop {
             match Pin::new(&mut this.incoming).poll_frame(cx) {
                 Poll::Pending => {
-                    ready!(this.watch.poll_expired(cx));
+                    ready!(this.watch.poll_expired(cx, None));
                     return Poll::Ready(Some(Err(this.fail(Reason::BodyTimeout))));
                 }
                 Poll::Ready(None) => {
@@ -196,7 +196,7 @@ impl HttpBody for ResponseBody {
         }
         match conversation.poll_frame(cx) {
             Poll::Pending => {
-                ready!(this.watch.poll_expired(cx));
+                ready!(this.watch.poll_expired(cx, this.exchange.upload_progress()));
                 this.abort(Reason::UpstreamAborted, cx)
             }
             Poll::Ready(Some(Ok(frame))) => {
@@ -264,15 +264,21 @@ impl IdleWatch {
         self.running = false;
     }
 
-    /// Ready once the body has stood still for `idle_max`.
-    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready once the body has stood still for `idle_max`, and so has what it waits for, which last moved at `other`.
+    fn poll_expired(&mut self, cx: &mut Context<'_>, other: Option<Instant>) -> Poll<()> {
         let idle_max = self.idle_max;
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle_max)));
-        if !self.running {
-            // tidy: allow(the timer's own clock, which stands still with it in a test)
-            timer.as_mut().reset(tokio::time::Instant::now() + idle_max);
-            self.running = true;
+        loop {
+            if !self.running {
+                // tidy: allow(the timer's own clock, which stands still with it in a test)
+                timer.as_mut().reset(tokio::time::Instant::now() + idle_max);
+                self.running = true;
+            }
+            ready!(timer.as_mut().poll(cx));
+            if other.is_none_or(|at| monotonic().saturating_duration_since(at) >= idle_max) {
+                return Poll::Ready(());
+            }
+            self.running = false;
         }
-        timer.as_mut().poll(cx)
     }
 }

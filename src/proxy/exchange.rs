@@ -1,7 +1,7 @@
 //! One request's account: the audit record that every exit must write, and its metrics.
 
 use super::body::{Body, Upload};
-use super::in_flight::InFlight;
+use super::in_flight::{Admitted, InFlight};
 use super::request_id::RequestId;
 use super::respond::Refusal;
 use super::service::Worker;
@@ -37,6 +37,11 @@ impl Exchange {
         Self(Box::new(Account { pending, worker, in_flight, route: None, upload: None, bytes_out: 0, closed: false }))
     }
 
+    /// It was admitted by a key: from now until it is closed, a change of the key reaches it.
+    pub fn register(&self, admitted: Admitted) {
+        self.0.in_flight.admit(admitted);
+    }
+
     /// Its place among what is in flight: registered there until it is closed.
     pub fn in_flight(&self) -> &Rc<InFlight> {
         &self.0.in_flight
@@ -66,6 +71,11 @@ impl Exchange {
     pub fn begin_upload(&mut self, upload: Option<Rc<Upload>>, upstream: Arc<str>) {
         self.0.pending.set_upstream(upstream);
         self.0.upload = upload;
+    }
+
+    /// When the request's body last moved, if it has one.
+    pub fn upload_progress(&self) -> Option<Instant> {
+        self.0.upload.as_ref().map(|upload| upload.progress())
     }
 
     /// The upstream's head is here.

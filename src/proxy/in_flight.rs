@@ -4,12 +4,13 @@
 //! registration. A change of keys therefore reaches every exchange that was admitted before it: the worker marks those
 //! that may not go on, and each looks at its mark before it moves another byte.
 
+use super::client_addr::ClientAddr;
 use super::respond::Refusal;
 use super::service::Shared;
 use crate::auth::{Authentication, Unavailable};
 use crate::clock::Moment;
 use crate::key::{Digest, Principal};
-use crate::policy::{self, Facts, Match, Route};
+use crate::policy::{self, Facts, Match, Permit, Route};
 use crate::reason::Reason;
 use http::Method;
 use std::cell::{Cell, RefCell};
@@ -33,11 +34,11 @@ pub struct InFlight {
 /// What an exchange was admitted by.
 #[derive(Debug)]
 pub struct Admitted {
-    pub digest: Digest,
-    pub principal: Arc<Principal>,
-    pub route: Arc<Route>,
-    pub method: Method,
-    pub client_ip: IpAddr,
+    digest: Digest,
+    principal: Arc<Principal>,
+    route: Arc<Route>,
+    method: Method,
+    client_ip: IpAddr,
 }
 
 // === impl InFlight ===
@@ -125,15 +126,30 @@ impl InFlight {
 // === impl Admitted ===
 
 impl Admitted {
+    pub fn new(principal: Arc<Principal>, digest: Digest, permit: &Permit, method: &Method, addr: ClientAddr) -> Self {
+        let (route, method) = (Arc::clone(permit.route()), method.clone());
+        Self { digest, principal, route, method, client_ip: addr.client }
+    }
+
     /// The principal under which the exchange may go on.
     fn judge(&self, shared: &Shared, is_stale: bool, now: Moment) -> Result<Arc<Principal>, Refusal> {
         let principal = match shared.authenticator.look_up(self.digest, now) {
             Ok(Authentication::Authenticated(principal, _)) => principal,
-            // An expiry that comes by time ends nothing that has begun.
-            Ok(Authentication::Rejected(Reason::KeyExpired, Some(principal))) if !is_stale => principal,
+            // An expiry that comes by time ends nothing that has begun; one that was brought forward does.
+            Ok(Authentication::Rejected(Reason::KeyExpired, Some(principal)))
+                if principal.expires_at == self.principal.expires_at =>
+            {
+                if is_stale {
+                    return Err(Reason::CutByStaleness.into());
+                }
+                principal
+            }
             Ok(Authentication::Rejected(..)) => return Err(Reason::CutByRevocation.into()),
             Err(Unavailable) => return Err(Reason::CutByStaleness.into()),
         };
+        if self.route.is_public() {
+            return Ok(principal);
+        }
         let found = Match { route: &self.route, entity_id: Some(&principal.entity.id) };
         let facts = Facts { method: &self.method, client_ip: self.client_ip };
         policy::authorize(Some(&found), &shared.modes, &facts, &principal)?;

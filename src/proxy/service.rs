@@ -159,12 +159,14 @@ impl Service {
         let found = shared.routes.find(judged.path());
         if let Some(route) = found.as_ref().map(|found| found.route).filter(|route| route.is_public()) {
             exchange.set_route(route);
-            let principal = self.known(&presented, arrival.now);
-            if let Some(principal) = &principal {
-                exchange.set_principal(Arc::clone(principal));
-            }
+            let known = self.known(&presented, arrival.now);
+            let principal = known.as_ref().map(|(principal, _)| Arc::clone(principal));
+            principal.iter().for_each(|principal| exchange.set_principal(Arc::clone(principal)));
             let permit = policy::permit_public(route, &shared.modes, &judged.method, principal)?;
             exchange.admit(&permit);
+            if let Some((principal, digest)) = known {
+                exchange.register(Admitted::new(principal, digest, &permit, &judged.method, addr));
+            }
             return Ok((judged, permit));
         }
         let (principal, digest) = self.authenticate(&presented, arrival.now, exchange)?;
@@ -176,8 +178,7 @@ impl Service {
             return Err(Reason::StoreUnavailable.into());
         }
         exchange.admit(&permit);
-        let (method, route) = (judged.method.clone(), Arc::clone(permit.route()));
-        exchange.in_flight().admit(Admitted { digest, principal, route, method, client_ip: addr.client });
+        exchange.register(Admitted::new(principal, digest, &permit, &judged.method, addr));
         Ok((judged, permit))
     }
 
@@ -204,10 +205,10 @@ impl Service {
     }
 
     /// The principal of a valid key on a public route, where anything else counts as no key.
-    fn known(&self, presented: &Presented, now: Moment) -> Option<Arc<Principal>> {
+    fn known(&self, presented: &Presented, now: Moment) -> Option<(Arc<Principal>, Digest)> {
         let Presented::Bearer(credential) = presented else { return None };
         match self.shared.authenticator.authenticate(credential.expose(), now) {
-            Ok(Authentication::Authenticated(principal, _)) => Some(principal),
+            Ok(Authentication::Authenticated(principal, digest)) => Some((principal, digest)),
             Ok(Authentication::Rejected(..)) | Err(Unavailable) => None,
         }
     }

@@ -39,7 +39,7 @@ pub async fn serve(
     let state = Rc::clone(&registered.state);
     let io = TokioIo::new(WatchedStream::new(stream, Rc::clone(&state)));
     let handler = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let guard = state.begin_exchange();
+        let guard = state.begin_exchange(request.version());
         let service = Rc::clone(&service);
         let in_flight = Rc::clone(state.in_flight());
         async move {
@@ -126,7 +126,12 @@ where
             return Poll::Ready(Some(Cause::Evicted));
         }
         if let Poll::Ready(result) = this.connection.as_mut().poll(cx) {
-            return Poll::Ready(result.err().and_then(|error| cause_of(&error)));
+            return Poll::Ready(result.err().and_then(|error| {
+                if error.is_user() {
+                    this.registered.state.break_off();
+                }
+                cause_of(&error)
+            }));
         }
         this.poll_deadline(cx).map(|expiry| match expiry {
             Expiry::HeadTimeout => Some(Cause::HeadTimeout),

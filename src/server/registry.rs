@@ -4,6 +4,7 @@ use super::Limits;
 use crate::clock::{Moment, monotonic};
 use crate::proxy::in_flight::InFlight;
 use crate::proxy::service::Shared;
+use http::Version;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Instant;
@@ -31,6 +32,7 @@ pub struct ConnState {
     in_flight: Rc<InFlight>,
     /// The connection is to be reset: not even what the kernel holds may arrive.
     reset: Cell<bool>,
+    ends_by_close: Cell<bool>,
 }
 
 /// The part of a connection's life that decides which deadline holds.
@@ -130,7 +132,7 @@ impl Registry {
     pub fn evict_idle(&self) {
         let slots = self.slots.borrow();
         let idle = slots.iter().flatten().filter_map(|state| match state.phase.get() {
-            Phase::Idle(since) if !state.evicted.get() => Some((since, state)),
+            Phase::Idle(since) if !state.evicted.get() && !state.is_blocked() => Some((since, state)),
             Phase::Idle(_) | Phase::Head(_) | Phase::Exchange => None,
         });
         if let Some((_, state)) = idle.min_by_key(|(since, _)| *since) {
@@ -170,6 +172,7 @@ impl ConnState {
             evicted: Cell::new(false),
             in_flight: Rc::default(),
             reset: Cell::new(false),
+            ends_by_close: Cell::new(false),
         }
     }
 
@@ -184,15 +187,28 @@ impl ConnState {
     pub fn on_write(&self, blocked: bool) {
         match (blocked, self.blocked_since.get()) {
             (true, None) => self.blocked_since.set(Some(monotonic())),
-            (false, Some(_)) => self.blocked_since.set(None),
+            (false, Some(_)) => {
+                self.blocked_since.set(None);
+                if let Phase::Idle(_) = self.phase.get() {
+                    // The end of the last response is only now on its way.
+                    self.phase.set(Phase::Idle(monotonic()));
+                }
+            }
             (true, Some(_)) | (false, None) => {}
         }
     }
 
     /// A request's head is complete.
-    pub fn begin_exchange(self: &Rc<Self>) -> ExchangeGuard {
+    /// The end of the connection is the end of the response for an HTTP/1.0 client: broken off, it must not look like one.
+    pub fn begin_exchange(self: &Rc<Self>, version: Version) -> ExchangeGuard {
+        self.ends_by_close.set(version == Version::HTTP_10);
         self.phase.set(Phase::Exchange);
         ExchangeGuard(Rc::clone(self))
+    }
+
+    /// The client takes no bytes although there are some for it: it is not idle, whatever was handed over.
+    fn is_blocked(&self) -> bool {
+        self.blocked_since.get().is_some()
     }
 
     pub fn is_evicted(&self) -> bool {
@@ -204,8 +220,8 @@ impl ConnState {
         let stall = self.blocked_since.get().map(|since| (since + limits.write_stall, Expiry::WriteStall));
         let phase = match self.phase.get() {
             Phase::Head(since) => Some((since + limits.head_timeout, Expiry::HeadTimeout)),
-            Phase::Idle(since) => Some((since + limits.idle_timeout, Expiry::IdleTimeout)),
-            Phase::Exchange => None,
+            Phase::Idle(since) if !self.is_blocked() => Some((since + limits.idle_timeout, Expiry::IdleTimeout)),
+            Phase::Idle(_) | Phase::Exchange => None,
         };
         stall.into_iter().chain(phase).min_by_key(|(deadline, _)| *deadline)
     }
@@ -219,8 +235,14 @@ impl ConnState {
         self.reset.set(true);
     }
 
+    /// Whether closing now is to be a reset: ordered, or in the middle of a response that only its end tells to be whole.
     pub fn is_reset(&self) -> bool {
-        self.reset.get()
+        self.reset.get() || (self.ends_by_close.get() && self.phase.get() == Phase::Exchange)
+    }
+
+    /// What was sent last was broken off.
+    pub fn break_off(&self) {
+        self.reset.set(self.ends_by_close.get());
     }
 
     fn wake(&self) {

@@ -21,6 +21,8 @@ pub struct Member {
     pub max_stale_ms: u64,
     /// The last `seq` that it has wholly applied, every worker having cut what was in flight.
     pub pos: u64,
+    /// That entry's token: a position in another history confirms nothing.
+    pub token: u64,
     /// Keys held, revoked ones included.
     pub keys: u64,
     /// Whether it holds every key.

@@ -81,6 +81,10 @@ impl KeyStore for MemoryStore {
         Ok(self.data().keys.len() as u64)
     }
 
+    fn holds(&self, position: Position) -> Result<bool, StoreError> {
+        Ok(self.data().holds(position))
+    }
+
     fn fleet(&self) -> Result<Vec<Member>, StoreError> {
         Ok(self.data().fleet.values().cloned().collect())
     }
@@ -115,9 +119,7 @@ impl Changes for MemoryChanges {
 
     fn poll(&mut self, from: Position, limit: usize) -> Result<Feed, StoreError> {
         let data = self.store.data();
-        let held = from == Position::default()
-            || data.log.iter().any(|change| change.seq == from.seq && change.token == from.token);
-        if !held {
+        if !data.holds(from) {
             return Ok(Feed::Diverged { head: data.head() });
         }
         let entries = data.log.iter().filter(|change| change.seq > from.seq).take(limit).cloned().collect();
@@ -148,6 +150,11 @@ impl Drop for MemoryChanges {
 impl Data {
     fn head(&self) -> Position {
         self.log.last().map_or_else(Position::default, |change| Position { seq: change.seq, token: change.token })
+    }
+
+    fn holds(&self, position: Position) -> bool {
+        let is_at = |change: &Change| change.seq == position.seq && change.token == position.token;
+        position == Position::default() || self.log.iter().any(is_at)
     }
 
     fn live_entity(&self, code: &str) -> Option<&EntityRecord> {

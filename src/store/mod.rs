@@ -192,6 +192,9 @@ pub trait KeyStore: Send + Sync {
     /// How many keys there are, revoked ones included.
     fn count(&self) -> Result<u64, StoreError>;
 
+    /// Whether the log holds the entry at `position`; the start is always held.
+    fn holds(&self, position: Position) -> Result<bool, StoreError>;
+
     /// The gateways that follow this store, in the order of their ids.
     fn fleet(&self) -> Result<Vec<Member>, StoreError>;
     /// Removes the row of a gateway that is known to be dead; whether there was one.

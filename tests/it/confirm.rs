@@ -115,3 +115,36 @@ fn a_fleet_is_listed_and_one_that_was_forgotten_joins_again() {
     assert_eq!(said(&first.run(&["fleet", "forget", "nobody"])).0, Some(1));
     drop(second);
 }
+
+#[test]
+fn i4_a_gateway_that_has_another_history_confirms_nothing() {
+    let gateway = Gateway::before(&Upstream::named("erp"));
+    let path = |name: &str| gateway.dir.path().join("data").join(name);
+    let key = gateway.key(&["orders:read"]);
+    let copy = std::process::Command::new("cp").arg(path("keygate.db")).arg(path("copy.db")).status().unwrap();
+    assert!(copy.success());
+    let _later = (gateway.key(&["orders:read"]), gateway.key(&["orders:read"]));
+    // As from a backup: the store has lost what came after the copy, or never had it.
+    std::fs::rename(path("copy.db"), path("keygate.db")).unwrap();
+    _ = ["keygate.db-wal", "keygate.db-shm"].map(|name| std::fs::remove_file(path(name)));
+    let known = gateway.run(&["keys", "show", &key.id]).status.success();
+    let made =
+        gateway.run(&["keys", "create", "--entity", "acme", "--name", "x", "--mode", "live", "--scope", "orders:read"]);
+    let (code, words) = said(&made);
+    // Whether the copy holds the first key depends on what was in the write-ahead log; confirmed is nothing in either case.
+    assert!(code == Some(75) || (code == Some(1) && !known), "{code:?} {words}");
+    if known {
+        let (code, words) = revoke(&gateway, &key, &["--timeout", "300ms"]);
+        assert!(code == Some(75) && words.starts_with("revoked on 0/1 gateways; edge-1 ("), "{words}");
+    }
+}
+
+#[test]
+fn a_gateway_that_cannot_open_the_store_any_more_stays_in_the_fleet() {
+    let gateway = Gateway::before(&Upstream::named("erp"));
+    let path = |name: &str| gateway.dir.path().join("data").join(name);
+    std::fs::write(path("garbage"), "this is no database, whatever its name may say").unwrap();
+    std::fs::rename(path("garbage"), path("keygate.db")).unwrap();
+    eventually("the gateway has noticed", || gateway.log_text().contains("cannot be asked").then_some(()));
+    assert_eq!(std::fs::read_dir(path("keygate.db-fleet")).unwrap().count(), 1);
+}

@@ -174,6 +174,42 @@ fn i10_other_keys_and_what_is_still_allowed_go_on() {
 }
 
 #[test]
+fn i10_a_rotation_without_overlap_cuts_and_one_with_overlap_does_not() {
+    let scene = Scene::new();
+    let mut waiting = scene.begin("GET", "orders", &[], "");
+    let successor = scene.gateway.json(&["keys", "rotate", &scene.key.id, "--overlap", "1h", "--output", "json"]);
+    let stream = scene.begin("GET", "products", &[], "");
+    assert_eq!(scene.gateway.records().iter().filter(|one| one["reason"] == "cut_by_revocation").count(), 0);
+    drop(stream);
+    scene.revoke();
+    assert_eq!(waiting.read("GET").status, 401);
+
+    let key = Key { id: successor["id"].as_str().unwrap().into(), text: successor["key"].as_str().unwrap().into() };
+    let mut client = scene.gateway.client();
+    let reached = scene.upstream.received().len();
+    client.send(head("GET", &scene.gateway.path("orders"), &[&key.bearer()]));
+    eventually("the request is at the upstream", || (scene.upstream.received().len() > reached).then_some(()));
+    scene.run(&["keys", "rotate", &key.id, "--overlap", "0"]);
+    assert_eq!(client.read("GET").status, 401);
+}
+
+#[test]
+fn i10_a_key_on_a_public_route_is_cut_too() {
+    const OPEN: &str = "[[routes]]\npath = \"/open/orders\"\nupstream = \"erp\"\npublic = true";
+    let upstream = slow();
+    let gateway = Gateway::builder().live(&upstream).toml(OPEN).start();
+    let key = gateway.key(&["orders:read"]);
+    let (mut with_key, mut without) = (gateway.client(), gateway.client());
+    with_key.send(head("GET", "/open/orders", &[&key.bearer()]));
+    without.send(head("GET", "/open/orders", &[]));
+    eventually("both are at the upstream", || (upstream.received().len() == 2).then_some(()));
+    assert!(gateway.run(&["keys", "revoke", &key.id, "--yes"]).status.success());
+    assert_eq!(with_key.read("GET").status, 401);
+    without.stream().set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert!(without.stream().read(&mut [0]).is_err(), "who has no key was cut");
+}
+
+#[test]
 fn i10_deleting_an_entity_cuts_what_its_keys_have_in_flight() {
     let scene = Scene::new();
     let mut client = scene.begin("GET", "orders", &[], "");

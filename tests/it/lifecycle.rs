@@ -3,6 +3,17 @@
 use crate::harness::gateway::Key;
 use crate::harness::{Gateway, Upstream, eventually};
 
+#[test]
+fn a_gateway_starts_on_a_store_with_a_deleted_entity_that_had_keys() {
+    let mut gateway = Gateway::before(&Upstream::named("erp"));
+    let key = gateway.key(&["orders:read"]);
+    assert!(gateway.run(&["entities", "delete", "acme", "--yes"]).status.success());
+    gateway.signal("TERM");
+    gateway.wait();
+    gateway.restart();
+    assert_eq!(ask(&gateway, &key, "GET", &gateway.path("orders")), (401, "invalid_api_key".into()));
+}
+
 /// Sends a request with the key; gives the status, and the code of a refusal.
 fn ask(gateway: &Gateway, key: &Key, method: &str, path: &str) -> (u16, String) {
     let answer = gateway.client().request(method, path, &[&key.bearer(), "Content-Length: 0"]);

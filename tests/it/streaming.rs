@@ -163,6 +163,49 @@ fn an_abort_on_one_side_ends_the_other() {
 }
 
 #[test]
+fn a_response_that_breaks_off_never_looks_whole_to_a_client_that_knows_only_the_end_of_the_connection() {
+    let upstream = Upstream::start(|_| {
+        Reply::BytesThenClose(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n".to_vec())
+    });
+    let (gateway, key) = start(&upstream);
+    let mut client = gateway.client();
+    client.send(orders(&gateway, &key, "GET", &[]).replace("HTTP/1.1", "HTTP/1.0"));
+    let mut received = Vec::new();
+    let ended = client.stream().read_to_end(&mut received);
+    assert_eq!(ended.map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn an_upload_that_moves_is_not_a_response_that_stands_still() {
+    // It answers with its head before it reads the body, and with its own body after it.
+    let early = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = early.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = early.accept().unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n").unwrap();
+        let mut received = Vec::new();
+        while !received.ends_with(b"0\r\n\r\n") {
+            let mut buf = [0; 1024];
+            let read = stream.read(&mut buf).unwrap();
+            received.extend_from_slice(&buf[..read]);
+        }
+        stream.write_all(b"done").unwrap();
+        _ = stream.read(&mut [0]);
+    });
+    let gateway = Gateway::builder().live_at(address).toml("[limits]\nbody_idle = \"1s\"").start();
+    let key = gateway.key(&["orders:read", "orders:write"]);
+    let mut client = gateway.client();
+    client.send(orders(&gateway, &key, "POST", &["Transfer-Encoding: chunked"]));
+    for _ in 0..8 {
+        client.send("3\r\nabc\r\n");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
+    client.send("0\r\n\r\n");
+    let answer = client.read("POST");
+    assert_eq!((answer.status, answer.text().as_str(), answer.complete), (200, "done", true));
+}
+
+#[test]
 fn connections_are_reused_on_both_sides_until_the_upstream_closes() {
     let upstream = Upstream::start(|received| {
         if received.target().ends_with("last") {

@@ -11,7 +11,7 @@ use http::{Response, StatusCode};
 use http_body::Frame;
 use std::io;
 use std::pin::pin;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
@@ -59,8 +59,7 @@ impl Connection {
     /// Nothing has arrived, not even the end: an unused connection that says anything is of no use. Asks the kernel only
     /// when the runtime was told of an event.
     pub fn is_quiet(&self) -> bool {
-        let told = self.stream.poll_read_ready(&mut Context::from_waker(Waker::noop()));
-        self.buf.is_empty() && (told.is_pending() || would_block(self.stream.try_read(&mut [0])))
+        self.buf.is_empty() && would_block(self.stream.try_read(&mut [0]))
     }
 
     /// Reads once.

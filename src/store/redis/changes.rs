@@ -73,6 +73,14 @@ impl Drop for RedisChanges {
     }
 }
 
+/// Whether the log holds the entry at `position`.
+pub fn holds(link: &mut Link, position: Position) -> Result<bool, StoreError> {
+    let mut command = link::script(POLL, &["head", "log"]);
+    command.arg(position.seq).arg(position.token).arg(1).arg(0);
+    let (kind, _, _): (String, String, Vec<Vec<String>>) = link.call(&command)?;
+    Ok(kind == "entries")
+}
+
 fn read_position(text: &str) -> Option<Position> {
     let (seq, token) = text.split_once(' ')?;
     Some(Position { seq: seq.parse().ok()?, token: token.parse().ok()? })

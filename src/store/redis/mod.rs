@@ -7,7 +7,8 @@ mod schema;
 mod write;
 
 use super::{
-    Changes, EntityId, EntityRecord, KeyFilter, KeyId, KeyRecord, KeyStore, Member, Mutation, Record, StoreError, codec,
+    Changes, EntityId, EntityRecord, KeyFilter, KeyId, KeyRecord, KeyStore, Member, Mutation, Position, Record,
+    StoreError, codec,
 };
 use crate::key::Digest;
 use link::Link;
@@ -118,6 +119,10 @@ impl KeyStore for RedisStore {
 
     fn count(&self) -> Result<u64, StoreError> {
         self.link().call(::redis::cmd("ZCARD").arg(schema::name("keys")))
+    }
+
+    fn holds(&self, position: Position) -> Result<bool, StoreError> {
+        changes::holds(&mut self.link(), position)
     }
 
     fn fleet(&self) -> Result<Vec<Member>, StoreError> {

@@ -34,8 +34,9 @@ impl SqliteChanges {
     /// Follows the path to another file, if it leads to one now.
     fn follow_path(&mut self) -> Result<(), StoreError> {
         if identity(&self.path)? != self.file {
-            let row = self.row.take();
-            *self = Self { row, ..Self::open(&self.path)? };
+            // Opened first: one that cannot be opened must not cost the row, by which others know that we live.
+            let opened = Self::open(&self.path)?;
+            *self = Self { row: self.row.take(), ..opened };
         }
         Ok(())
     }
@@ -50,20 +51,11 @@ impl SqliteChanges {
         one_row(&self.connection, sql, [], read_position).map(Option::unwrap_or_default)
     }
 
-    fn holds(&self, position: Position) -> Result<bool, StoreError> {
-        if position == Position::default() {
-            return Ok(true);
-        }
-        let sql = "SELECT seq, token FROM changes WHERE seq = ?1";
-        let held = one_row(&self.connection, sql, [position.seq], read_position)?;
-        Ok(held == Some(position))
-    }
-
     /// The log after `from`, and its head, as of one moment.
     fn read(&self, from: Position, limit: usize) -> Result<Feed, StoreError> {
         let snapshot = self.connection.unchecked_transaction().map_err(unavailable)?;
         let head = self.read_head()?;
-        if !self.holds(from)? {
+        if !holds(&self.connection, from)? {
             return Ok(Feed::Diverged { head });
         }
         let sql =
@@ -156,6 +148,16 @@ impl Changes for SqliteChanges {
 fn identity(path: &Path) -> Result<(u64, u64), StoreError> {
     let found = fs::metadata(path).map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
     Ok((found.dev(), found.ino()))
+}
+
+/// Whether the log holds the entry at `position`.
+pub fn holds(connection: &Connection, position: Position) -> Result<bool, StoreError> {
+    if position == Position::default() {
+        return Ok(true);
+    }
+    let sql = "SELECT seq, token FROM changes WHERE seq = ?1";
+    let held = one_row(connection, sql, [position.seq], read_position)?;
+    Ok(held == Some(position))
 }
 
 fn read_position(row: &Row<'_>) -> Result<Position, StoreError> {

@@ -6,7 +6,7 @@ mod roster;
 mod rows;
 mod write;
 
-use super::{Changes, KeyFilter, KeyStore, Member, Mutation, StoreError};
+use super::{Changes, KeyFilter, KeyStore, Member, Mutation, Position, StoreError};
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::path::{Path, PathBuf};
@@ -91,6 +91,10 @@ impl KeyStore for SqliteStore {
     fn count(&self) -> Result<u64, StoreError> {
         let count = number(&self.connection(), "SELECT count(*) FROM keys")?;
         Ok(count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0))
+    }
+
+    fn holds(&self, position: Position) -> Result<bool, StoreError> {
+        changes::holds(&self.connection(), position)
     }
 
     fn fleet(&self) -> Result<Vec<Member>, StoreError> {

@@ -17,7 +17,9 @@ pub struct Row {
 }
 
 /// The longest row that is read.
-const ROW_MAX: u64 = 4096;
+const ROW_MAX: usize = 4096;
+/// How often a row is read that changes meanwhile.
+const READS_MAX: usize = 100;
 const EXTENSION: &str = "json";
 
 // === impl Row ===
@@ -33,6 +35,8 @@ impl Row {
         clear(&dir)?;
         // Locked and written before it has its name: nobody finds it free, or half of it.
         let making = dir.join(format!("{}.new", member.instance));
+        // Left by an attempt that failed.
+        _ = fs::remove_file(&making);
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&making)?;
         file.try_lock()?;
         write(&file, member)?;
@@ -126,12 +130,26 @@ fn read(path: &Path) -> io::Result<Option<Member>> {
     if file.try_lock_shared().is_ok() {
         return Ok(None);
     }
-    let mut bytes = Vec::new();
-    io::Read::read_to_end(&mut io::Read::take(&file, ROW_MAX), &mut bytes)?;
-    Ok(Some(serde_json::from_slice(&bytes)?))
+    // A row that is being written may be read half old and half new: only what reads the same twice counts.
+    let mut before = text(&file)?;
+    for _ in 0..READS_MAX {
+        let after = text(&file)?;
+        if before == after {
+            return Ok(Some(serde_json::from_slice(&after)?));
+        }
+        before = after;
+    }
+    Err(io::Error::other("it does not stand still"))
 }
 
-/// In one write of always the same length, so that a reader finds the old text or the new.
+fn text(file: &File) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; ROW_MAX];
+    let len = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
+/// In one write, always of whole blocks.
 fn write(file: &File, member: &Member) -> io::Result<()> {
     let mut text = serde_json::to_vec(member)?;
     text.resize(text.len().next_multiple_of(512), b' ');
@@ -156,7 +174,8 @@ mod tests {
         let text = |text: &str| text.to_owned();
         let (gateway, version, config) = (text("edge-1"), text("0.1.0"), text("c0ffee"));
         let instance = text(instance);
-        Member { instance, gateway, version, config, max_stale_ms: 1000, pos, keys: 3, complete: true, replaces: None }
+        let (max_stale_ms, keys, complete) = (1000, 3, true);
+        Member { instance, gateway, version, config, max_stale_ms, pos, keys, complete, ..Member::default() }
     }
 
     #[test]
@@ -184,5 +203,15 @@ mod tests {
         assert_eq!(members(&database).unwrap(), []);
         let _row = Row::join(&database, &member("b", 1)).unwrap();
         assert!(!left.exists());
+    }
+
+    #[test]
+    fn an_attempt_to_join_that_failed_is_no_reason_to_fail_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("keys.db");
+        fs::create_dir_all(directory(&database)).unwrap();
+        fs::write(directory(&database).join("a.new"), "half").unwrap();
+        let _row = Row::join(&database, &member("a", 1)).unwrap();
+        assert_eq!(members(&database).unwrap(), [member("a", 1)]);
     }
 }
