@@ -2,6 +2,7 @@
 //! mistakes (contract, section 4).
 
 pub mod diagnostics;
+mod key_store;
 mod reader;
 mod routes;
 mod sections;
@@ -100,7 +101,7 @@ fn build(mut root: Section<'_, '_>, path: &Path, text: &str) -> Option<Config> {
     let admin = sections::admin(root.table("admin"));
     let listen = sections::listen(&mut root, admin.address);
     let (gateway_id, workers) = sections::gateway(root.table("gateway"));
-    let store = sections::store(root.table("store"), &dir);
+    let store = key_store::store(root.table("store"), &dir);
     let prefix = sections::keys(root.table("keys"));
     let (keys_max, max_stale) = sections::cache(root.table("cache"));
     let audit = sections::audit(root.table("audit"), &dir);

@@ -8,7 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Settings of the product that this version does not have: refused by name, not as a typing mistake.
-const NOT_YET: [&str; 15] = [
+const NOT_YET: [&str; 13] = [
     "tls",
     "durability",
     "overload",
@@ -17,8 +17,6 @@ const NOT_YET: [&str; 15] = [
     "lease",
     "upgrades",
     "trailers",
-    "username",
-    "password",
     "ca",
     "client_cert",
     "client_key",

@@ -4,7 +4,7 @@ use super::diagnostics::Diagnostic;
 use super::reader::{Located, Section};
 use crate::key::Prefix;
 use crate::net::{Networks, parse_network};
-use crate::{admin, audit, proxy, server, store};
+use crate::{admin, audit, proxy, server};
 use http::HeaderName;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -113,29 +113,6 @@ pub fn gateway(mut section: Section<'_, '_>) -> (Option<String>, usize) {
     section.finish();
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     (id.map(|id| id.value), workers.unwrap_or_else(cores))
-}
-
-/// `[store]`.
-pub fn store(mut section: Section<'_, '_>, dir: &Path) -> Option<store::Settings> {
-    let given = section.take("url").map(|raw| section.as_string(raw));
-    let url = match given {
-        None => Some(store::Settings::Sqlite { path: dir.join("data/keygate.db") }),
-        Some(text) => text.and_then(|text| section.read(text, |text| store_url(text, dir))).map(|url| url.value),
-    };
-    section.finish();
-    url
-}
-
-fn store_url(text: &str, dir: &Path) -> Result<store::Settings, String> {
-    if text.starts_with("redis") {
-        return store::redis::Url::parse(text).map(|url| store::Settings::Redis { url });
-    }
-    match text.strip_prefix("sqlite:") {
-        Some(path) if !path.is_empty() && !path.contains(['?', '\0']) => {
-            Ok(store::Settings::Sqlite { path: dir.join(path) })
-        }
-        _ => Err("a store's URL is written like \"sqlite:data/keygate.db\"".to_owned()),
-    }
 }
 
 /// `[keys]`. None after an error alone.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub use fleet::Member;
 
 /// Which store, from `[store]` in gateway.toml.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Settings {
     /// `sqlite:<path>`: the embedded default.
     Sqlite { path: PathBuf },

@@ -86,3 +86,24 @@ fn a_fleet_on_redis_confirms_and_who_is_silent_is_named() {
     assert!(code == Some(0) && words.contains(" already; revoked on 2/2 gateways in "), "{words}");
     assert_eq!(status(&second, &key), 401);
 }
+
+#[test]
+fn a_login_comes_from_a_file_and_a_wrong_one_is_named() {
+    let upstream = Upstream::named("erp");
+    let redis = RedisServer::start_with(&["--user", "keygate on >let-me-in ~* &* +@all", "--user", "default off"]);
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(secret.path(), "let-me-in\n").unwrap();
+    let (url, file) = (redis.url(), secret.path().display());
+    let store = format!("[store]\nurl = \"{url}\"\nusername = \"keygate\"\npassword = {{ file = \"{file}\" }}");
+    let gateway = Gateway::builder().live(&upstream).toml(&store).start();
+    let key = gateway.key(&["orders:read"]);
+    assert_eq!(status(&gateway, &key), 200);
+    std::fs::write(secret.path(), "let-me-out\n").unwrap();
+    let (code, words) = said(&gateway.run(&["keys", "list"]));
+    assert_eq!(code, Some(69), "{words}");
+    assert!(
+        words.contains("the key store is not available: redis: ") && words.to_lowercase().contains("password"),
+        "{words}"
+    );
+    assert!(!words.contains("let-me-"), "{words}");
+}

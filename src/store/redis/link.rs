@@ -1,10 +1,12 @@
 //! The connection: made when needed, dropped on the first failure, bounded in time.
 
 use super::{REPLY_BYTES, Record, StoreError, codec, schema};
+use crate::secret::Secret;
 use ::redis::io::tcp::TcpSettings;
 use ::redis::{Client, Cmd, Connection, FromRedisValue, IntoConnectionInfo, RedisError};
 use socket2::TcpKeepalive;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long connecting, and each answer, may take.
@@ -13,9 +15,20 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const PAGE: &str = include_str!("page.lua");
 
-/// `redis://[user:password@]host[:port][/database]`, known to be well-formed. Debug does not show the password.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Url(String);
+/// `redis://host[:port][/database]`, known to be well-formed, and who logs in there.
+#[derive(Clone, Debug)]
+pub struct Url {
+    text: String,
+    login: Option<Arc<Login>>,
+}
+
+/// What a server asks for first (`AUTH`).
+#[derive(Debug)]
+pub struct Login {
+    /// The ACL user; the default one unless given.
+    pub username: Option<String>,
+    pub password: Secret<String>,
+}
 
 /// One connection, or none yet.
 pub struct Link {
@@ -29,19 +42,23 @@ impl Url {
     /// Reads a URL.
     ///
     /// # Errors
-    /// What is wrong with it, without its text: that may hold a password.
+    /// What is wrong with it, without its text: that may hold a password, which does not belong there.
     pub fn parse(text: &str) -> Result<Self, String> {
         if !text.starts_with("redis://") {
             return Err("this version connects to Redis in plain text: write \"redis://host:6379\"".to_owned());
         }
-        Client::open(text).map_err(|_| "write a Redis URL like \"redis://host:6379/0\"".to_owned())?;
-        Ok(Self(text.to_owned()))
+        let info =
+            text.into_connection_info().map_err(|_| "write a Redis URL like \"redis://host:6379/0\"".to_owned())?;
+        let redis = info.redis_settings();
+        if redis.username().is_some() || redis.password().is_some() {
+            return Err("a login does not belong in the URL: give username and password beside it".to_owned());
+        }
+        Ok(Self { text: text.to_owned(), login: None })
     }
-}
 
-impl fmt::Debug for Url {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Url(redis://***)")
+    /// The same server, with a login.
+    pub fn with_login(self, login: Login) -> Self {
+        Self { login: Some(Arc::new(login)), ..self }
     }
 }
 
@@ -119,7 +136,14 @@ impl fmt::Debug for Link {
 }
 
 fn open(url: &Url) -> Result<Connection, RedisError> {
-    let info = url.0.as_str().into_connection_info()?;
+    let mut info = url.text.as_str().into_connection_info()?;
+    if let Some(login) = &url.login {
+        let mut redis = info.redis_settings().clone().set_password(login.password.expose());
+        if let Some(username) = &login.username {
+            redis = redis.set_username(username);
+        }
+        info = info.set_redis_settings(redis);
+    }
     // Whoever went away without a word is noticed although nothing is asked, and its socket is given back.
     let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE));
     let connection = Client::open(info.set_tcp_settings(tcp))?.get_connection_with_timeout(PATIENCE)?;

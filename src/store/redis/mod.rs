@@ -12,7 +12,7 @@ use super::{
 };
 use crate::key::Digest;
 use link::Link;
-pub use link::Url;
+pub use link::{Login, Url};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Records read by one call of a list.

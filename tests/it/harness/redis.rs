@@ -9,16 +9,23 @@ use tempfile::TempDir;
 pub struct RedisServer {
     port: u16,
     dir: TempDir,
+    settings: Vec<String>,
     child: Child,
 }
 
 impl RedisServer {
     /// Starts an empty server that writes every command to its file before it answers, as one in production should.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with more settings, as `redis-server` takes them.
+    pub fn start_with(settings: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = spawn(port, &dir);
-        Self { port, dir, child }
+        let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let child = spawn(port, &dir, &settings);
+        Self { port, dir, settings, child }
     }
 
     pub fn url(&self) -> String {
@@ -35,7 +42,7 @@ impl RedisServer {
     /// Starts it again with the data it had.
     #[allow(dead_code, reason = "this file serves two test programs, and one of them never kills")]
     pub fn restart(&mut self) {
-        self.child = spawn(self.port, &self.dir);
+        self.child = spawn(self.port, &self.dir, &self.settings);
     }
 }
 
@@ -46,10 +53,10 @@ impl Drop for RedisServer {
     }
 }
 
-fn spawn(port: u16, dir: &TempDir) -> Child {
+fn spawn(port: u16, dir: &TempDir, settings: &[String]) -> Child {
     let mut command = Command::new("redis-server");
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
-    command.args(["--appendonly", "yes", "--appendfsync", "always", "--dir"]).arg(dir.path());
+    command.args(["--appendonly", "yes", "--appendfsync", "always", "--dir"]).arg(dir.path()).args(settings);
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
     let child = child.expect("install redis-server: apt-get install redis-server");
     let deadline = Instant::now() + Duration::from_secs(20);

@@ -1,0 +1,99 @@
+//! `[store]`: where the keys are, and how to log in there.
+
+use super::diagnostics::Diagnostic;
+use super::reader::{Located, Section};
+use crate::secret::Secret;
+use crate::store::Settings;
+use crate::store::redis::{Login, Url};
+use std::io::Read as _;
+use std::path::Path;
+
+/// `[store]`.
+pub fn store(mut section: Section<'_, '_>, dir: &Path) -> Option<Settings> {
+    let given = section.take("url").map(|raw| section.as_string(raw));
+    let settings = match given {
+        None => Some(Settings::Sqlite { path: dir.join("data/keygate.db") }),
+        Some(text) => text.and_then(|text| section.read(text, |text| store_url(text, dir))).map(|url| url.value),
+    };
+    let login = login(&mut section, dir);
+    let settings = match (settings, login) {
+        (Some(Settings::Redis { url }), Some(login)) => Some(Settings::Redis { url: url.with_login(login) }),
+        (Some(Settings::Sqlite { .. } | Settings::Memory), Some(_)) => {
+            let message = "only Redis takes a user name and a password";
+            section.report().add(Diagnostic::new(section.span.clone(), message));
+            None
+        }
+        (settings, _) => settings,
+    };
+    section.finish();
+    settings
+}
+
+fn store_url(text: &str, dir: &Path) -> Result<Settings, String> {
+    if text.starts_with("redis") {
+        return Url::parse(text).map(|url| Settings::Redis { url });
+    }
+    match text.strip_prefix("sqlite:") {
+        Some(path) if !path.is_empty() && !path.contains(['?', '\0']) => Ok(Settings::Sqlite { path: dir.join(path) }),
+        _ => Err("a store's URL is written like \"sqlite:data/keygate.db\"".to_owned()),
+    }
+}
+
+fn login(section: &mut Section<'_, '_>, dir: &Path) -> Option<Login> {
+    let username = section.string("username");
+    let has_password = section.has("password");
+    let password = secret(section, "password", dir);
+    if let (Some(username), false) = (&username, has_password) {
+        let diagnostic = Diagnostic::new(username.span.clone(), "a user name without a password");
+        section.report().add(diagnostic.help("add password = { env = \"VARIABLE\" }"));
+    }
+    Some(Login { username: username.map(|username| username.value), password: password? })
+}
+
+/// A secret, which is never in the file itself: `{ env = "VARIABLE" }` or `{ file = "PATH" }`, relative to the file.
+fn secret(section: &mut Section<'_, '_>, key: &'static str, dir: &Path) -> Option<Secret<String>> {
+    let raw = section.take(key)?;
+    let span = raw.span();
+    if raw.get_ref().is_str() {
+        let diagnostic = Diagnostic::new(span, format!("a {key} does not belong in this file"));
+        let help = format!("write {key} = {{ env = \"VARIABLE\" }}, or {{ file = \"PATH\" }}");
+        section.report().add(diagnostic.help(help));
+        return None;
+    }
+    let mut source = section.as_section(key, raw);
+    let (env, file) = (source.string("env"), source.string("file"));
+    source.finish();
+    match read_source(env.as_ref(), file.as_ref(), dir) {
+        Ok(secret) => Some(secret),
+        Err(message) => {
+            section.report().add(Diagnostic::new(span, message));
+            None
+        }
+    }
+}
+
+fn read_source(
+    env: Option<&Located<String>>,
+    file: Option<&Located<String>>,
+    dir: &Path,
+) -> Result<Secret<String>, String> {
+    match (env, file) {
+        (Some(name), None) => {
+            let value = std::env::var(&name.value).ok().filter(|value| !value.is_empty());
+            value.map(Secret::new).ok_or_else(|| format!("the environment has no {} that can be read", name.value))
+        }
+        (None, Some(path)) => read_file(&dir.join(&path.value)),
+        (Some(_), Some(_)) | (None, None) => Err("give one of env and file".to_owned()),
+    }
+}
+
+/// The first line of a small file.
+fn read_file(path: &Path) -> Result<Secret<String>, String> {
+    const BYTES_MAX: u64 = 4096;
+    let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+    let mut text = Secret::new(String::new());
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(BYTES_MAX).read_to_string(text.expose_mut()).map_err(failed)?;
+    let line = text.expose().lines().next().filter(|line| !line.is_empty());
+    line.map(|line| Secret::new(line.to_owned())).ok_or_else(|| format!("{} is empty", path.display()))
+}
