@@ -1,6 +1,7 @@
 //! The integration tests: a real gateway process, real sockets on free ports, real files.
 
 mod addresses;
+mod audit;
 mod canary;
 mod cli;
 mod config;
