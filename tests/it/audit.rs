@@ -1,5 +1,6 @@
 //! One record for every request, and in it what the request was (contract, section 6).
 
+use crate::harness::canary::files_below;
 use crate::harness::client::head;
 use crate::harness::gateway::ENTITY;
 use crate::harness::{Client, Gateway, Key, Reply, Response, Upstream, eventually};
@@ -292,4 +293,52 @@ fn behind_a_trusted_proxy_the_client_is_told_from_the_peer_and_its_request_id_ke
     assert_eq!(id(&answer), "from-the-edge");
     let expected = json!({"request_id": "from-the-edge", "client_ip": "203.0.113.9", "peer_ip": "127.0.0.1"});
     assert_has(&scene.only("orders/5"), expected);
+}
+
+#[test]
+fn what_a_request_carries_is_never_written_down() {
+    const MARKERS: [&str; 3] = ["query-marker-71", "header-marker-72", "body-marker-73"];
+    let mut scene = Scene::new();
+    let lines = ["X-Note: header-marker-72", "Cookie: a=header-marker-72", "Content-Length: 14"];
+    let nobody = [&lines[..], &["Authorization: Basic header-marker-72"]].concat();
+    for rest in ["orders/7", "products/7", "orders/short", "nowhere"] {
+        let rest = format!("{rest}?q=query-marker-71");
+        scene.gateway.client().send(scene.head("POST", &rest, &lines) + MARKERS[2]).read("POST");
+        scene.gateway.client().send(head("POST", &scene.gateway.path(&rest), &nobody) + MARKERS[2]).read("POST");
+    }
+    scene.gateway.client().send(head("GET", "/v1/status?q=query-marker-71", &lines[..2])).read("GET");
+    assert!(scene.upstream.heads().contains(MARKERS[0]) && scene.upstream.heads().contains(MARKERS[1]));
+    scene.records(&scene.gateway.path("orders/7"), 2);
+    scene.gateway.signal("TERM");
+    assert_eq!(scene.gateway.wait(), Some(0));
+
+    let mut texts: Vec<Vec<u8>> =
+        ["table", "json", "ndjson"].map(|output| scene.gateway.run(&["logs", "--output", output]).stdout).into();
+    let files = files_below(&scene.gateway.dir.path().join("data/audit"));
+    texts.extend(files.iter().map(|file| std::fs::read(file).unwrap()));
+    let texts: Vec<_> = texts.iter().map(|text| String::from_utf8_lossy(text)).collect();
+    assert!(texts.iter().filter(|text| text.contains("orders/7")).count() >= 4, "the search finds what is there");
+    for marker in MARKERS {
+        assert!(texts.iter().all(|text| !text.contains(marker)), "{marker} in {texts:?}");
+    }
+}
+
+#[test]
+fn a_revocation_on_the_command_line_leaves_one_change_record() {
+    let scene = Scene::new();
+    scene.gateway.run(&["keys", "revoke", &scene.key.id, "--yes"]);
+    let changes = || -> Vec<Value> {
+        let of_key = |record: &Value| record["kind"] == "change" && record["after"]["id"] == scene.key.id.as_str();
+        scene.gateway.records().into_iter().filter(of_key).collect()
+    };
+    eventually("the change is recorded", || (changes().len() == 2).then_some(()));
+    let later = scene.gateway.client().request("GET", "/v1/status", &[]);
+    scene.gateway.record_of(id(&later));
+    let [created, revoked] = <[Value; 2]>::try_from(changes()).unwrap();
+    assert_has(&created, json!({"action": "key.created", "actor": "cli:tester", "before": null}));
+    assert_has(&revoked, json!({"action": "key.revoked", "actor": "cli:tester", "before": created["after"]}));
+    assert_eq!(revoked["change_seq"].as_u64(), created["change_seq"].as_u64().map(|seq| seq + 1));
+    assert_eq!(created["after"]["revoked_at"], Value::Null);
+    assert!(revoked["after"]["revoked_at"].is_string(), "{revoked:#}");
+    assert!(!revoked.to_string().contains(&scene.key.text), "the digest, never the key");
 }

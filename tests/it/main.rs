@@ -14,6 +14,7 @@ mod harness;
 mod hygiene;
 mod lifecycle;
 mod limits;
+mod logs;
 mod proofs;
 mod proofs_small;
 mod readme;
