@@ -55,9 +55,7 @@ const LOOK: Duration = Duration::from_millis(100);
 pub fn run(args: &Args, config: &Config, output: Output) -> Result<ExitCode, Failure> {
     let filter = args.filter(config)?;
     let mut tail = Tail { dir: config.audit.dir.clone(), known: HashSet::new(), journals: Vec::new() };
-    let records = tail.read(&filter, args.limit)?;
-    tail.report_damage();
-    show(output, &records, true)?;
+    show(output, &tail.read(&filter, args.limit)?, true)?;
     if !args.follow {
         return Ok(exit::DONE);
     }
@@ -108,7 +106,7 @@ struct Tail {
 // === impl Tail ===
 
 impl Tail {
-    /// New records of all journals that the filter wants, by time; the newest `limit` of them.
+    /// New records of all journals that the filter wants, by time; the newest `limit` of them. Faults are told at once.
     fn read(&mut self, filter: &Filter, limit: usize) -> Result<Vec<Value>, Failure> {
         let slots = journals(&self.dir).map_err(|error| format!("no journal in {}: {error}", self.dir.display()))?;
         for slot in slots {
@@ -119,18 +117,12 @@ impl Tail {
         let mut records: Vec<Value> = Vec::new();
         for journal in &mut self.journals {
             records.extend(newest(journal, filter, limit)?);
+            journal.take_faults().iter().for_each(|fault| say!("warning: {fault}"));
         }
         if self.journals.len() > 1 {
             records.sort_by(|left, right| time(left).cmp(time(right)));
         }
         Ok(records.split_off(records.len().saturating_sub(limit)))
-    }
-
-    fn report_damage(&self) {
-        for damage in self.journals.iter().flat_map(|journal| &journal.damage) {
-            let (path, start, bytes) = (damage.segment.display(), damage.start, damage.bytes);
-            say!("warning: {path} is damaged: {bytes} bytes from byte {start} are no record");
-        }
     }
 }
 

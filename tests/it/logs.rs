@@ -2,8 +2,9 @@
 
 use crate::harness::gateway::{ENTITY, Key, keygate};
 use crate::harness::{Gateway, PATIENCE, Upstream, eventually};
+use keygate::audit::segment::{Kind, write_line};
 use serde_json::Value;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -160,19 +161,31 @@ fn the_three_outputs_show_the_same_records() {
 struct Following {
     child: Child,
     lines: Receiver<String>,
+    words: Receiver<String>,
 }
 
 impl Following {
     fn start(gateway: &Gateway, args: &[&str]) -> Self {
         let mut command = keygate(gateway.dir.path());
         command.args(["logs", "--follow", "--output", "ndjson"]).args(args).stdin(Stdio::null());
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let lines = receive(child.stdout.take().unwrap());
-        Self { child, lines }
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (lines, words) = (receive(child.stdout.take().unwrap()), receive(child.stderr.take().unwrap()));
+        Self { child, lines, words }
     }
 
     fn next(&self) -> Value {
         serde_json::from_str(&self.lines.recv_timeout(PATIENCE).expect("a record")).unwrap()
+    }
+
+    fn warning(&self) -> String {
+        self.words.recv_timeout(PATIENCE).expect("a warning")
+    }
+
+    /// The most memory it has taken.
+    fn peak_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 }
 
@@ -233,7 +246,7 @@ fn a_torn_last_line_is_moved_aside_and_its_number_given_again() {
 }
 
 #[test]
-fn a_damaged_line_is_reported_by_its_range_and_the_rest_is_read() {
+fn a_damaged_line_is_reported_by_its_range_and_number_and_the_rest_is_read() {
     let mut journal = Journal::new();
     let (segment, mut expected) = (journal.segment(), seqs(&journal.records));
     let mut content = std::fs::read(&segment).unwrap();
@@ -247,6 +260,7 @@ fn a_damaged_line_is_reported_by_its_range_and_the_rest_is_read() {
     let output = journal.gateway.run(&["logs", "--limit", "1"]);
     let words = String::from_utf8(output.stderr).unwrap();
     let range = format!("{} bytes from byte {}", starts[41] - starts[40], starts[40]);
+    assert!(words.contains("between records 40 and 42") && words.contains("lacks record 41"), "{words}");
     assert!(words.contains(&range) && words.contains(segment.file_name().unwrap().to_str().unwrap()), "{words}");
     assert_eq!(seqs(&journal.logs(&["--limit", ALL])), expected);
     // The damage stays where it is, and numbering goes on after the last record.
@@ -255,6 +269,48 @@ fn a_damaged_line_is_reported_by_its_range_and_the_rest_is_read() {
     journal.stop();
     expected.extend(expected.len() as u64 + 2..=journal.records.len() as u64 + 1);
     assert_eq!(seqs(&journal.records), expected);
+}
+
+/// A whole line with this number.
+fn line(seq: u64) -> Vec<u8> {
+    let mut line = Vec::new();
+    write_line(&mut line, Kind::Gap, "edge-1/0", seq, "cfg", b"\"requests_refused\":1,");
+    line
+}
+
+#[test]
+fn following_tells_what_is_damaged_and_missing_when_it_comes_to_it() {
+    let journal = Journal::new();
+    let last = *seqs(&journal.records).last().unwrap();
+    let following = Following::start(&journal.gateway, &["--limit", "1"]);
+    assert_eq!(following.next()["seq"], last);
+    let mut segment = std::fs::File::options().append(true).open(journal.segment()).unwrap();
+    segment.write_all(&[b"no record\n", &line(last + 3)[..]].concat()).unwrap();
+    assert_eq!(following.next()["seq"], last + 3);
+    let (damage, missing) = (following.warning(), following.warning());
+    let range = format!("10 bytes from byte {}", segment.metadata().unwrap().len() - line(last + 3).len() as u64 - 10);
+    assert!(damage.contains(&range), "{damage}");
+    assert!(damage.ends_with(&format!("between records {last} and {}", last + 3)), "{damage}");
+    assert!(missing.ends_with(&format!("lacks records {} to {}", last + 1, last + 2)), "{missing}");
+    // Each once: the next words are of the next fault.
+    segment.write_all(&line(last + 5)).unwrap();
+    assert!(following.warning().ends_with(&format!("lacks record {}", last + 4)));
+}
+
+#[test]
+fn a_damaged_stretch_larger_than_memory_should_be_is_passed_over() {
+    const STRETCH: u64 = 256 << 20;
+    let journal = Journal::new();
+    let last = *seqs(&journal.records).last().unwrap();
+    let mut segment = std::fs::File::options().append(true).open(journal.segment()).unwrap();
+    // Zeros that take no room on the disk.
+    segment.set_len(segment.metadata().unwrap().len() + STRETCH).unwrap();
+    segment.write_all(&[b"\n", &line(last + 1)[..]].concat()).unwrap();
+    let following = Following::start(&journal.gateway, &["--limit", "1"]);
+    assert_eq!(following.next()["seq"], last + 1);
+    assert!(following.warning().contains(&format!("{} bytes from byte", STRETCH + 1)));
+    let peak = following.peak_bytes();
+    assert!(peak < STRETCH / 2, "{peak} bytes for a journal with one long damage");
 }
 
 #[test]
