@@ -227,6 +227,29 @@ fn following_shows_what_is_written_after_it_began_and_only_what_was_asked_for() 
 }
 
 #[test]
+fn following_under_load_shows_every_record_once_and_warns_of_nothing() {
+    const EACH: usize = 300;
+    let gateway = Gateway::before(&Upstream::named("erp"));
+    let (key, path) = (gateway.key(&["orders:read"]), gateway.path("orders"));
+    let following = Following::start(&gateway, &["--limit", ALL]);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            let mut client = gateway.client();
+            let (bearer, path) = (key.bearer(), &path);
+            scope.spawn(move || (0..EACH).for_each(|_| _ = client.request("GET", path, &[&bearer])));
+        }
+    });
+    let (mut shown, mut of_path) = (0, 0);
+    while of_path < 3 * EACH {
+        let record = following.next();
+        shown += 1;
+        assert_eq!(record["seq"], shown);
+        of_path += usize::from(record["path"] == path.as_str());
+    }
+    assert_eq!(following.words.try_recv().ok(), None);
+}
+
+#[test]
 fn a_torn_last_line_is_moved_aside_and_its_number_given_again() {
     let mut journal = Journal::new();
     let (segment, last) = (journal.segment(), *seqs(&journal.records).last().unwrap());

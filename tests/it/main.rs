@@ -12,6 +12,7 @@ mod deploy;
 mod drain;
 mod harness;
 mod hygiene;
+mod journal;
 mod lifecycle;
 mod limits;
 mod logs;
