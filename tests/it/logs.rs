@@ -105,6 +105,16 @@ fn each_filter_selects_exactly_what_it_says() {
 }
 
 #[test]
+fn what_a_deleted_entity_did_is_found_by_its_code() {
+    let journal = Journal::new();
+    assert!(journal.gateway.run(&["entities", "delete", "other", "--yes"]).status.success());
+    journal.selects(&["--entity", "other"], |one| one["entity_id"].is_string() && one["entity_id"] != ENTITY);
+    // Its code is free for another, which is as good an answer to the question.
+    assert!(journal.gateway.run(&["entities", "create", "--code", "other"]).status.success());
+    journal.selects(&["--entity", "other"], |one| one["entity_id"].is_string() && one["entity_id"] != ENTITY);
+}
+
+#[test]
 fn since_selects_what_is_not_older() {
     let journal = Journal::new();
     let middle = journal.records[journal.records.len() / 2]["ts"].as_str().unwrap();
