@@ -81,9 +81,9 @@ impl Follow {
     /// journal may be larger than memory.
     ///
     /// # Errors
-    /// As of reading the files.
+    /// As of reading the files, with the one that cannot be read.
     pub fn read(&mut self, mut take: impl FnMut(Line)) -> io::Result<()> {
-        let segments = segment::list(&self.dir)?;
+        let segments = segment::list(&self.dir).map_err(|error| unreadable(&self.dir, &error))?;
         for (index, (first, path)) in segments.iter().enumerate() {
             let from = match self.at {
                 Some((current, offset)) if current == *first => offset,
@@ -92,7 +92,7 @@ impl Follow {
             };
             // Records at and after the next segment's first number were written again there.
             let next = segments.get(index + 1).map(|(next, _)| *next);
-            let read = self.read_segment(path, from, next, &mut take)?;
+            let read = self.read_segment(path, from, next, &mut take).map_err(|error| unreadable(path, &error))?;
             self.at = Some((*first, read));
         }
         Ok(())
@@ -165,6 +165,11 @@ impl Follow {
             }
         }
     }
+}
+
+/// The same error, for people.
+fn unreadable(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot read {}: {error}", path.display()))
 }
 
 // === impl Fault ===

@@ -347,6 +347,17 @@ fn a_damaged_stretch_larger_than_memory_should_be_is_passed_over() {
 }
 
 #[test]
+fn a_segment_that_cannot_be_read_is_named() {
+    let gateway = Gateway::before(&Upstream::named("erp"));
+    let segment = "data/audit/0/00000000000000000900.ndjson";
+    std::fs::create_dir(gateway.dir.path().join(segment)).unwrap();
+    let output = gateway.run(&["logs"]);
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    assert!(words.contains("cannot read") && words.contains(segment), "{words}");
+}
+
+#[test]
 fn a_change_with_a_name_in_any_script_is_read_back() {
     let gateway = Gateway::before(&Upstream::named("erp"));
     let names: Vec<String> = (0..3).map(|pad| "x".repeat(pad) + &"キー".repeat(20)).collect();
