@@ -7,7 +7,8 @@ use serde_json::Value;
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     pub key_id: Option<String>,
-    pub entity_id: Option<String>,
+    /// Of any of these.
+    pub entity_ids: Option<Vec<String>>,
     pub status: Option<StatusFilter>,
     pub decision: Option<String>,
     pub reason: Option<String>,
@@ -55,19 +56,19 @@ impl StatusFilter {
 impl Filter {
     /// Whether a record is wanted. Only requests have what is asked for: with any filter but `since`, others are not.
     pub fn wants(&self, record: &Value) -> bool {
-        let is = |member: &str, wanted: &Option<String>| {
-            wanted.as_ref().is_none_or(|wanted| record.get(member).and_then(Value::as_str) == Some(wanted))
-        };
-        let time = record.get("ts").and_then(Value::as_str).and_then(Timestamp::parse);
+        let text = |member: &str| record.get(member).and_then(Value::as_str);
+        let is =
+            |member: &str, wanted: &Option<String>| wanted.as_ref().is_none_or(|wanted| text(member) == Some(wanted));
         let status = record.get("status").and_then(Value::as_u64);
-        let path = record.get("path").and_then(Value::as_str);
+        let is_one_of = |ids: &Vec<String>| text("entity_id").is_some_and(|id| ids.iter().any(|wanted| wanted == id));
+        let is_since = |since: Timestamp| text("ts").and_then(Timestamp::parse).is_some_and(|time| time >= since);
         is("key_id", &self.key_id)
-            && is("entity_id", &self.entity_id)
+            && self.entity_ids.as_ref().is_none_or(is_one_of)
             && is("decision", &self.decision)
             && is("reason", &self.reason)
             && is("method", &self.method)
             && self.status.is_none_or(|wanted| status.is_some_and(|status| wanted.holds(status)))
-            && self.path_prefix.as_ref().is_none_or(|prefix| path.is_some_and(|path| path.starts_with(prefix)))
-            && self.since.is_none_or(|since| time.is_some_and(|time| time >= since))
+            && self.path_prefix.as_ref().is_none_or(|prefix| text("path").is_some_and(|path| path.starts_with(prefix)))
+            && self.since.is_none_or(is_since)
     }
 }

@@ -1,9 +1,14 @@
-//! Reads a journal back: every whole record in order, and damage by its range.
+//! Reads a journal back: every whole record in order, and what is damaged or missing.
 
 use super::segment;
+use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom};
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
+
+/// No line is longer: the longest are changes of keys with very long allowlists. More bytes without a newline are damage,
+/// and are not held at once.
+const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// One record as it stands in the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,13 +18,22 @@ pub struct Line {
     pub text: String,
 }
 
-/// Bytes in a segment that are no whole record.
+/// What a journal should hold and does not. Its text is a sentence for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Damage {
-    pub segment: PathBuf,
-    /// From this byte on.
-    pub start: u64,
-    pub bytes: u64,
+pub enum Fault {
+    /// Bytes in a segment that are no whole record.
+    Damage {
+        segment: PathBuf,
+        /// From this byte on.
+        start: u64,
+        bytes: u64,
+        /// The whole records around it, where there are any and they had been read when the fault was taken.
+        after: Option<u64>,
+        before: Option<u64>,
+    },
+    /// Numbers without a record, though there are earlier and later ones. What lacks at the journal's beginning is no fault:
+    /// old segments may be moved away.
+    Missing { journal: PathBuf, first: u64, last: u64 },
 }
 
 /// The journals of an audit directory: its slots, by number.
@@ -45,8 +59,9 @@ pub struct Follow {
     dir: PathBuf,
     /// The segment that is being read, by its first `seq`, and how far.
     at: Option<(u64, u64)>,
-    last_seq: u64,
-    pub damage: Vec<Damage>,
+    last_seq: Option<u64>,
+    /// Found, and not yet taken.
+    faults: Vec<Fault>,
 }
 
 // === impl Follow ===
@@ -54,16 +69,21 @@ pub struct Follow {
 impl Follow {
     /// From the journal's beginning.
     pub const fn new(dir: PathBuf) -> Self {
-        Self { dir, at: None, last_seq: 0, damage: Vec::new() }
+        Self { dir, at: None, last_seq: None, faults: Vec::new() }
+    }
+
+    /// The faults found since the last call.
+    pub fn take_faults(&mut self) -> Vec<Fault> {
+        std::mem::take(&mut self.faults)
     }
 
     /// Gives the whole records written since the last call to `take`, each `seq` once and in order. Reads line by line: a
     /// journal may be larger than memory.
     ///
     /// # Errors
-    /// As of reading the files.
+    /// As of reading the files, with the one that cannot be read.
     pub fn read(&mut self, mut take: impl FnMut(Line)) -> io::Result<()> {
-        let segments = segment::list(&self.dir)?;
+        let segments = segment::list(&self.dir).map_err(|error| unreadable(&self.dir, &error))?;
         for (index, (first, path)) in segments.iter().enumerate() {
             let from = match self.at {
                 Some((current, offset)) if current == *first => offset,
@@ -72,7 +92,7 @@ impl Follow {
             };
             // Records at and after the next segment's first number were written again there.
             let next = segments.get(index + 1).map(|(next, _)| *next);
-            let read = self.read_segment(path, from, next, &mut take)?;
+            let read = self.read_segment(path, from, next, &mut take).map_err(|error| unreadable(path, &error))?;
             self.at = Some((*first, read));
         }
         Ok(())
@@ -91,38 +111,87 @@ impl Follow {
         let (mut reader, mut line, mut at) = (BufReader::new(file), Vec::new(), from);
         loop {
             line.clear();
-            if reader.read_until(b'\n', &mut line)? == 0 {
+            let length = reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? as u64;
+            if let Some(text) = line.strip_suffix(b"\n") {
+                self.judge(path, at, text, next, take);
+            } else if length == LINE_BYTES_MAX || (length > 0 && next.is_some()) {
+                // Too long for a line, or a torn end to which nothing more will be written.
+                self.add_damage(path, at, length);
+            } else {
                 return Ok(at);
             }
-            let Some(text) = line.strip_suffix(b"\n") else {
-                // A torn end counts as damage only where nothing more will be written.
-                if next.is_some() {
-                    self.add_damage(path, at, line.len());
-                }
-                return Ok(at);
-            };
-            self.judge(path, at, text, next, take);
-            at += line.len() as u64;
+            at += length;
         }
     }
 
     fn judge(&mut self, path: &Path, at: u64, text: &[u8], next: Option<u64>, take: &mut impl FnMut(Line)) {
         let seq = segment::seq_of(text).filter(|_| segment::is_whole(text));
         let (Some(seq), Ok(text)) = (seq, std::str::from_utf8(text)) else {
-            self.add_damage(path, at, text.len() + 1);
+            self.add_damage(path, at, text.len() as u64 + 1);
             return;
         };
-        if seq > self.last_seq && next.is_none_or(|next| seq < next) {
-            self.last_seq = seq;
+        if self.last_seq.is_none_or(|last| seq > last) && next.is_none_or(|next| seq < next) {
+            self.advance(seq);
             take(Line { seq, text: text.to_owned() });
         }
     }
 
-    fn add_damage(&mut self, path: &Path, start: u64, bytes: usize) {
-        let bytes = bytes as u64;
-        match self.damage.last_mut() {
-            Some(last) if last.segment == path && last.start + last.bytes == start => last.bytes += bytes,
-            Some(_) | None => self.damage.push(Damage { segment: path.to_owned(), start, bytes }),
+    /// The next whole record is `seq`: it ends what was damaged before it, and what lacks shows.
+    fn advance(&mut self, seq: u64) {
+        if let Some(Fault::Damage { before, .. }) = self.faults.last_mut() {
+            before.get_or_insert(seq);
+        }
+        if let Some(last) = self.last_seq.replace(seq).filter(|last| last + 1 < seq) {
+            self.faults.push(Fault::Missing { journal: self.dir.clone(), first: last + 1, last: seq - 1 });
+        }
+    }
+
+    fn add_damage(&mut self, path: &Path, at: u64, length: u64) {
+        match self.faults.last_mut() {
+            Some(Fault::Damage { segment, start, bytes, before: None, .. })
+                if segment == path && *start + *bytes == at =>
+            {
+                *bytes += length;
+            }
+            Some(Fault::Damage { .. } | Fault::Missing { .. }) | None => {
+                let segment = path.to_owned();
+                self.faults.push(Fault::Damage {
+                    segment,
+                    start: at,
+                    bytes: length,
+                    after: self.last_seq,
+                    before: None,
+                });
+            }
+        }
+    }
+}
+
+/// The same error, for people.
+fn unreadable(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot read {}: {error}", path.display()))
+}
+
+// === impl Fault ===
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Damage { segment, start, bytes, after, before } => {
+                write!(f, "{} is damaged: {bytes} bytes from byte {start} are no record", segment.display())?;
+                match (after, before) {
+                    (Some(after), Some(before)) => write!(f, ", between records {after} and {before}"),
+                    (Some(after), None) => write!(f, ", after record {after}"),
+                    (None, Some(before)) => write!(f, ", before record {before}"),
+                    (None, None) => Ok(()),
+                }
+            }
+            Self::Missing { journal, first, last } if first == last => {
+                write!(f, "the journal in {} lacks record {first}", journal.display())
+            }
+            Self::Missing { journal, first, last } => {
+                write!(f, "the journal in {} lacks records {first} to {last}", journal.display())
+            }
         }
     }
 }

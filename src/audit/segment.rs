@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 const CRC_MEMBER: &str = ",\"crc\":\"";
 const CRC_DIGITS: usize = 8;
 const SUFFIX: &str = ".ndjson";
+/// Where in a line `seq` is looked for: what stands before it is shorter, whatever the gateway's id.
+const SEQ_WITHIN: usize = 200;
 
 /// The kinds of record (contract, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,9 +68,11 @@ pub fn is_whole(line: &[u8]) -> bool {
 
 /// The `seq` of a line, without parsing the rest.
 pub fn seq_of(line: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(line.get(..200).unwrap_or(line)).ok()?;
-    let (_, rest) = text.split_once("\"seq\":")?;
-    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    const MEMBER: &[u8] = b"\"seq\":";
+    let head = line.get(..SEQ_WITHIN).unwrap_or(line);
+    let at = head.windows(MEMBER.len()).position(|part| part == MEMBER)? + MEMBER.len();
+    let digits = line.get(at..)?.split(|byte| !byte.is_ascii_digit()).next()?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 /// The name of the segment whose first record is `seq`.
@@ -167,6 +171,18 @@ fn sync_dir(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_line_says_its_number_whatever_else_it_holds(seq: u64, id in "[a-z]{1,64}", text in "\\PC{0,100}") {
+            let mut line = Vec::new();
+            let body = format!("\"text\":{},", serde_json::Value::from(text));
+            write_line(&mut line, Kind::Change, &format!("{id}/63"), seq, "cfg", body.as_bytes());
+            prop_assert_eq!(line.pop(), Some(b'\n'));
+            prop_assert_eq!((seq_of(&line), is_whole(&line)), (Some(seq), true));
+        }
+    }
 
     #[test]
     fn an_empty_newest_segment_does_not_void_the_older_ones_tail() {

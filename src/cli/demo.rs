@@ -69,7 +69,7 @@ fn demo(args: &Args, as_json: bool) -> Result<ExitCode, Failure> {
     let config = config(args, &data, &erp)?;
     let store = store::open(&config.store)?;
     let (entity_id, test_key, live_key) = make(&config, store.as_ref())?;
-    let gateway = serve::start(config)?;
+    let (gateway, signals) = serve::start(config)?;
     let address = gateway.listening.first().copied().ok_or("the gateway listens nowhere")?;
     let made = Made {
         url: format!("http://{address}"),
@@ -81,7 +81,7 @@ fn demo(args: &Args, as_json: bool) -> Result<ExitCode, Failure> {
     };
     print(&made, as_json)?;
     drop(made);
-    Ok(serve::wait(gateway))
+    Ok(serve::wait(gateway, signals))
 }
 
 /// The demo's gateway.toml: the shipped one with addresses of its own, kept beside the data so that every command works on

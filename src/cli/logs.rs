@@ -19,7 +19,7 @@ pub struct Args {
     /// Of this key, by its id.
     #[arg(long, value_name = "ID")]
     key: Option<String>,
-    /// Of this entity, by its code.
+    /// Of this entity, by its code; it may have been deleted.
     #[arg(long, value_name = "CODE")]
     entity: Option<String>,
     /// With this status, or of this class: 403, 4xx.
@@ -55,9 +55,7 @@ const LOOK: Duration = Duration::from_millis(100);
 pub fn run(args: &Args, config: &Config, output: Output) -> Result<ExitCode, Failure> {
     let filter = args.filter(config)?;
     let mut tail = Tail { dir: config.audit.dir.clone(), known: HashSet::new(), journals: Vec::new() };
-    let records = tail.read(&filter, args.limit)?;
-    tail.report_damage();
-    show(output, &records, true)?;
+    show(output, &tail.read(&filter, args.limit)?, true)?;
     if !args.follow {
         return Ok(exit::DONE);
     }
@@ -71,15 +69,9 @@ pub fn run(args: &Args, config: &Config, output: Output) -> Result<ExitCode, Fai
 
 impl Args {
     fn filter(&self, config: &Config) -> Result<Filter, Failure> {
-        let entity = self.entity.as_deref().map(|code| {
-            let found = store::open_existing(&config.store)?.entity_by_code(code)?;
-            found
-                .map(|entity| entity.id.to_string())
-                .ok_or_else(|| Failure::from(format!("there is no entity '{code}'")))
-        });
         Ok(Filter {
             key_id: self.key.as_deref().map(super::keys::key_id).transpose()?.map(|id| id.to_string()),
-            entity_id: entity.transpose()?,
+            entity_ids: self.entity.as_deref().map(|code| entity_ids(config, code)).transpose()?,
             status: self.status,
             decision: self.decision.clone(),
             reason: self.reason.clone(),
@@ -88,6 +80,14 @@ impl Args {
             since: self.since.as_deref().map(since).transpose()?,
         })
     }
+}
+
+/// The entities that have this code or had it until they were deleted: what they did is asked for then more than ever.
+fn entity_ids(config: &Config, code: &str) -> Result<Vec<String>, Failure> {
+    let entities = store::open_existing(&config.store)?.entities()?;
+    let ids: Vec<_> =
+        entities.iter().filter(|entity| entity.code == code).map(|entity| entity.id.to_string()).collect();
+    if ids.is_empty() { Err(format!("there is no entity '{code}', and there was none").into()) } else { Ok(ids) }
 }
 
 fn since(text: &str) -> Result<Timestamp, Failure> {
@@ -108,7 +108,7 @@ struct Tail {
 // === impl Tail ===
 
 impl Tail {
-    /// New records of all journals that the filter wants, by time; the newest `limit` of them.
+    /// New records of all journals that the filter wants, by time; the newest `limit` of them. Faults are told at once.
     fn read(&mut self, filter: &Filter, limit: usize) -> Result<Vec<Value>, Failure> {
         let slots = journals(&self.dir).map_err(|error| format!("no journal in {}: {error}", self.dir.display()))?;
         for slot in slots {
@@ -119,18 +119,12 @@ impl Tail {
         let mut records: Vec<Value> = Vec::new();
         for journal in &mut self.journals {
             records.extend(newest(journal, filter, limit)?);
+            journal.take_faults().iter().for_each(|fault| say!("warning: {fault}"));
         }
         if self.journals.len() > 1 {
             records.sort_by(|left, right| time(left).cmp(time(right)));
         }
         Ok(records.split_off(records.len().saturating_sub(limit)))
-    }
-
-    fn report_damage(&self) {
-        for damage in self.journals.iter().flat_map(|journal| &journal.damage) {
-            let (path, start, bytes) = (damage.segment.display(), damage.start, damage.bytes);
-            say!("warning: {path} is damaged: {bytes} bytes from byte {start} are no record");
-        }
     }
 }
 

@@ -7,7 +7,16 @@ use crate::store;
 use crate::telemetry::logging;
 use std::path::Path;
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// The signals that a gateway obeys, caught for as long as the process lives.
+pub struct Signals {
+    runtime: Runtime,
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
 
 /// Starts the gateway of `config` and waits until it is told to stop. A clean drain is success.
 pub fn run(path: &Path) -> ExitCode {
@@ -20,7 +29,7 @@ pub fn run(path: &Path) -> ExitCode {
     };
     logging::start();
     match start(config) {
-        Ok(gateway) => wait(gateway),
+        Ok((gateway, signals)) => wait(gateway, signals),
         Err(StartError::Store(error)) => {
             say!("error: {error}");
             exit::unavailable()
@@ -32,39 +41,29 @@ pub fn run(path: &Path) -> ExitCode {
     }
 }
 
-/// Opens the store and starts the gateway.
+/// Opens the store and starts the gateway. The signals are caught before anybody is told that it serves: a stop that
+/// comes at once drains like any other.
 ///
 /// # Errors
-/// As [`Gateway::start`].
-pub fn start(config: Config) -> Result<Gateway, StartError> {
+/// As [`Gateway::start`], and when signals cannot be caught.
+pub fn start(config: Config) -> Result<(Gateway, Signals), StartError> {
     let store = store::open(&config.store)?;
     let gateway = Gateway::start(config, store)?;
+    let signals = Signals::catch().map_err(|error| StartError::Other(format!("cannot wait for signals: {error}")))?;
     for address in &gateway.listening {
         tracing::info!(%address, "listening");
     }
     tracing::info!(admin = %gateway.admin, "ready");
-    Ok(gateway)
+    Ok((gateway, signals))
 }
 
 /// Waits for the signal to stop, then drains. SIGHUP is kept for reloading and changes nothing yet.
-pub fn wait(gateway: Gateway) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            say!("error: cannot wait for signals: {error}");
-            return exit::FAILED;
-        }
-    };
-    let second = match runtime.block_on(stop_signal()) {
-        Ok(second) => second,
-        Err(error) => {
-            say!("error: cannot wait for signals: {error}");
-            return exit::FAILED;
-        }
-    };
+pub fn wait(gateway: Gateway, mut signals: Signals) -> ExitCode {
+    _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    signals.wait_for_stop();
     // On a thread of its own: draining blocks this one, and nobody would drive the runtime.
     std::thread::spawn(move || {
-        runtime.block_on(second);
+        signals.wait_for_stop();
         std::process::exit(130);
     });
     _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -74,20 +73,29 @@ pub fn wait(gateway: Gateway) -> ExitCode {
     exit::DONE
 }
 
-/// Waits for the signal to stop; gives what waits for the second, which ends the process at once.
-async fn stop_signal() -> std::io::Result<impl Future<Output = ()> + Send> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => tracing::warn!("SIGHUP: reloading is not in this version; restart to apply gateway.toml"),
-        }
+// === impl Signals ===
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let entered = runtime.enter();
+        let [terminate, interrupt, hangup] =
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        drop(entered);
+        Ok(Self { runtime, terminate: terminate?, interrupt: interrupt?, hangup: hangup? })
     }
-    Ok(async move {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-    })
+
+    /// Waits for SIGTERM or SIGINT.
+    fn wait_for_stop(&mut self) {
+        let Self { runtime, terminate, interrupt, hangup } = self;
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => break,
+                    _ = interrupt.recv() => break,
+                    _ = hangup.recv() => tracing::warn!("SIGHUP: reloading is not in this version; restart to apply gateway.toml"),
+                }
+            }
+        });
+    }
 }

@@ -124,3 +124,13 @@ fn hangup_changes_nothing() {
     }
     _ = client.stream().flush();
 }
+
+#[test]
+fn a_stop_that_comes_with_the_first_sign_of_life_is_a_clean_one() {
+    let mut gateway = Gateway::before(&Upstream::named("erp"));
+    for _ in 0..10 {
+        gateway.restart();
+        gateway.signal("TERM");
+        assert_eq!(gateway.wait(), Some(0));
+    }
+}

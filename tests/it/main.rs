@@ -1,6 +1,7 @@
 //! The integration tests: a real gateway process, real sockets on free ports, real files.
 
 mod addresses;
+mod audit;
 mod canary;
 mod cli;
 mod config;
@@ -11,8 +12,10 @@ mod deploy;
 mod drain;
 mod harness;
 mod hygiene;
+mod journal;
 mod lifecycle;
 mod limits;
+mod logs;
 mod order;
 mod proofs;
 mod proofs_small;

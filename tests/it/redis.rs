@@ -90,7 +90,9 @@ fn a_fleet_on_redis_confirms_and_who_is_silent_is_named() {
 #[test]
 fn a_login_comes_from_a_file_and_a_wrong_one_is_named() {
     let upstream = Upstream::named("erp");
-    let redis = RedisServer::start_with(&["--user", "keygate on >let-me-in ~* &* +@all", "--user", "default off"]);
+    const USERS: [&str; 10] =
+        ["--user", "keygate", "on", ">let-me-in", "~*", "&*", "+@all", "--user", "default", "off"];
+    let redis = RedisServer::start_with(&USERS);
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(secret.path(), "let-me-in\n").unwrap();
     let (url, file) = (redis.url(), secret.path().display());

@@ -35,8 +35,7 @@ impl Canary {
 
     /// The files below `dir` that hold one of the keys, or have one in their name.
     pub fn files_holding(&self, dir: &Path) -> Vec<PathBuf> {
-        let mut files = Vec::new();
-        collect_files(dir, &mut files);
+        let mut files = files_below(dir);
         files.retain(|file| {
             // A file that the gateway removed meanwhile holds nothing.
             let content = std::fs::read(file).unwrap_or_default();
@@ -44,6 +43,13 @@ impl Canary {
         });
         files
     }
+}
+
+/// All files below a directory.
+pub fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    collect_files(dir, &mut files);
+    files
 }
 
 fn collect_files(dir: &Path, files: &mut Vec<PathBuf>) {

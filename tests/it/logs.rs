@@ -1,0 +1,372 @@
+//! `keygate logs` reads back what the journal holds, and says what it cannot.
+
+use crate::harness::gateway::{ENTITY, Key, keygate};
+use crate::harness::{Gateway, PATIENCE, Upstream, eventually};
+use keygate::audit::segment::{Kind, write_line};
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+const ALL: &str = "1000000";
+
+/// A journal at rest, with records that differ in everything that a filter asks for.
+struct Journal {
+    gateway: Gateway,
+    key: Key,
+    records: Vec<Value>,
+}
+
+// === impl Journal ===
+
+impl Journal {
+    fn new() -> Self {
+        let gateway = Gateway::before(&Upstream::named("erp"));
+        let key = gateway.key(&["orders:read", "orders:write", "products:read"]);
+        let stranger = stranger(&gateway);
+        let mut client = gateway.client();
+        for _ in 0..30 {
+            for (method, rest) in
+                [("GET", "orders/1"), ("POST", "orders/2"), ("GET", "products/3"), ("PUT", "products")]
+            {
+                client.request(method, &gateway.path(rest), &[&key.bearer(), "Content-Length: 0"]);
+            }
+        }
+        for line in [stranger.bearer(), "X-No: key".to_owned()] {
+            client.request("GET", &gateway.path("orders/1"), &[&line]);
+        }
+        let mut journal = Self { gateway, key, records: Vec::new() };
+        journal.stop();
+        journal
+    }
+
+    fn stop(&mut self) {
+        self.gateway.signal("TERM");
+        assert_eq!(self.gateway.wait(), Some(0));
+        self.records = self.gateway.records();
+    }
+
+    /// The newest segment.
+    fn segment(&self) -> PathBuf {
+        let dir = self.gateway.dir.path().join("data/audit/0");
+        let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.extension().is_some_and(|extension| extension == "ndjson")).max().unwrap()
+    }
+
+    fn logs(&self, args: &[&str]) -> Vec<Value> {
+        let output = self.gateway.run(&[&["logs", "--output", "ndjson"], args].concat());
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Whether these arguments select what `wants` does: some, not all, and nothing else.
+    #[track_caller]
+    fn selects(&self, args: &[&str], wants: impl Fn(&Value) -> bool) {
+        let wanted: Vec<_> = self.records.iter().filter(|record| wants(record)).cloned().collect();
+        assert!(!wanted.is_empty() && wanted.len() < self.records.len(), "{args:?} tests nothing");
+        assert_eq!(self.logs(&[args, &["--limit", ALL]].concat()), wanted, "{args:?}");
+    }
+}
+
+/// A key of another entity.
+fn stranger(gateway: &Gateway) -> Key {
+    assert!(gateway.run(&["entities", "create", "--code", "other"]).status.success());
+    let create = ["keys", "create", "--entity", "other", "--name", "n", "--mode", "live", "--scope", "orders:read"];
+    let made = gateway.json(&[&create[..], &["--output", "json"]].concat());
+    let key = Key { id: made["id"].as_str().unwrap().into(), text: made["key"].as_str().unwrap().into() };
+    gateway.wait_until_known(&key);
+    key
+}
+
+fn seqs(records: &[Value]) -> Vec<u64> {
+    records.iter().map(|record| record["seq"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn each_filter_selects_exactly_what_it_says() {
+    let journal = Journal::new();
+    let id = journal.key.id.as_str();
+    journal.selects(&["--key", id], |one| one["key_id"] == id);
+    journal.selects(&["--entity", "acme"], |one| one["entity_id"] == ENTITY);
+    journal.selects(&["--entity", "other"], |one| one["entity_id"].is_string() && one["entity_id"] != ENTITY);
+    journal.selects(&["--status", "403"], |one| one["status"] == 403);
+    journal.selects(&["--status", "4xx"], |one| (400..500).contains(&one["status"].as_u64().unwrap_or(0)));
+    journal.selects(&["--decision", "allow"], |one| one["decision"] == "allow");
+    journal.selects(&["--decision", "deny"], |one| one["decision"] == "deny");
+    journal.selects(&["--reason", "entity_mismatch"], |one| one["reason"] == "entity_mismatch");
+    journal.selects(&["--method", "POST"], |one| one["method"] == "POST");
+    let prefix = journal.gateway.path("products");
+    journal.selects(&["--path", &prefix], |one| one["path"].as_str().unwrap_or_default().starts_with(&prefix));
+    journal.selects(&["--method", "GET", "--status", "2xx", "--path", &prefix], |one| {
+        one["method"] == "GET" && one["status"] == 200 && one["path"].as_str().unwrap().starts_with(&prefix)
+    });
+    assert_eq!(journal.logs(&["--reason", "key_revoked"]), Vec::<Value>::new());
+}
+
+#[test]
+fn what_a_deleted_entity_did_is_found_by_its_code() {
+    let journal = Journal::new();
+    assert!(journal.gateway.run(&["entities", "delete", "other", "--yes"]).status.success());
+    journal.selects(&["--entity", "other"], |one| one["entity_id"].is_string() && one["entity_id"] != ENTITY);
+    // Its code is free for another, which is as good an answer to the question.
+    assert!(journal.gateway.run(&["entities", "create", "--code", "other"]).status.success());
+    journal.selects(&["--entity", "other"], |one| one["entity_id"].is_string() && one["entity_id"] != ENTITY);
+}
+
+#[test]
+fn since_selects_what_is_not_older() {
+    let journal = Journal::new();
+    let middle = journal.records[journal.records.len() / 2]["ts"].as_str().unwrap();
+    journal.selects(&["--since", middle], |one| one["ts"].as_str().unwrap() >= middle);
+    assert_eq!(journal.logs(&["--since", "1h", "--limit", ALL]), journal.records);
+    assert_eq!(journal.logs(&["--since", "1ms", "--limit", ALL]), Vec::<Value>::new());
+}
+
+#[test]
+fn the_newest_hundred_are_shown_unless_a_limit_is_given() {
+    let journal = Journal::new();
+    let newest = |count: usize| &journal.records[journal.records.len() - count..];
+    assert_eq!(journal.logs(&[]), newest(100));
+    assert_eq!(journal.logs(&["--limit", "3"]), newest(3));
+    assert_eq!(journal.logs(&["--limit", ALL]), journal.records);
+    let of_key: Vec<_> = journal.records.iter().filter(|one| one["method"] == "PUT").cloned().collect();
+    assert_eq!(journal.logs(&["--method", "PUT", "--limit", "2"]), of_key[of_key.len() - 2..]);
+}
+
+#[test]
+fn a_filter_that_cannot_be_meant_is_refused() {
+    let gateway = Gateway::before(&Upstream::named("erp"));
+    for (args, code) in [
+        (["--status", "9xx"], 2),
+        (["--status", "40"], 2),
+        (["--decision", "maybe"], 2),
+        (["--since", "yesterday"], 1),
+        (["--key", "key_none"], 1),
+        (["--entity", "nobody"], 1),
+    ] {
+        let output = gateway.run(&[&["logs"][..], &args].concat());
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn the_three_outputs_show_the_same_records() {
+    let journal = Journal::new();
+    let run =
+        |output| String::from_utf8(journal.gateway.run(&["logs", "--limit", "5", "--output", output]).stdout).unwrap();
+    let newest = &journal.records[journal.records.len() - 5..];
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&run("json")).unwrap(), newest);
+    let table = run("table");
+    let rows: Vec<&str> = table.lines().collect();
+    assert!(rows[0].starts_with("TIME") && rows.len() == 6, "{table}");
+    for (row, record) in rows[1..].iter().zip(newest) {
+        assert!(row.starts_with(record["ts"].as_str().unwrap()), "{row}");
+        assert!(row.contains(record["path"].as_str().unwrap_or_default()), "{row}");
+    }
+}
+
+/// A `keygate logs --follow` and the lines it prints.
+struct Following {
+    child: Child,
+    lines: Receiver<String>,
+    words: Receiver<String>,
+}
+
+impl Following {
+    fn start(gateway: &Gateway, args: &[&str]) -> Self {
+        let mut command = keygate(gateway.dir.path());
+        command.args(["logs", "--follow", "--output", "ndjson"]).args(args).stdin(Stdio::null());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (lines, words) = (receive(child.stdout.take().unwrap()), receive(child.stderr.take().unwrap()));
+        Self { child, lines, words }
+    }
+
+    fn next(&self) -> Value {
+        serde_json::from_str(&self.lines.recv_timeout(PATIENCE).expect("a record")).unwrap()
+    }
+
+    fn warning(&self) -> String {
+        self.words.recv_timeout(PATIENCE).expect("a warning")
+    }
+
+    /// The most memory it has taken.
+    fn peak_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// The lines of a pipe, as they come.
+fn receive(pipe: impl std::io::Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        BufReader::new(pipe).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
+    receiver
+}
+
+#[test]
+fn following_shows_what_is_written_after_it_began_and_only_what_was_asked_for() {
+    let mut gateway = Gateway::before(&Upstream::named("erp"));
+    let (key, path) = (gateway.key(&["orders:read"]), gateway.path("orders/1"));
+    let ask = |gateway: &Gateway, method| {
+        let answer = gateway.client().request(method, &path, &[&key.bearer(), "Content-Length: 0"]);
+        answer.header("x-request-id").unwrap().to_owned()
+    };
+    let before = ask(&gateway, "GET");
+    gateway.record_of(&before);
+    let following = Following::start(&gateway, &["--path", &path, "--decision", "allow"]);
+    assert_eq!(following.next()["request_id"], before.as_str());
+    ask(&gateway, "POST");
+    let after = ask(&gateway, "GET");
+    assert_eq!(following.next()["request_id"], after.as_str());
+    // Into the next process's segment.
+    gateway.restart();
+    let later = ask(&gateway, "GET");
+    assert_eq!(following.next()["request_id"], later.as_str());
+}
+
+#[test]
+fn following_under_load_shows_every_record_once_and_warns_of_nothing() {
+    const EACH: usize = 300;
+    let gateway = Gateway::before(&Upstream::named("erp"));
+    let (key, path) = (gateway.key(&["orders:read"]), gateway.path("orders"));
+    let following = Following::start(&gateway, &["--limit", ALL]);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            let mut client = gateway.client();
+            let (bearer, path) = (key.bearer(), &path);
+            scope.spawn(move || (0..EACH).for_each(|_| _ = client.request("GET", path, &[&bearer])));
+        }
+    });
+    let (mut shown, mut of_path) = (0, 0);
+    while of_path < 3 * EACH {
+        let record = following.next();
+        shown += 1;
+        assert_eq!(record["seq"], shown);
+        of_path += usize::from(record["path"] == path.as_str());
+    }
+    assert_eq!(following.words.try_recv().ok(), None);
+}
+
+#[test]
+fn a_torn_last_line_is_moved_aside_and_its_number_given_again() {
+    let mut journal = Journal::new();
+    let (segment, last) = (journal.segment(), *seqs(&journal.records).last().unwrap());
+    let content = std::fs::read(&segment).unwrap();
+    std::fs::File::options().write(true).open(&segment).unwrap().set_len(content.len() as u64 - 10).unwrap();
+    let whole = content[..content.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+
+    journal.gateway.restart();
+    assert_eq!(std::fs::read(segment.with_extension("torn")).unwrap(), content[whole..content.len() - 10]);
+    assert_eq!(std::fs::read(&segment).unwrap(), content[..whole]);
+    assert!(journal.gateway.log_text().contains("torn"));
+    journal.stop();
+    let numbers = seqs(&journal.records);
+    assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
+    assert_eq!(journal.records[last as usize - 1]["kind"], "start");
+    assert!(journal.gateway.run(&["logs"]).stderr.is_empty(), "what was moved aside is no damage");
+}
+
+#[test]
+fn a_damaged_line_is_reported_by_its_range_and_number_and_the_rest_is_read() {
+    let mut journal = Journal::new();
+    let (segment, mut expected) = (journal.segment(), seqs(&journal.records));
+    let mut content = std::fs::read(&segment).unwrap();
+    let starts: Vec<usize> = std::iter::once(0)
+        .chain(content.iter().enumerate().filter(|one| *one.1 == b'\n').map(|one| one.0 + 1))
+        .collect();
+    content[starts[40] + 50] ^= 1;
+    std::fs::write(&segment, &content).unwrap();
+    expected.remove(40);
+
+    let output = journal.gateway.run(&["logs", "--limit", "1"]);
+    let words = String::from_utf8(output.stderr).unwrap();
+    let range = format!("{} bytes from byte {}", starts[41] - starts[40], starts[40]);
+    assert!(words.contains("between records 40 and 42") && words.contains("lacks record 41"), "{words}");
+    assert!(words.contains(&range) && words.contains(segment.file_name().unwrap().to_str().unwrap()), "{words}");
+    assert_eq!(seqs(&journal.logs(&["--limit", ALL])), expected);
+    // The damage stays where it is, and numbering goes on after the last record.
+    journal.gateway.restart();
+    assert_eq!(std::fs::read(&segment).unwrap(), content);
+    journal.stop();
+    expected.extend(expected.len() as u64 + 2..=journal.records.len() as u64 + 1);
+    assert_eq!(seqs(&journal.records), expected);
+}
+
+/// A whole line with this number.
+fn line(seq: u64) -> Vec<u8> {
+    let mut line = Vec::new();
+    write_line(&mut line, Kind::Gap, "edge-1/0", seq, "cfg", b"\"requests_refused\":1,");
+    line
+}
+
+#[test]
+fn following_tells_what_is_damaged_and_missing_when_it_comes_to_it() {
+    let journal = Journal::new();
+    let last = *seqs(&journal.records).last().unwrap();
+    let following = Following::start(&journal.gateway, &["--limit", "1"]);
+    assert_eq!(following.next()["seq"], last);
+    let mut segment = std::fs::File::options().append(true).open(journal.segment()).unwrap();
+    segment.write_all(&[b"no record\n", &line(last + 3)[..]].concat()).unwrap();
+    assert_eq!(following.next()["seq"], last + 3);
+    let (damage, missing) = (following.warning(), following.warning());
+    let range = format!("10 bytes from byte {}", segment.metadata().unwrap().len() - line(last + 3).len() as u64 - 10);
+    assert!(damage.contains(&range), "{damage}");
+    assert!(damage.ends_with(&format!("between records {last} and {}", last + 3)), "{damage}");
+    assert!(missing.ends_with(&format!("lacks records {} to {}", last + 1, last + 2)), "{missing}");
+    // Each once: the next words are of the next fault.
+    segment.write_all(&line(last + 5)).unwrap();
+    assert!(following.warning().ends_with(&format!("lacks record {}", last + 4)));
+}
+
+#[test]
+fn a_damaged_stretch_larger_than_memory_should_be_is_passed_over() {
+    const STRETCH: u64 = 256 << 20;
+    let journal = Journal::new();
+    let last = *seqs(&journal.records).last().unwrap();
+    let mut segment = std::fs::File::options().append(true).open(journal.segment()).unwrap();
+    // Zeros that take no room on the disk.
+    segment.set_len(segment.metadata().unwrap().len() + STRETCH).unwrap();
+    segment.write_all(&[b"\n", &line(last + 1)[..]].concat()).unwrap();
+    let following = Following::start(&journal.gateway, &["--limit", "1"]);
+    assert_eq!(following.next()["seq"], last + 1);
+    assert!(following.warning().contains(&format!("{} bytes from byte", STRETCH + 1)));
+    let peak = following.peak_bytes();
+    assert!(peak < STRETCH / 2, "{peak} bytes for a journal with one long damage");
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_is_named() {
+    let gateway = Gateway::before(&Upstream::named("erp"));
+    let segment = "data/audit/0/00000000000000000900.ndjson";
+    std::fs::create_dir(gateway.dir.path().join(segment)).unwrap();
+    let output = gateway.run(&["logs"]);
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    assert!(words.contains("cannot read") && words.contains(segment), "{words}");
+}
+
+#[test]
+fn a_change_with_a_name_in_any_script_is_read_back() {
+    let gateway = Gateway::before(&Upstream::named("erp"));
+    let names: Vec<String> = (0..3).map(|pad| "x".repeat(pad) + &"キー".repeat(20)).collect();
+    for (index, name) in names.iter().enumerate() {
+        let code = format!("unit{index}");
+        assert!(gateway.run(&["entities", "create", "--code", &code, "--name", name]).status.success());
+    }
+    eventually("all changes are read", || {
+        let records = gateway.records();
+        names.iter().all(|name| records.iter().any(|one| one["after"]["name"] == name.as_str())).then_some(())
+    });
+}
