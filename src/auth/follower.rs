@@ -110,16 +110,18 @@ impl Follower {
         self.position = position;
     }
 
-    /// Confirms to the fleet how far this gateway has come.
-    fn confirm(&mut self) {
-        match self.tell() {
+    /// Confirms to the fleet how far this gateway has come; whether that could be done. A store that can be read and not
+    /// written may be one that nobody writes to any more: what it says renews no right (protocols I1, FEED).
+    fn confirm(&mut self) -> bool {
+        let told = self.tell();
+        match &told {
             Ok(()) => self.untold = false,
-            // What was applied is in force all the same; who waits for the confirmation is told that it is missing.
             Err(error) if !std::mem::replace(&mut self.untold, true) => {
-                tracing::error!(%error, "changes are applied but cannot be confirmed");
+                tracing::error!(%error, "changes are applied but cannot be confirmed; without that the right to serve runs out");
             }
             Err(_) => {}
         }
+        told.is_ok()
     }
 
     fn tell(&mut self) -> Result<(), StoreError> {
@@ -191,15 +193,17 @@ impl Follower {
         if let Some(last) = entries.last() {
             self.advance(Position { seq: last.seq, token: last.token });
         }
-        self.confirm();
-        Ok(self.conclude(head, entries, sent))
+        let confirmed = self.confirm();
+        Ok(self.conclude(head, entries, sent, confirmed))
     }
 
-    fn conclude(&self, head: Position, entries: Vec<Change>, sent: Moment) -> Turn {
+    fn conclude(&self, head: Position, entries: Vec<Change>, sent: Moment, confirmed: bool) -> Turn {
         if self.position.seq < head.seq {
             return Turn::Behind(entries);
         }
-        self.cache.mark_caught_up(sent);
+        if confirmed {
+            self.cache.mark_caught_up(sent);
+        }
         Turn::CaughtUp(entries)
     }
 

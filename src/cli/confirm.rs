@@ -3,6 +3,7 @@
 use super::exit;
 use crate::config::values;
 use crate::manage::{Confirmation, Manage, Silent};
+use crate::store::Record;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -26,14 +27,14 @@ impl Default for Wait {
 }
 
 impl Wait {
-    /// Waits until every gateway has acted on change `seq`, which has just been written, and says what is known then: `done`
-    /// is the change in a word or a few.
-    pub fn tell(self, manage: &Manage<'_>, done: &str, seq: u64) -> ExitCode {
+    /// Waits until every gateway has acted on `written`, which has just been written, and says what is known then: `done` is
+    /// the change in a word or a few.
+    pub fn tell(self, manage: &Manage<'_>, done: &str, written: &Record) -> ExitCode {
         if self.no_wait {
             say!("{done}; not waited for: gateways that follow this store act on it as soon as they see it");
             return exit::DONE;
         }
-        match manage.confirm(seq, self.timeout) {
+        match manage.confirm(written, self.timeout) {
             Ok(confirmation) => tell(done, &confirmation),
             Err(error) => {
                 say!("{done}; who has acted on it is unknown: {error}");

@@ -7,7 +7,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::key::EntityId;
 use crate::manage::{Manage, NewEntity};
-use crate::store;
+use crate::store::{self, Record};
 use std::process::ExitCode;
 
 /// What to do with entities.
@@ -63,7 +63,7 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
                 return Ok(exit::usage());
             }
             let deleted = manage.delete_entity(code)?;
-            return Ok(Wait::default().tell(&manage, "deleted", deleted.version));
+            return Ok(Wait::default().tell(&manage, "deleted", &Record::Entity(deleted)));
         }
     }
     Ok(exit::DONE)

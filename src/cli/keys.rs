@@ -8,7 +8,7 @@ use crate::config::{Config, values};
 use crate::key::{Digest, EntityId, KeyId, KeyRecord, Mode};
 use crate::manage::{Created, ImportKey, Manage, NewKey, Overlap, Revoked, UpdateKey};
 use crate::net::{Networks, parse_network};
-use crate::store::{self, KeyStore};
+use crate::store::{self, KeyStore, Record};
 use ipnet::IpNet;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -170,20 +170,20 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
 impl Session<'_> {
     fn create(&self, args: &CreateArgs) -> Result<ExitCode, Failure> {
         let created = self.manage.create_key(args.new_key(self.now)?)?;
-        self.show_created(&created, "created", created.record.version)
+        self.show_created(&created, "created", &created.record)
     }
 
     fn import(&self, args: &CreateArgs, digest: Digest) -> Result<ExitCode, Failure> {
         let (key, warnings) = self.manage.import_key(&ImportKey { new: args.new_key(self.now)?, digest })?;
         warn(&warnings);
-        let code = self.confirmed("imported", key.version);
+        let code = self.confirmed("imported", &key);
         self.show(&key)?;
         Ok(code)
     }
 
-    /// Waits for the gateways, and says which have acted on change `seq`.
-    fn confirmed(&self, done: &str, seq: u64) -> ExitCode {
-        Wait::default().tell(&self.manage, done, seq)
+    /// Waits for the gateways, and says which have acted on the change that made `key` what it is.
+    fn confirmed(&self, done: &str, key: &KeyRecord) -> ExitCode {
+        Wait::default().tell(&self.manage, done, &Record::Key(key.clone()))
     }
 
     fn list(&self, entity: Option<&str>) -> Result<ExitCode, Failure> {
@@ -236,7 +236,7 @@ impl Session<'_> {
         };
         let (key, warnings) = self.manage.update_key(key_id(&args.id)?, &update)?;
         warn(&warnings);
-        let code = self.confirmed("updated", key.version);
+        let code = self.confirmed("updated", &key);
         self.show(&key)?;
         Ok(code)
     }
@@ -247,7 +247,7 @@ impl Session<'_> {
             Overlap(Duration::ZERO) => "has ended".to_owned(),
             Overlap(_) => format!("works until {}", output::show_time(old.expires_at)),
         };
-        self.show_created(&created, &format!("rotated: {id} {end}, its successor is"), old.version)
+        self.show_created(&created, &format!("rotated: {id} {end}, its successor is"), &old)
     }
 
     fn revoke(&self, id: KeyId, yes: bool, wait: Wait) -> Result<ExitCode, Failure> {
@@ -263,19 +263,19 @@ impl Session<'_> {
                 (format!("{id} had been revoked at {} already; revoked", output::show_time(key.revoked_at)), key)
             }
         };
-        let code = wait.tell(&self.manage, &done, key.version);
+        let code = wait.tell(&self.manage, &done, &Record::Key(key.clone()));
         if self.output != Output::Table {
             output::line(self.value(&key)?)?;
         }
         Ok(code)
     }
 
-    /// Shows a new key once `seq`, the last change that made it, is confirmed: alone on stdout for a script, with words around it for a person.
-    fn show_created(&self, created: &Created, word: &str, seq: u64) -> Result<ExitCode, Failure> {
+    /// Shows a new key once `last`, what was written last, is confirmed: alone on stdout for a script, with words around it for a person.
+    fn show_created(&self, created: &Created, word: &str, last: &KeyRecord) -> Result<ExitCode, Failure> {
         warn(&created.warnings);
         let text = created.text.expose();
         let (id, name) = (created.record.id, output::printable(&created.record.name));
-        let code = self.confirmed(&format!("{word} {id} '{name}'"), seq);
+        let code = self.confirmed(&format!("{word} {id} '{name}'"), last);
         if self.output != Output::Table {
             let mut value = self.value(&created.record)?;
             if let Value::Object(object) = &mut value {

@@ -2,7 +2,7 @@
 
 use super::Manage;
 use crate::clock::{Timestamp, monotonic};
-use crate::store::{Member, Position, StoreError};
+use crate::store::{Member, Position, Record, StoreError};
 use std::time::Duration;
 
 /// Who has confirmed a change.
@@ -47,24 +47,39 @@ impl Confirmation {
 // === impl Manage ===
 
 impl Manage<'_> {
-    /// Waits until every registered gateway has confirmed change `seq`, which has just been written, for `timeout` at most. The
-    /// rows are read after the change was written: a gateway that is not among them yet loads the change when it joins.
+    /// Waits until every registered gateway has confirmed `written`, which has just been written, for `timeout` at most. The
+    /// rows are read after that: a gateway that is not among them yet loads the change when it joins.
     ///
     /// # Errors
-    /// The store's, when it cannot say who follows it: the outcome is unknown then, and the change may be repeated.
-    pub fn confirm(&self, seq: u64, timeout: Duration) -> Result<Confirmation, StoreError> {
-        let (begun, written) = (monotonic(), self.clock.now());
+    /// The store's, when it cannot say who follows it, or has lost the change: it may be repeated.
+    pub fn confirm(&self, written: &Record, timeout: Duration) -> Result<Confirmation, StoreError> {
+        let (begun, at) = (monotonic(), self.clock.now());
         loop {
-            let looked = self.look(seq);
+            let looked = self.look(written.version());
             let took = monotonic().saturating_duration_since(begun);
             let is_settled = matches!(&looked, Ok((_, behind)) if behind.is_empty());
             if is_settled || took >= timeout {
                 let (confirmed, behind) = looked?;
-                let silent = behind.into_iter().map(|member| Silent::new(member, written)).collect();
+                self.check_kept(written)?;
+                let silent = behind.into_iter().map(|member| Silent::new(member, at)).collect();
                 return Ok(Confirmation { confirmed, silent, took });
             }
             std::thread::sleep(LOOK);
         }
+    }
+
+    /// A store that was restored or failed over may have given the change's number to another.
+    fn check_kept(&self, written: &Record) -> Result<(), StoreError> {
+        let is_kept = match written {
+            Record::Key(key) => self.store.key(key.id)?.is_some_and(|kept| {
+                kept.version >= key.version && (key.revoked_at.is_none() || kept.revoked_at.is_some())
+            }),
+            Record::Entity(entity) => self.store.entity(entity.id)?.is_some_and(|kept| {
+                kept.version >= entity.version && (entity.deleted_at.is_none() || kept.deleted_at.is_some())
+            }),
+        };
+        let lost = || StoreError::Unavailable("the store has lost the change; repeat the command".to_owned());
+        if is_kept { Ok(()) } else { Err(lost()) }
     }
 
     /// How many gateways have applied `seq`, and those that have not. A position that the store's log does not hold belongs to

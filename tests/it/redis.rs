@@ -109,3 +109,51 @@ fn a_login_comes_from_a_file_and_a_wrong_one_is_named() {
     );
     assert!(!words.contains("let-me-"), "{words}");
 }
+
+#[test]
+fn i1_a_store_that_can_be_read_and_not_written_renews_no_right() {
+    let upstream = Upstream::named("erp");
+    let redis = RedisServer::start();
+    let store = format!("[store]\nurl = \"{}\"\n[cache]\nmax_stale = \"3s\"", redis.url());
+    let gateway = Gateway::builder().live(&upstream).toml(&store).start();
+    let key = gateway.key(&["orders:read"]);
+    assert_eq!(status(&gateway, &key), 200);
+    // Demoted: it answers with what it had, whatever is revoked elsewhere.
+    assert_eq!(redis.command("REPLICAOF 127.0.0.1 1"), "+OK");
+    eventually("the right to serve runs out", || (status(&gateway, &key) == 503).then_some(()));
+    assert_eq!(redis.command("REPLICAOF NO ONE"), "+OK");
+    eventually("it is back", || (status(&gateway, &key) == 200).then_some(()));
+}
+
+#[test]
+fn a_user_who_may_not_run_every_command_changes_nothing_rather_than_half() {
+    let upstream = Upstream::named("erp");
+    let redis = RedisServer::start();
+    let store = format!("[store]\nurl = \"{}\"", redis.url());
+    let gateway = Gateway::builder().live(&upstream).toml(&store).start();
+    let key = gateway.key(&["orders:read"]);
+    assert_eq!(redis.command("ACL SETUSER default -del"), "+OK");
+    let (code, words) = said(&gateway.run(&["entities", "delete", "acme", "--yes"]));
+    assert!(code == Some(69) && words.contains("may not run DEL"), "{words}");
+    assert_eq!(status(&gateway, &key), 200);
+    let (code, words) = said(&gateway.run(&["keys", "revoke", &key.id, "--yes"]));
+    assert!(code == Some(0) && words.starts_with("revoked on 1/1 gateways in "), "{words}");
+}
+
+#[test]
+fn a_log_with_a_hole_is_another_history() {
+    let upstream = Upstream::named("erp");
+    let redis = RedisServer::start();
+    let store = format!("[store]\nurl = \"{}\"", redis.url());
+    let mut gateway = Gateway::builder().live(&upstream).toml(&store).start();
+    let key = gateway.key(&["orders:read"]);
+    gateway.signal("STOP");
+    assert!(gateway.run(&["keys", "update", &key.id, "--name", "x"]).status.code() == Some(75));
+    // Entity, key, update: the last is gone, and the head says that it was there.
+    assert_eq!(redis.command("XDEL {keygate}:log 3-0"), ":1");
+    gateway.signal("CONT");
+    eventually("the hole is noticed", || gateway.log_text().contains("has lost changes").then_some(()));
+    assert_eq!(status(&gateway, &key), 200);
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait(), Some(0), "a gateway that cannot catch up must still drain");
+}

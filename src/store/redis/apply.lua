@@ -81,5 +81,11 @@ end
 local outcome = table.concat(seqs, ' ')
 table.insert(commands, {'SET', name('schema'), schema})
 table.insert(commands, {'SET', name('op', operation), outcome})
+-- A user who may run some of the commands and not all would leave half a mutation.
+for _, command in ipairs(commands) do
+  if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(command)) then
+    return redis.error_reply('NOPERM this user may not run ' .. command[1])
+  end
+end
 for _, command in ipairs(commands) do redis.call(unpack(command)) end
 return {'ok', outcome}

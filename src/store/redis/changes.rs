@@ -40,8 +40,11 @@ impl Changes for RedisChanges {
         match kind.as_str() {
             "diverged" => Ok(Feed::Diverged { head }),
             "entries" => {
-                let entries = entries.iter().map(|entry| read_change(entry)).collect::<Result<_, _>>()?;
-                Ok(Feed::Entries { head, entries })
+                let entries = entries.iter().map(|entry| read_change(entry)).collect::<Result<Vec<_>, _>>()?;
+                // A log with a hole in it is not the one that was written.
+                let is_whole = (from.seq + 1..).zip(&entries).all(|(seq, entry)| entry.seq == seq);
+                let is_there = head.seq == from.seq || !entries.is_empty();
+                Ok(if is_whole && is_there { Feed::Entries { head, entries } } else { Feed::Diverged { head } })
             }
             _ => Err(codec::corrupt(&format!("a poll was answered with '{kind}'"))),
         }

@@ -47,6 +47,9 @@ impl Url {
         if !text.starts_with("redis://") {
             return Err("this version connects to Redis in plain text: write \"redis://host:6379\"".to_owned());
         }
+        if text.contains(['?', '#']) {
+            return Err("a Redis URL ends with the database's number".to_owned());
+        }
         let info =
             text.into_connection_info().map_err(|_| "write a Redis URL like \"redis://host:6379/0\"".to_owned())?;
         let redis = info.redis_settings();

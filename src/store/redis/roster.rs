@@ -1,7 +1,7 @@
 //! The rows of a Redis store's gateways: one field of a hash each. A row shows that it lives by its beat alone: the store's
 //! clock decides nothing.
 
-use super::link::Link;
+use super::link::{self, Link};
 use super::{Member, StoreError, codec, schema};
 use crate::clock::monotonic;
 use serde::{Deserialize, Serialize};
@@ -49,7 +49,11 @@ impl Row {
         self.beat += 1;
         let row = RowWire { beat: self.beat, member: member.clone() };
         let text = serde_json::to_string(&row).map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        let () = link.call(::redis::cmd("HSET").arg(schema::name("fleet")).arg(&member.instance).arg(text))?;
+        let added: u64 = link.call(::redis::cmd("HSET").arg(schema::name("fleet")).arg(&member.instance).arg(text))?;
+        if added > 0 && self.told.replace((member.clone(), now)).is_some() {
+            // It may have missed to be waited for: this turn proves nothing, the next one does.
+            return Err(StoreError::Unavailable("the row had been removed; joined again".to_owned()));
+        }
         self.told = Some((member.clone(), now));
         self.observe(link, now)
     }
@@ -60,16 +64,18 @@ impl Row {
             return Ok(());
         }
         self.observed = Some(now);
-        let rows = rows(link)?;
-        self.others.retain(|instance, _| rows.iter().any(|row| row.member.instance == *instance));
-        for row in rows {
-            let seen = self.others.entry(row.member.instance.clone()).or_insert((row.beat, now));
+        let texts = texts(link)?;
+        self.others.retain(|instance, _| texts.contains_key(instance));
+        for (instance, text) in texts {
+            // One that cannot be read stays until it is forgotten: who waits is told of it.
+            let Ok(row) = read(&instance, &text) else { continue };
+            let seen = self.others.entry(instance.clone()).or_insert((row.beat, now));
             if seen.0 != row.beat {
                 *seen = (row.beat, now);
             }
             let max_stale = Duration::from_millis(row.member.max_stale_ms);
             if now.saturating_duration_since(seen.1) > max_stale + max_stale / 1000 + CLOCK_SLACK {
-                remove(link, &row.member.instance)?;
+                remove_unchanged(link, &instance, &text)?;
             }
         }
         Ok(())
@@ -85,14 +91,27 @@ impl Row {
 
 /// The rows of all gateways.
 pub fn members(link: &mut Link) -> Result<Vec<Member>, StoreError> {
-    let mut members: Vec<_> = rows(link)?.into_iter().map(|row| row.member).collect();
+    let rows = texts(link)?.into_iter().map(|(instance, text)| read(&instance, &text).map(|row| row.member));
+    let mut members = rows.collect::<Result<Vec<_>, _>>()?;
     members.sort_by(|left, right| (&left.gateway, &left.instance).cmp(&(&right.gateway, &right.instance)));
     Ok(members)
 }
 
-fn rows(link: &mut Link) -> Result<Vec<RowWire>, StoreError> {
-    let texts: Vec<String> = link.call(::redis::cmd("HVALS").arg(schema::name("fleet")))?;
-    texts.iter().map(|text| serde_json::from_str(text).map_err(|error| codec::corrupt(&error.to_string()))).collect()
+fn texts(link: &mut Link) -> Result<HashMap<String, String>, StoreError> {
+    link.call(::redis::cmd("HGETALL").arg(schema::name("fleet")))
+}
+
+fn read(instance: &str, text: &str) -> Result<RowWire, StoreError> {
+    serde_json::from_str(text).map_err(|error| codec::corrupt(&format!("the row of instance {instance}: {error}")))
+}
+
+/// Removes a row unless its gateway has told something meanwhile.
+fn remove_unchanged(link: &mut Link, instance: &str, text: &str) -> Result<(), StoreError> {
+    const REMOVE: &str =
+        "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end";
+    let mut command = link::script(REMOVE, &["fleet"]);
+    command.arg(instance).arg(text);
+    link.call::<()>(&command)
 }
 
 /// Removes a row; whether there was one.

@@ -7,6 +7,8 @@ use crate::store::{Conflict, Record, Write};
 use serde::Serialize;
 
 const APPLY: &str = include_str!("apply.lua");
+/// How often a mutation is sent that was not answered in time.
+const ATTEMPTS: usize = 3;
 /// Where the script puts the version in.
 const VERSION: &str = "\"version\":";
 
@@ -28,7 +30,15 @@ pub fn apply(link: &mut Link, mutation: &Mutation) -> Result<Vec<u64>, StoreErro
     let mut command = link::script(APPLY, &["head"]);
     command.arg(schema::PREFIX).arg(schema::VERSION).arg(format!("{:032x}", mutation.operation.0));
     command.arg(mutation.at.as_micros()).arg(&mutation.actor).arg(writes);
-    outcome(&link.call::<Vec<String>>(&command)?)
+    let mut answer = link.call::<Vec<String>>(&command);
+    for _ in 1..ATTEMPTS {
+        if !matches!(answer, Err(StoreError::Unavailable(_))) {
+            break;
+        }
+        // It may have been applied all the same: under its id, repeating it gives the first outcome.
+        answer = link.call(&command);
+    }
+    outcome(&answer?)
 }
 
 fn wire(write: &Write) -> Result<WriteWire, StoreError> {

@@ -12,6 +12,9 @@ use std::time::Duration;
 /// How often the file is looked at: well within the time in which a change must be in force, at no cost worth the name.
 const POLL: Duration = Duration::from_millis(15);
 
+/// A gateway whose row was gone may have missed to be waited for: this turn proves nothing, the next one does.
+const REJOINED: &str = "the row had been removed; joined again";
+
 /// A reader with a connection of its own. It never writes: its own commits would not move `data_version`.
 pub struct SqliteChanges {
     path: PathBuf,
@@ -125,11 +128,12 @@ impl Changes for SqliteChanges {
     fn tell(&mut self, member: &Member) -> Result<(), StoreError> {
         // Forgotten, it joins again; the old row goes first, since dropping it removes the name that both have.
         let failed = |error: std::io::Error| StoreError::Unavailable(format!("cannot tell the fleet: {error}"));
-        let mut row = match self.row.take().filter(roster::Row::is_listed) {
-            Some(row) => row,
-            None => roster::Row::join(&self.path, member).map_err(failed)?,
+        let was_listed = self.row.is_none();
+        let (mut row, is_listed) = match self.row.take().filter(roster::Row::is_listed) {
+            Some(row) => (row, true),
+            None => (roster::Row::join(&self.path, member).map_err(failed)?, was_listed),
         };
-        let told = row.tell(member);
+        let told = if is_listed { row.tell(member) } else { Err(std::io::Error::other(REJOINED)) };
         // Kept whatever came of it: a gateway that cannot confirm is one to wait for.
         self.row = Some(row);
         told.map_err(failed)

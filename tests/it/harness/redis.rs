@@ -1,5 +1,6 @@
 //! A Redis server process of the test's own.
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -26,6 +27,17 @@ impl RedisServer {
         let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
         let child = spawn(port, &dir, &settings);
         Self { port, dir, settings, child }
+    }
+
+    /// Runs one command, words separated by spaces; gives the first line of the answer.
+    #[allow(dead_code, reason = "this file serves three test programs, and two of them send no commands")]
+    pub fn command(&self, words: &str) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(format!("{words}\r\n").as_bytes()).unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
     }
 
     pub fn url(&self) -> String {
