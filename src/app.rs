@@ -2,7 +2,6 @@
 
 use crate::admin::{self, ControlPlane};
 use crate::audit::{self, Journal};
-use crate::auth::cache::FRESH_FOR;
 use crate::auth::follower::Turn;
 use crate::auth::{Authenticator, Follower, KeyCache};
 use crate::clock::{Clock, Timestamp};
@@ -443,11 +442,12 @@ impl ControlPlane for State {
     }
 
     fn report(&self) -> String {
-        let staleness = self.cache.staleness(self.clock.moment());
-        let store = match (self.diverged.load(Ordering::SeqCst), staleness > FRESH_FOR) {
+        let now = self.clock.moment();
+        let staleness = self.cache.staleness(now);
+        let store = match (self.diverged.load(Ordering::SeqCst), self.cache.is_fresh(now)) {
             (true, _) => "diverged",
-            (false, true) => "out of reach",
-            (false, false) => "followed",
+            (false, false) => "out of reach",
+            (false, true) => "followed",
         };
         let complete = if self.cache.is_complete() { "complete" } else { "incomplete" };
         let journal = if self.health.is_healthy() { "writing" } else { "failing" };

@@ -116,7 +116,9 @@ impl InFlight {
         future: Pin<&mut F>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<F::Output, Refusal>> {
-        match self.cut.borrow_mut().take() {
+        // Not borrowed any more while the future runs.
+        let cut = self.cut.borrow_mut().take();
+        match cut {
             Some(refusal) => Poll::Ready(Err(refusal)),
             None => future.poll(cx).map(Ok),
         }
