@@ -3,13 +3,12 @@
 use crate::harness::canary::files_below;
 use crate::harness::client::head;
 use crate::harness::gateway::ENTITY;
+use crate::harness::upstream::EVENT;
 use crate::harness::{Client, Gateway, Key, Reply, Response, Upstream, eventually};
 use serde_json::{Value, json};
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::Read;
 
 const ORDERS: &str = "/v1/entities/{entity_id}/orders/**";
-const PIECE: &[u8] = b"data: one\n\n";
 
 /// An upstream whose answer the last segment of the path names.
 fn erp() -> Upstream {
@@ -21,17 +20,10 @@ fn erp() -> Upstream {
         }
         Some("short") => Reply::BytesThenClose(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc".to_vec()),
         Some("mute") => Reply::Close,
-        Some("endless") => Reply::Custom(Box::new(stream_without_end)),
+        Some("endless") => Reply::events_without_end(),
         Some("silent") => Reply::Custom(Box::new(|stream| _ = stream.read(&mut [0; 64]))),
         _ => Reply::ok("good"),
     })
-}
-
-fn stream_without_end(stream: &mut TcpStream) {
-    _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
-    while stream.write_all(PIECE).is_ok() {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
 }
 
 /// A gateway with one worker: its records stand in the order in which they were made.
@@ -205,7 +197,7 @@ fn a_client_that_leaves_a_stream_is_recorded_with_what_it_got() {
         &record,
         json!({"decision": "allow", "reason": "client_aborted", "status": 200, "key_id": scene.key.id}),
     );
-    assert!(record["bytes_out"].as_u64().unwrap() >= PIECE.len() as u64, "{record:#}");
+    assert!(record["bytes_out"].as_u64().unwrap() >= EVENT.len() as u64, "{record:#}");
     let told = scene.upstream.received()[0].header("x-request-id");
     assert_eq!(told.as_deref(), record["request_id"].as_str());
 }
@@ -216,7 +208,7 @@ fn wait_for_piece(client: &Client) {
         let mut buf = [0; 4096];
         let read = client.stream().read(&mut buf).unwrap();
         seen.extend_from_slice(&buf[..read]);
-        seen.windows(PIECE.len()).any(|part| part == PIECE).then_some(())
+        seen.windows(EVENT.len()).any(|part| part == EVENT).then_some(())
     });
 }
 

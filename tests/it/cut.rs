@@ -1,31 +1,23 @@
 //! What is in flight with a key ends when the key does (contract, section 5; protocols I8 to I10).
 
 use crate::harness::client::head;
+use crate::harness::upstream::EVENT;
 use crate::harness::{Client, Gateway, Key, Reply, Upstream, eventually};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-const PIECE: &[u8] = b"data: one\n\n";
-
 /// An upstream that answers `/orders` never, `/products` with a stream that does not end, and the rest at once.
 fn slow() -> Upstream {
     Upstream::start(|received| match received.target().rsplit('/').next() {
         Some("orders") => Reply::Custom(Box::new(wait_for_the_end)),
-        Some("products") => Reply::Custom(Box::new(stream_without_end)),
+        Some("products") => Reply::events_without_end(),
         _ => Reply::ok("good"),
     })
 }
 
 fn wait_for_the_end(stream: &mut TcpStream) {
     _ = stream.read(&mut [0; 64]);
-}
-
-fn stream_without_end(stream: &mut TcpStream) {
-    _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
-    while stream.write_all(PIECE).is_ok() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 struct Scene {
@@ -102,7 +94,7 @@ fn i10_a_stream_is_cut_short_and_never_looks_whole() {
         let mut buf = [0; 4096];
         eventually("the stream has begun", || {
             let read = client.stream().read(&mut buf).unwrap();
-            buf[..read].windows(PIECE.len()).any(|part| part == PIECE).then_some(())
+            buf[..read].windows(EVENT.len()).any(|part| part == EVENT).then_some(())
         });
         scene.run(&["keys", "revoke", &key.id, "--yes"]);
         let ended = loop {
@@ -167,7 +159,7 @@ fn i10_other_keys_and_what_is_still_allowed_go_on() {
     let mut seen = 0;
     eventually("the stream goes on", || {
         seen += stream.stream().read(&mut [0; 4096]).unwrap();
-        (seen > 20 * PIECE.len()).then_some(())
+        (seen > 20 * EVENT.len()).then_some(())
     });
     scene.revoke();
     assert_eq!(scene.record("cut_by_revocation")["status"], 200);

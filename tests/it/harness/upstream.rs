@@ -30,6 +30,9 @@ pub enum Reply {
     Custom(Box<dyn FnOnce(&mut TcpStream) + Send>),
 }
 
+/// One of the events of [`Reply::events_without_end`].
+pub const EVENT: &[u8] = b"data: one\n\n";
+
 type Answer = dyn Fn(&Received) -> Reply + Send + Sync;
 
 /// A running upstream. Its threads end with the test process.
@@ -115,6 +118,16 @@ impl Reply {
     pub fn ok(body: &str) -> Self {
         let length = body.len();
         Self::Bytes(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}").into_bytes())
+    }
+
+    /// Server-sent events until nobody takes them.
+    pub fn events_without_end() -> Self {
+        Self::Custom(Box::new(|stream| {
+            _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
+            while stream.write_all(EVENT).is_ok() {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        }))
     }
 
     pub fn raw(text: &str) -> Self {
