@@ -1,13 +1,20 @@
 //! Time as an argument: the only place that reads a clock.
 
+use rustix::time::{ClockId, clock_gettime};
 use std::fmt;
+use std::ops::Add;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A point in wall-clock time: microseconds since the Unix epoch, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
+
+/// A point on the clock that nobody sets: nanoseconds since the machine started, suspension included (CLOCK_BOOTTIME). For
+/// deadlines and durations. Not `std`'s, which stands still while the machine sleeps: a right to serve must not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Instant(u64);
 
 /// One instant on both clocks, read once for each request.
 #[derive(Clone, Copy, Debug)]
@@ -23,12 +30,21 @@ pub struct Clock(Source);
 #[derive(Clone, Debug)]
 enum Source {
     System,
-    Manual(Arc<AtomicI64>),
+    Manual(Arc<Hand>),
+}
+
+/// Moves the two clocks of a [`Clock::manual`].
+#[derive(Debug)]
+pub struct Hand {
+    wall_micros: AtomicI64,
+    mono_nanos: AtomicU64,
 }
 
 /// The monotonic clock, for deadlines and durations.
 pub fn monotonic() -> Instant {
-    Instant::now()
+    let time = clock_gettime(ClockId::Boottime);
+    let (seconds, nanos) = (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_nsec).unwrap_or(0));
+    Instant(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
 // === impl Timestamp ===
@@ -75,6 +91,47 @@ impl fmt::Display for Timestamp {
     }
 }
 
+// === impl Instant ===
+
+impl Instant {
+    pub const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// The time that has passed since `earlier`; zero if it is later.
+    pub const fn saturating_duration_since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add<Duration> for Instant {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+// === impl Hand ===
+
+impl Hand {
+    /// Time passes on both clocks.
+    pub fn pass(&self, duration: Duration) {
+        self.set_wall(Timestamp(self.wall_micros.load(Ordering::Relaxed)).plus(duration));
+        let mono = Instant(self.mono_nanos.load(Ordering::Relaxed)) + duration;
+        self.mono_nanos.store(mono.0, Ordering::Relaxed);
+    }
+
+    /// Somebody sets the wall clock.
+    pub fn set_wall(&self, time: Timestamp) {
+        self.wall_micros.store(time.0, Ordering::Relaxed);
+    }
+}
+
 // === impl Clock ===
 
 impl Clock {
@@ -83,8 +140,9 @@ impl Clock {
     }
 
     /// A clock that stands at `start` until the returned hand moves it.
-    pub fn manual(start: Timestamp) -> (Self, Arc<AtomicI64>) {
-        let hand = Arc::new(AtomicI64::new(start.0));
+    pub fn manual(start: Timestamp) -> (Self, Arc<Hand>) {
+        let hand = Hand { wall_micros: AtomicI64::new(start.0), mono_nanos: AtomicU64::new(monotonic().0) };
+        let hand = Arc::new(hand);
         (Self(Source::Manual(Arc::clone(&hand))), hand)
     }
 
@@ -94,13 +152,17 @@ impl Clock {
                 let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 Timestamp(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
             }
-            Source::Manual(hand) => Timestamp(hand.load(Ordering::Relaxed)),
+            Source::Manual(hand) => Timestamp(hand.wall_micros.load(Ordering::Relaxed)),
         }
     }
 
     /// Both clocks, now.
     pub fn moment(&self) -> Moment {
-        Moment { wall: self.now(), mono: monotonic() }
+        let mono = match &self.0 {
+            Source::System => monotonic(),
+            Source::Manual(hand) => Instant(hand.mono_nanos.load(Ordering::Relaxed)),
+        };
+        Moment { wall: self.now(), mono }
     }
 }
 

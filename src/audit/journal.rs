@@ -5,7 +5,7 @@ use super::json::ObjectWriter;
 use super::recorder::{LENGTH_BYTES, Recorder};
 use super::segment::{self, Kind, write_line};
 use super::{RECORD_BYTES_MAX, Settings};
-use crate::clock::{Clock, monotonic};
+use crate::clock::{Clock, Instant, monotonic};
 use rtrb::Consumer;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A segment is closed when it has grown to this.
 const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -235,7 +235,9 @@ impl Writer {
         while let Ok(change) = self.changes.try_recv() {
             self.append_change(&change);
         }
-        if monotonic().duration_since(self.told_at) >= Duration::from_secs(1) || self.stop.load(Ordering::SeqCst) {
+        if monotonic().saturating_duration_since(self.told_at) >= Duration::from_secs(1)
+            || self.stop.load(Ordering::SeqCst)
+        {
             self.told_at = monotonic();
             self.append_counts();
             if let Err(error) = self.segment.as_ref().map_or(Ok(()), Segment::check_in_place) {
@@ -309,8 +311,9 @@ impl Writer {
     /// Writes what is new, and syncs when it is time. After a failure the descriptor is never used again: the next attempt
     /// writes everything unsynced into a new segment, under the same numbers.
     fn persist(&mut self, stopping: bool) {
-        let due =
-            monotonic().duration_since(self.synced_at) >= SYNC_AFTER || self.retained.len() >= SYNC_BYTES || stopping;
+        let due = monotonic().saturating_duration_since(self.synced_at) >= SYNC_AFTER
+            || self.retained.len() >= SYNC_BYTES
+            || stopping;
         let result = self.write().and_then(|()| if due { self.sync() } else { Ok(()) });
         match result {
             Ok(()) if !self.health.is_healthy() => {

@@ -2,7 +2,7 @@
 
 use super::json::ObjectWriter;
 use super::recorder::Recorder;
-use crate::clock::{Moment, Timestamp};
+use crate::clock::{Instant, Moment, Timestamp};
 use crate::key::Principal;
 use crate::reason::Reason;
 use http::uri::PathAndQuery;
@@ -10,7 +10,7 @@ use http::{HeaderValue, Method, StatusCode, Version, header, request};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Longest shown part of each free text, in bytes once escaped. Together they fit a record.
 const PATH_MAX: usize = 256;

@@ -4,14 +4,14 @@
 //! the follower. While the whole set is inside and the feed is fresh the cache is *complete*: a miss is a definite
 //! refusal without I/O. In every other state a miss is *unknown*, and unknown is never told as a bad key.
 
-use crate::clock::{Moment, Timestamp, monotonic};
+use crate::clock::{Instant, Moment, Timestamp, monotonic};
 use crate::key::{Digest, Principal};
 use moka::notification::RemovalCause;
 use moka::sync::Cache;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long after the last caught-up poll the feed counts as fresh: L of protocols I1.
 pub const FRESH_FOR: Duration = Duration::from_secs(2);

@@ -2,7 +2,7 @@
 
 use super::exchange::Exchange;
 use super::upstream::conversation::Conversation;
-use crate::clock::monotonic;
+use crate::clock::{Instant, monotonic};
 use crate::reason::Reason;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -12,7 +12,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::time::Sleep;
 
 /// Why a body was broken off; the peer sees a broken message, the audit record this reason.

@@ -1,11 +1,11 @@
 //! Deadlines of the calls that wait for an upstream's head. Nearly all calls end long before theirs, so none gets a timer of
 //! its own: the worker's upkeep looks at all of them a few times a second.
 
+use crate::clock::Instant;
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
 /// The waiting calls of one worker.
 #[derive(Debug, Default)]

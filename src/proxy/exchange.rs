@@ -6,14 +6,13 @@ use super::request_id::RequestId;
 use super::respond::Refusal;
 use super::service::Worker;
 use crate::audit::Pending;
-use crate::clock::monotonic;
+use crate::clock::{Instant, monotonic};
 use crate::key::Principal;
 use crate::policy::{Permit, Route};
 use crate::reason::Reason;
 use http::{Response, StatusCode};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// Opened with the request, closed by whoever sends its last byte; dropped early, it says that the client went away.
 ///

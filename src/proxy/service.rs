@@ -16,7 +16,7 @@ use super::trace::Trace;
 use super::upstream::Upstreams;
 use crate::audit::Recorder;
 use crate::auth::{self, Authentication, Authenticator, Presented, Unavailable};
-use crate::clock::{Clock, Moment};
+use crate::clock::{Clock, Instant, Moment};
 use crate::key::{Digest, Principal};
 use crate::policy::{self, Facts, Permit, RouteTable, UpstreamModes};
 use crate::reason::Reason;
@@ -27,7 +27,6 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// What all workers share, immutable.
 pub struct Shared {

@@ -4,7 +4,7 @@ use super::Limits;
 use super::io::WatchedStream;
 use super::registry::{ExchangeGuard, Expiry, Registered};
 use crate::audit::{Cause, ConnectionEvents};
-use crate::clock::monotonic;
+use crate::clock::{Instant, monotonic};
 use crate::proxy::body::{Body, BodyError};
 use crate::proxy::service::Service;
 use bytes::Bytes;
@@ -52,8 +52,9 @@ pub async fn serve(
         .max_buf_size((limits.head_bytes_max * HEAD_SLACK).max(BUF_MIN))
         .serve_connection(io, handler);
     let connection = Box::pin(connection);
+    let armed = monotonic() + limits.head_timeout;
     let timer = Box::pin(tokio::time::sleep(limits.head_timeout));
-    let supervised = Supervised { connection, registered, limits, timer, draining: false };
+    let supervised = Supervised { connection, registered, limits, timer, armed, draining: false };
     if let Some(cause) = supervised.await {
         events.count(cause);
     }
@@ -72,6 +73,8 @@ struct Supervised<S: hyper::service::HttpService<Incoming>> {
     registered: Registered,
     limits: Rc<Limits>,
     timer: Pin<Box<Sleep>>,
+    /// What the timer is set to, on our clock.
+    armed: Instant,
     draining: bool,
 }
 
@@ -93,15 +96,21 @@ where
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Expiry> {
         loop {
             let Some((deadline, expiry)) = self.registered.state.deadline(&self.limits) else { return Poll::Pending };
-            if tokio::time::Instant::from_std(deadline) < self.timer.deadline() {
-                self.timer.as_mut().reset(deadline.into());
+            if deadline < self.armed {
+                self.arm(deadline, monotonic());
             }
             std::task::ready!(self.timer.as_mut().poll(cx));
-            if deadline <= monotonic() {
+            let now = monotonic();
+            if deadline <= now {
                 return Poll::Ready(expiry);
             }
-            self.timer.as_mut().reset(deadline.into());
+            self.arm(deadline, now);
         }
+    }
+
+    fn arm(&mut self, deadline: Instant, now: Instant) {
+        self.armed = deadline;
+        self.timer.set(tokio::time::sleep(deadline.saturating_duration_since(now)));
     }
 }
 

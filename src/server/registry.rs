@@ -1,13 +1,12 @@
 //! The open connections of one worker: what each is doing, and the way to wake it.
 
 use super::Limits;
-use crate::clock::{Moment, monotonic};
+use crate::clock::{Instant, Moment, monotonic};
 use crate::proxy::in_flight::InFlight;
 use crate::proxy::service::Shared;
 use http::Version;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::Instant;
 use tokio::sync::Notify;
 
 /// All connections of a worker.

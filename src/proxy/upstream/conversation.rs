@@ -3,6 +3,7 @@
 
 use super::Lease;
 use super::sending::{Interrupted, Sending};
+use crate::clock::Instant;
 use crate::proxy::body::BodyError;
 use crate::proxy::h1::{self, BodyReader, Malformed, Piece, ResponseHead};
 use crate::reason::Reason;
@@ -217,7 +218,7 @@ impl Conversation {
 
     /// The exchange is over: the connection waits for another if both messages ended where both sides know, and nothing
     /// else came. Closed otherwise.
-    pub fn give_back(self, now: std::time::Instant) {
+    pub fn give_back(self, now: Instant) {
         let mut lease = self.lease;
         if self.keeps_alive && self.sending.is_none() && self.body.is_done() && lease.connection.buf.is_empty() {
             lease.connection.shrink();

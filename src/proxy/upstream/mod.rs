@@ -4,6 +4,7 @@ pub mod conversation;
 pub mod sending;
 
 use super::{Endpoint, Limits, UpstreamSettings};
+use crate::clock::Instant;
 use crate::key::Mode;
 use crate::policy::UpstreamId;
 use crate::reason::Reason;
@@ -13,7 +14,6 @@ use sending::Sending;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 use tokio::net::TcpStream;
 
 /// The pools of one worker: one for each upstream and mode, so that a test key can never be given a live connection.

@@ -3,10 +3,10 @@
 
 use super::link::{self, Link};
 use super::{Member, StoreError, codec, schema};
-use crate::clock::monotonic;
+use crate::clock::{Instant, monotonic};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How often a row shows that its gateway lives.
 const BEAT: Duration = Duration::from_millis(500);
