@@ -2,8 +2,8 @@
 
 use crate::admin::{self, ControlPlane};
 use crate::audit::{self, Journal};
-use crate::auth::follower::Turn;
-use crate::auth::{Authenticator, Follower, KeyCache};
+use crate::auth::follower::{self, Turn};
+use crate::auth::{Authenticator, Follower, KeyCache, Snapshot};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::policy::{RouteTable, UpstreamModes};
@@ -18,7 +18,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
@@ -66,6 +66,8 @@ struct Place {
     instance: String,
     /// Who held it before, and is gone, since the lock was free.
     predecessor: Option<String>,
+    /// Nobody else stands here.
+    is_ours: bool,
     /// Kept for as long as the process lives.
     _lock: std::fs::File,
 }
@@ -84,6 +86,7 @@ struct State {
     ready: AtomicBool,
     stopping: AtomicBool,
     diverged: AtomicBool,
+    snapshot: PathBuf,
 }
 
 // === impl Gateway ===
@@ -95,6 +98,7 @@ impl Gateway {
     /// [`StartError`]; nothing is left running then.
     pub fn start(config: Config, store: Arc<dyn KeyStore>) -> Result<Self, StartError> {
         let clock = Clock::system();
+        let page = Page::install().map_err(StartError::Other)?;
         let gateway = gateway_id(&config)?;
         let bound = config.server.listen.iter().map(|address| bind(*address, config.server.workers));
         let bound = bound.collect::<Result<Vec<_>, _>>()?;
@@ -105,23 +109,27 @@ impl Gateway {
         let cache = Arc::new(KeyCache::new(config.auth.keys_max, config.auth.max_stale, store.count().unwrap_or(0)));
         let (cutter, cuts) = Cutter::new(config.server.workers);
         let place = Place::take(&config.data_dir, clock.now())?;
-        let mut follower = Follower::new(
-            Arc::clone(&cache),
-            store.changes()?,
-            config.auth.clone(),
-            clock.clone(),
-            member(&config, gateway, &place),
-            Box::new(move || cutter.cut()),
-        );
+        let changes = journal.changes();
+        let mut follower = Follower::new(follower::Parts {
+            cache: Arc::clone(&cache),
+            store,
+            settings: config.auth.clone(),
+            snapshot: place.is_ours.then(|| Snapshot::at(config.snapshot.clone())),
+            clock: clock.clone(),
+            member: member(&config, gateway, &place),
+            cut: Box::new(move || cutter.cut()),
+            heard: Box::new(move |change| journal_change(change, &changes)),
+        })?;
         first_load(&mut follower)?;
         let state = Arc::new(State {
             cache: Arc::clone(&cache),
             clock: clock.clone(),
-            page: Page::install().map_err(StartError::Other)?,
+            page,
             health: journal.health(),
             ready: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             diverged: AtomicBool::new(false),
+            snapshot: config.snapshot.clone(),
         });
         let (stop, stopped) = watch::channel(false);
         let shared = Arc::new(shared(&config, cache, clock)?);
@@ -129,8 +137,7 @@ impl Gateway {
         let workers = spawn_workers(&config, bound, &shared, recorders, cuts, &journal, &stopped)?;
         let control = control_plane(admin_listener, &state)?;
         let admin = control.1;
-        let changes = journal.changes();
-        let follower = spawn_follower(follower, Arc::clone(&state), changes)?;
+        let follower = spawn_follower(follower, Arc::clone(&state))?;
         let control = control.0;
         Ok(Self { listening, admin, stop, workers, follower, state, journal, control, _place: place })
     }
@@ -168,6 +175,7 @@ fn member(config: &Config, gateway: String, place: &Place) -> Member {
         token: 0,
         keys: 0,
         complete: false,
+        volatile: false,
     }
 }
 
@@ -289,14 +297,10 @@ fn control_plane(
     Ok((runtime, address))
 }
 
-fn spawn_follower(
-    follower: Follower,
-    state: Arc<State>,
-    changes: audit::Changes,
-) -> Result<JoinHandle<()>, StartError> {
+fn spawn_follower(follower: Follower, state: Arc<State>) -> Result<JoinHandle<()>, StartError> {
     let run = move || {
         // It keeps the row, the cache and the right to serve true: the process does not live on without it.
-        if catch_unwind(AssertUnwindSafe(|| follow(follower, &state, &changes))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| follow(follower, &state))).is_err() {
             std::process::exit(EX_SOFTWARE);
         }
     };
@@ -306,31 +310,27 @@ fn spawn_follower(
         .map_err(|error| StartError::Other(format!("cannot start the follower: {error}")))
 }
 
-fn follow(mut follower: Follower, state: &State, changes: &audit::Changes) {
+fn follow(mut follower: Follower, state: &State) {
     let mut failing = false;
     while !state.stopping.load(Ordering::SeqCst) {
-        let turn = follower.turn();
-        let rest = rest_after(&turn, state, &mut failing);
-        if let Ok(Turn::CaughtUp(entries) | Turn::Behind(entries)) = turn {
-            entries.iter().for_each(|change| journal_change(change, changes));
-        }
-        match rest {
+        match rest_after(&follower.turn(), state, &mut failing) {
             Rest::None => {}
             Rest::UntilChange => follower.wait(),
             Rest::Failing => std::thread::sleep(POLL_FAILING),
         }
     }
+    follower.leave();
 }
 
-/// Loads the keys. A store that cannot be asked now does not keep the gateway from starting: keyed requests are answered
-/// 503 until the follower has loaded it.
+/// Makes the keys known. A store that cannot be asked now does not keep the gateway from starting: it serves from its
+/// snapshot for as long as that gives the right to, and answers keyed requests 503 otherwise.
 fn first_load(follower: &mut Follower) -> Result<(), StoreError> {
-    match follower.load() {
+    match follower.start() {
         Err(error @ StoreError::Unavailable(_)) => {
-            tracing::error!(%error, "started without the key store; keyed requests are answered 503 until it can be read");
+            tracing::error!(%error, "started without the key store; only keys from a snapshot that is not too old are accepted until it can be read");
             Ok(())
         }
-        loaded => loaded,
+        started => started,
     }
 }
 
@@ -362,8 +362,8 @@ enum Rest {
 /// Says what is worth saying once, and how to rest before the next turn.
 fn rest_after(turn: &Result<Turn, StoreError>, state: &State, failing: &mut bool) -> Rest {
     match turn {
-        Ok(Turn::Behind(_)) => Rest::None,
-        Ok(Turn::CaughtUp(_)) => {
+        Ok(Turn::Behind) => Rest::None,
+        Ok(Turn::CaughtUp) => {
             if std::mem::take(failing) | state.diverged.swap(false, Ordering::SeqCst) {
                 tracing::info!("the key store answers again");
             }
@@ -372,7 +372,8 @@ fn rest_after(turn: &Result<Turn, StoreError>, state: &State, failing: &mut bool
         Ok(Turn::Diverged) => {
             if !state.diverged.swap(true, Ordering::SeqCst) {
                 tracing::error!(
-                    "the key store has lost changes or is another one; known keys work until max_stale; put it back, or restart to accept it as it is"
+                    snapshot = %state.snapshot.display(),
+                    "the key store has lost changes or is another one; known keys work until max_stale; put it back, or stop this gateway and remove its snapshot to accept the store as it is"
                 );
             }
             Rest::Failing
@@ -399,14 +400,15 @@ impl Place {
         let file = options.map_err(failed)?;
         let instance = Ulid::new(now, fastrand::u128(..)).to_string();
         let mut predecessor = None;
-        if file.try_lock().is_ok() {
+        let is_ours = file.try_lock().is_ok();
+        if is_ours {
             let mut earlier = [0; TEXT_LEN];
             let read = file.read_at(&mut earlier, 0).map_err(failed)?;
             let text = earlier.get(..read).and_then(|bytes| std::str::from_utf8(bytes).ok());
             predecessor = text.filter(|text| Ulid::parse(text).is_some()).map(str::to_owned);
             file.write_all_at(instance.as_bytes(), 0).map_err(failed)?;
         }
-        Ok(Self { instance, predecessor, _lock: file })
+        Ok(Self { instance, predecessor, is_ours, _lock: file })
     }
 }
 
@@ -418,19 +420,22 @@ impl Cutter {
         (Self(orders), cuts)
     }
 
-    /// Has every worker judge what it has in flight again, and returns when all have done so. A worker that does not answer
-    /// may be serving with keys that have ended: the process does not live on with it (protocols I9).
-    fn cut(&self) {
+    /// Has every worker judge what it has in flight again. What is given returns when all have done so. A worker that does
+    /// not answer may be serving with keys that have ended: the process does not live on with it (protocols I9).
+    fn cut(&self) -> Box<dyn FnOnce()> {
         let (order, done) = std::sync::mpsc::channel();
         // A worker that has ended serves nothing.
         self.0.iter().for_each(|worker| _ = worker.send(order.clone()));
-        drop(order);
-        // Twice: a process that was stopped for a while finds its first wait over before its workers had a chance.
-        let silent = (0..2).all(|_| done.recv_timeout(WORKER_SILENT_MAX) == Err(RecvTimeoutError::Timeout));
-        if silent {
-            tracing::error!("a worker does not answer; ending the process, since it may honour keys that were revoked");
-            std::process::exit(EX_SOFTWARE);
-        }
+        Box::new(move || wait_for_workers(&done))
+    }
+}
+
+fn wait_for_workers(done: &std::sync::mpsc::Receiver<()>) {
+    // Twice: a process that was stopped for a while finds its first wait over before its workers had a chance.
+    let silent = (0..2).all(|_| done.recv_timeout(WORKER_SILENT_MAX) == Err(RecvTimeoutError::Timeout));
+    if silent {
+        tracing::error!("a worker does not answer; ending the process, since it may honour keys that were revoked");
+        std::process::exit(EX_SOFTWARE);
     }
 }
 

@@ -17,7 +17,7 @@ pub struct Timestamp(i64);
 pub struct Instant(u64);
 
 /// One instant on both clocks, read once for each request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
     pub wall: Timestamp,
     pub mono: Instant,

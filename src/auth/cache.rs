@@ -4,7 +4,7 @@
 //! the follower. While the whole set is inside and the feed is fresh the cache is *complete*: a miss is a definite
 //! refusal without I/O. In every other state a miss is *unknown*, and unknown is never told as a bad key.
 
-use crate::clock::{Instant, Moment, Timestamp, monotonic};
+use crate::clock::{Instant, Moment, Timestamp};
 use crate::key::{Digest, Principal};
 use moka::notification::RemovalCause;
 use moka::sync::Cache;
@@ -20,14 +20,22 @@ pub const FRESH_FOR: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct KeyCache {
     map: Cache<Digest, Arc<Principal>, Uniform>,
-    /// 0 while a miss proves nothing; a new non-zero value each time the set has become complete.
-    generation: Arc<AtomicU64>,
+    census: Arc<Census>,
     /// Whether foreign credentials are worth a look-up.
     holds_imported: AtomicBool,
     caught_up: Contact,
     max_stale: Duration,
-    records: AtomicU64,
     lookups: AtomicU64,
+}
+
+/// What is in the map, as far as it is known.
+#[derive(Debug, Default)]
+struct Census {
+    /// 0 while a miss proves nothing; a new non-zero value each time the set has become complete.
+    generation: AtomicU64,
+    records: AtomicU64,
+    /// A key has gone that nobody removed.
+    evicted: AtomicBool,
 }
 
 /// Takes a digest's own first bytes for its hash: SHA-256 has spread them already, and nobody chooses the digests of stored
@@ -38,9 +46,8 @@ struct Uniform(u64);
 /// When the follower was last caught up, on two clocks: the earlier right to serve counts (protocols I1).
 #[derive(Debug)]
 struct Contact {
-    origin: Instant,
     wall_micros: AtomicI64,
-    mono_micros: AtomicU64,
+    mono_nanos: AtomicU64,
 }
 
 /// What the cache knows of a digest.
@@ -63,8 +70,8 @@ impl KeyCache {
     /// An empty cache that is not complete and gives no right to serve until its follower first caught up. With room for the
     /// `expected` keys from the start, the map is not built anew several times while they are loaded.
     pub fn new(keys_max: u64, max_stale: Duration, expected: u64) -> Self {
-        let generation = Arc::new(AtomicU64::new(0));
-        let alarm = Arc::clone(&generation);
+        let census = Arc::new(Census::default());
+        let counted = Arc::clone(&census);
         // Twice the bound and no time limits, so that moka never has a reason to evict. If it evicts all the same, a miss
         // proves nothing any more until the next full load.
         let map = Cache::builder()
@@ -72,7 +79,7 @@ impl KeyCache {
             .initial_capacity(usize::try_from(expected.min(keys_max)).unwrap_or(0))
             .eviction_listener(move |_, _, cause| {
                 if matches!(cause, RemovalCause::Size | RemovalCause::Expired) {
-                    alarm.store(0, Ordering::SeqCst);
+                    counted.lose();
                     tracing::error!(
                         "a key was evicted from the cache; unknown keys are answered 503 until it is reloaded"
                     );
@@ -81,11 +88,10 @@ impl KeyCache {
             .build_with_hasher(Uniform(0));
         Self {
             map,
-            generation,
+            census,
             holds_imported: AtomicBool::new(false),
             caught_up: Contact::new(),
             max_stale,
-            records: AtomicU64::new(0),
             lookups: AtomicU64::new(0),
         }
     }
@@ -93,7 +99,7 @@ impl KeyCache {
     /// Looks `digest` up as of `now`. Only the truth is told (protocols I7).
     pub fn lookup(&self, digest: &Digest, now: Moment) -> Lookup {
         self.lookups.fetch_add(1, Ordering::Relaxed);
-        let generation = self.generation.load(Ordering::SeqCst);
+        let generation = self.census.generation.load(Ordering::SeqCst);
         let age = self.caught_up.age(now);
         match self.current(digest) {
             Some((principal, false)) => Lookup::Ended(principal),
@@ -123,12 +129,12 @@ impl KeyCache {
 
     /// A miss is definite only when the set was whole before and after it, and the feed is fresh.
     fn proves_absence(&self, before: u64, age: Duration) -> bool {
-        before != 0 && age < FRESH_FOR && before == self.generation.load(Ordering::SeqCst)
+        before != 0 && age < FRESH_FOR && before == self.census.generation.load(Ordering::SeqCst)
     }
 
     /// Whether a miss would be definite now.
     pub fn is_authoritative(&self, now: Moment) -> bool {
-        self.proves_absence(self.generation.load(Ordering::SeqCst), self.caught_up.age(now))
+        self.proves_absence(self.census.generation.load(Ordering::SeqCst), self.caught_up.age(now))
     }
 
     /// Whether a credential of another system can be a key here.
@@ -138,7 +144,7 @@ impl KeyCache {
 
     /// The number of records inside, revoked ones included.
     pub fn records(&self) -> u64 {
-        self.records.load(Ordering::Relaxed)
+        self.census.records.load(Ordering::Relaxed)
     }
 
     /// How often the map was asked: shows that malformed credentials never get this far.
@@ -147,7 +153,7 @@ impl KeyCache {
     }
 
     pub fn is_complete(&self) -> bool {
-        self.generation.load(Ordering::SeqCst) != 0
+        self.census.generation.load(Ordering::SeqCst) != 0
     }
 
     /// The time since the last caught-up poll; `Duration::MAX` before the first.
@@ -176,7 +182,7 @@ impl KeyCache {
         self.map.insert(digest, principal);
         match replaced {
             Some(old) => old.end(),
-            None => _ = self.records.fetch_add(1, Ordering::Relaxed),
+            None => _ = self.census.records.fetch_add(1, Ordering::Relaxed),
         }
     }
 
@@ -184,18 +190,50 @@ impl KeyCache {
         self.holds_imported.store(true, Ordering::Relaxed);
     }
 
+    /// Whether a key has been evicted since the last load began.
+    pub(super) fn has_evicted(&self) -> bool {
+        self.census.evicted.load(Ordering::SeqCst)
+    }
+
+    /// Whatever was evicted is loaded again.
+    pub(super) fn forget_eviction(&self) {
+        self.census.evicted.store(false, Ordering::SeqCst);
+    }
+
+    pub(super) fn note_eviction(&self) {
+        self.census.evicted.store(true, Ordering::SeqCst);
+    }
+
+    /// As if moka had evicted a key.
+    #[cfg(test)]
+    pub(super) fn lose(&self, digest: &Digest) {
+        self.map.invalidate(digest);
+        self.census.lose();
+    }
+
     pub(super) fn set_incomplete(&self) {
-        self.generation.store(0, Ordering::SeqCst);
+        self.census.generation.store(0, Ordering::SeqCst);
     }
 
     /// Declares the set whole, under a generation that was never used before.
     pub(super) fn set_complete(&self, generation: u64) {
-        self.generation.store(generation, Ordering::SeqCst);
+        self.census.generation.store(generation, Ordering::SeqCst);
     }
 
     /// Everything up to the head of a poll sent at `sent` has been applied.
     pub(super) fn mark_caught_up(&self, sent: Moment) {
         self.caught_up.set(sent);
+    }
+}
+
+// === impl Census ===
+
+impl Census {
+    /// A key has been evicted: until it is loaded again a miss proves nothing.
+    fn lose(&self) {
+        self.records.fetch_sub(1, Ordering::Relaxed);
+        self.evicted.store(true, Ordering::SeqCst);
+        self.generation.store(0, Ordering::SeqCst);
     }
 }
 
@@ -225,13 +263,12 @@ impl Hasher for Uniform {
 // === impl Contact ===
 
 impl Contact {
-    fn new() -> Self {
-        Self { origin: monotonic(), wall_micros: AtomicI64::new(i64::MIN), mono_micros: AtomicU64::new(0) }
+    const fn new() -> Self {
+        Self { wall_micros: AtomicI64::new(i64::MIN), mono_nanos: AtomicU64::new(0) }
     }
 
     fn set(&self, sent: Moment) {
-        let micros = u64::try_from(sent.mono.saturating_duration_since(self.origin).as_micros()).unwrap_or(u64::MAX);
-        self.mono_micros.store(micros, Ordering::Relaxed);
+        self.mono_nanos.store(sent.mono.as_nanos(), Ordering::Relaxed);
         self.wall_micros.store(sent.wall.as_micros(), Ordering::Release);
     }
 
@@ -241,8 +278,7 @@ impl Contact {
         if wall == i64::MIN {
             return Duration::MAX;
         }
-        let mono = Duration::from_micros(self.mono_micros.load(Ordering::Relaxed));
-        let by_mono = now.mono.saturating_duration_since(self.origin).saturating_sub(mono);
-        now.wall.since(Timestamp::from_micros(wall)).max(by_mono)
+        let mono = Instant::from_nanos(self.mono_nanos.load(Ordering::Relaxed));
+        now.wall.since(Timestamp::from_micros(wall)).max(now.mono.saturating_duration_since(mono))
     }
 }

@@ -1,45 +1,75 @@
-//! The follower: the one writer of the key cache. It loads the whole set, then applies the change log as it grows.
+//! The follower: the one writer of the key cache. It takes up the snapshot, loads the whole set where that is not enough, and
+//! applies the change log as it grows.
 
 use super::Settings;
 use super::applier::Applier;
 use super::cache::KeyCache;
-use crate::clock::{Clock, Moment};
-use crate::store::{Change, Changes, Feed, Member, Position, Record, StoreError};
+use super::load::{self, Load, Reload};
+use super::snapshot::{Draft, Snapshot};
+use crate::clock::{Clock, Instant, Moment};
+use crate::store::{Change, Changes, Feed, KeyStore, Member, Position, StoreError};
+use crate::telemetry;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
 
-/// Records read at a time during a load.
-const PAGE: usize = 1024;
-/// Pages that may wait to be applied.
-const PAGES_AHEAD: usize = 4;
 /// Log entries read at a time.
 const ENTRIES: usize = 500;
+/// How long to wait before another snapshot is tried after one could not be kept.
+const SNAPSHOT_RETRY: Duration = Duration::from_secs(60);
 
 /// Keeps one [`KeyCache`] true. Owned by one thread.
 pub struct Follower {
     cache: Arc<KeyCache>,
+    store: Arc<dyn KeyStore>,
     changes: Box<dyn Changes>,
     applier: Applier,
+    snapshot: Option<Snapshot>,
     member: Member,
-    cut: Box<dyn Fn() + Send>,
+    cut: Cut,
+    heard: Box<dyn Fn(&Change) + Send>,
+    /// The last change that was told: some are read twice.
+    heard_to: u64,
     clock: Clock,
-    position: Position,
+    /// None until a load has begun or a snapshot was taken up.
+    position: Option<Position>,
     generation: u64,
-    /// The whole set has been read, and no other history has been found since: what the cache lacks is known.
+    /// Everything up to the position is known.
     loaded: bool,
-    /// What the log gave while the set was loaded, to be handed on with the next turn.
-    loaded_with: Vec<Change>,
+    loading: Option<Load>,
+    /// Since when changes are not kept on disk.
+    volatile_since: Option<Instant>,
+    /// Requests are served: what ends must be cut.
+    serving: bool,
+    joined: bool,
     /// The fleet could not be told how far this gateway has come.
     untold: bool,
 }
 
+/// What a follower is made of.
+pub struct Parts {
+    pub cache: Arc<KeyCache>,
+    pub store: Arc<dyn KeyStore>,
+    pub settings: Settings,
+    /// None where another process owns it.
+    pub snapshot: Option<Snapshot>,
+    pub clock: Clock,
+    /// What the fleet is told of this gateway.
+    pub member: Member,
+    pub cut: Cut,
+    /// Is given each change once it is applied, for the journal.
+    pub heard: Box<dyn Fn(&Change) + Send>,
+}
+
+/// Has every worker judge again what it has in flight; what it gives returns when all have done so.
+pub type Cut = Box<dyn Fn() -> Box<dyn FnOnce()> + Send>;
+
 /// What one turn of the follower found.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// Nothing new, or everything new has been applied: the entries, for the journal.
-    CaughtUp(Vec<Change>),
+    /// Everything is known and applied.
+    CaughtUp,
     /// There is more; take another turn at once.
-    Behind(Vec<Change>),
+    Behind,
     /// The log does not hold our position. Nothing was applied; unknown keys are answered 503 from now on.
     Diverged,
 }
@@ -47,67 +77,273 @@ pub enum Turn {
 // === impl Follower ===
 
 impl Follower {
-    /// `member` is what the fleet is told of this gateway; `cut` returns when every worker has judged again what it has in
-    /// flight.
-    pub fn new(
-        cache: Arc<KeyCache>,
-        changes: Box<dyn Changes>,
-        settings: Settings,
-        clock: Clock,
-        member: Member,
-        cut: Box<dyn Fn() + Send>,
-    ) -> Self {
-        let applier = Applier::new(Arc::clone(&cache), settings);
-        let position = Position::default();
-        Self {
-            cache,
-            changes,
-            applier,
-            member,
-            cut,
-            clock,
-            position,
+    /// # Errors
+    /// When the store is not ours to use.
+    pub fn new(parts: Parts) -> Result<Self, StoreError> {
+        Ok(Self {
+            changes: parts.store.changes()?,
+            applier: Applier::new(Arc::clone(&parts.cache), parts.settings),
+            cache: parts.cache,
+            store: parts.store,
+            snapshot: parts.snapshot,
+            member: parts.member,
+            cut: parts.cut,
+            heard: parts.heard,
+            heard_to: 0,
+            clock: parts.clock,
+            position: None,
             generation: 0,
             loaded: false,
-            loaded_with: Vec::new(),
+            loading: None,
+            volatile_since: None,
+            serving: false,
+            joined: false,
             untold: false,
-        }
+        })
     }
 
-    /// Loads the whole set, page by page in the order of versions, and stands at the log's head from before the load:
-    /// what changed meanwhile comes again through the log, and versions sort it out.
+    /// Takes up the snapshot, then follows the store until everything is known. From then on requests may be served: what
+    /// ends is cut.
     ///
     /// # Errors
-    /// [`StoreError`] when the store cannot be read; what was loaded so far stays, the cache is not complete.
-    pub fn load(&mut self) -> Result<(), StoreError> {
-        self.cache.set_incomplete();
-        // Joined before the head is read: a change after that waits for this gateway (protocols I2).
-        self.tell()?;
-        let head = self.changes.head()?;
-        self.load_pages()?;
-        self.advance(head);
-        loop {
-            match self.read()? {
-                Turn::Behind(entries) => self.loaded_with.extend(entries),
-                Turn::CaughtUp(entries) => {
-                    self.loaded_with.extend(entries);
-                    break;
-                }
-                Turn::Diverged => return Ok(()),
+    /// The store's. When it cannot be asked, what the snapshot gave stays, with the right to serve that it had
+    /// (protocols I2).
+    pub fn start(&mut self) -> Result<(), StoreError> {
+        self.recall();
+        let outcome = loop {
+            match self.turn() {
+                Ok(Turn::Behind) => {}
+                Ok(Turn::CaughtUp | Turn::Diverged) => break Ok(()),
+                Err(error) => break Err(error),
             }
-        }
-        self.loaded = true;
-        self.complete();
-        self.tell()
+        };
+        self.serving = true;
+        outcome
     }
 
-    /// Everything up to `position` has been applied: it counts as read when what it ended has been cut (protocols I9).
-    fn advance(&mut self, position: Position) {
-        // Before the first load is whole nothing is served, and there is nobody yet who could cut.
-        if self.applier.take_ended() && self.generation > 0 {
-            (self.cut)();
+    /// Rests until there may be something new.
+    pub fn wait(&mut self) {
+        self.changes.wait(self.position.unwrap_or_default());
+    }
+
+    /// Reads the log once and applies what is new; goes on with a load, if one is due.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot be asked: the right to serve is not renewed.
+    pub fn turn(&mut self) -> Result<Turn, StoreError> {
+        if !self.joined {
+            // Before the head is read: a change after that waits for this gateway (protocols I2).
+            self.tell()?;
+            self.joined = true;
         }
-        self.position = position;
+        if let Some(reason) = self.reload_due().filter(|_| self.loading.is_none())
+            && self.begin_load(reason)?.is_none()
+        {
+            return self.diverge();
+        }
+        let turn = self.read()?;
+        if turn != Turn::Diverged && self.loading.is_some() {
+            self.go_on_loading()?;
+            return Ok(Turn::Behind);
+        }
+        Ok(turn)
+    }
+
+    /// Leaves the fleet: nobody waits for this gateway any more. What it keeps on disk must not be served from again without
+    /// the store, or it stays a member (protocols, Rows).
+    pub fn leave(mut self) {
+        let retired =
+            self.snapshot.as_mut().map_or(Ok(()), |snapshot| snapshot.retire().or_else(|_| snapshot.abandon()));
+        match retired {
+            Ok(()) => self.changes.leave(),
+            Err(error) => {
+                tracing::error!(%error, "the snapshot cannot be retired; this gateway stays in the fleet's list")
+            }
+        }
+    }
+
+    // === From the snapshot ===
+
+    fn recall(&mut self) {
+        let Some(mut snapshot) = self.snapshot.take() else { return };
+        let now = self.clock.moment();
+        let recalled = load::pipe(
+            |batches| snapshot.recall(now, |record| batches.push(record)),
+            |record| self.applier.apply(&record),
+        );
+        match recalled {
+            Ok(Some(recalled)) => {
+                (self.position, self.loaded) = (Some(recalled.position), true);
+                if let Some(contact) = recalled.contact {
+                    self.cache.mark_caught_up(contact);
+                }
+            }
+            Ok(None) => {}
+            Err(error) => {
+                telemetry::snapshot_refused();
+                tracing::error!(%error, "the snapshot cannot be used; the keys are loaded from the store");
+            }
+        }
+        // A set that was whole when it was written is known to have changed only through the log.
+        _ = self.applier.take_ended();
+        self.snapshot = Some(snapshot);
+    }
+
+    // === From the store ===
+
+    fn reload_due(&self) -> Option<Reload> {
+        let now = self.clock.moment().mono;
+        let retry = |since: Instant| now.saturating_duration_since(since) >= SNAPSHOT_RETRY;
+        match self.position {
+            None => Some(Reload::Start),
+            Some(_) if self.cache.has_evicted() => Some(Reload::Eviction),
+            Some(_) if self.volatile_since.is_some_and(retry) => Some(Reload::Volatile),
+            Some(_) => None,
+        }
+    }
+
+    /// Begins to read the whole set, page by page in the order of versions. What changes meanwhile comes through the log, and
+    /// versions sort it out. None when an empty store is in the place of one that had changes.
+    fn begin_load(&mut self, reason: Reload) -> Result<Option<()>, StoreError> {
+        let since = match self.position {
+            Some(position) => position,
+            None => self.changes.head()?,
+        };
+        let had_position = self.snapshot.as_ref().is_some_and(Snapshot::exists);
+        if since == Position::default() && had_position && reason == Reload::Start {
+            return Ok(None);
+        }
+        self.cache.forget_eviction();
+        self.volatile_since = self.volatile_since.map(|_| self.clock.moment().mono);
+        self.loading = Some(Load::begin(self.store.changes()?, self.draft(), since, reason)?);
+        self.position = Some(since);
+        telemetry::reload_begun(reason.as_str());
+        Ok(Some(()))
+    }
+
+    fn draft(&self) -> Option<Draft> {
+        let draft = self.snapshot.as_ref()?.draft();
+        draft.inspect_err(|error| tracing::error!(%error, "no snapshot of the keys can be written")).ok()
+    }
+
+    /// Applies pages for a while, and cuts what they ended.
+    fn go_on_loading(&mut self) -> Result<(), StoreError> {
+        let Some(mut load) = self.loading.take() else { return Ok(()) };
+        let is_done = load.go_on(&mut self.applier, &self.clock);
+        self.cut_ended()();
+        if !is_done {
+            self.loading = Some(load);
+            return Ok(());
+        }
+        let (since, reason) = (load.since, load.reason);
+        let draft = load.end().inspect_err(|_| self.repeat(reason))?;
+        self.loaded = true;
+        self.keep_draft(draft, since)
+    }
+
+    /// A load came to nothing: it is still due.
+    fn repeat(&mut self, reason: Reload) {
+        match reason {
+            Reload::Start => self.position = None,
+            Reload::Eviction => self.cache.note_eviction(),
+            Reload::Volatile => {}
+        }
+    }
+
+    /// Makes `draft` the snapshot. What came through the log while it was written is read again, for the log beside it.
+    fn keep_draft(&mut self, draft: Option<Draft>, since: Position) -> Result<(), StoreError> {
+        let (Some(snapshot), Some(draft)) = (&mut self.snapshot, draft) else { return Ok(()) };
+        match snapshot.replace(draft, since) {
+            Ok(()) => {
+                self.position = Some(since);
+                self.volatile_since = None;
+                Ok(())
+            }
+            Err(error) => self.become_volatile(&error),
+        }
+    }
+
+    fn read(&mut self) -> Result<Turn, StoreError> {
+        let from = self.position.unwrap_or_default();
+        let sent = self.clock.moment();
+        let (head, entries) = match self.changes.poll(from, ENTRIES)? {
+            Feed::Entries { head, entries } => (head, entries),
+            Feed::Diverged { .. } => return self.diverge(),
+        };
+        entries.iter().for_each(|change| self.applier.apply(&change.after));
+        self.advance(&entries)?;
+        let confirmed = self.confirm();
+        if self.position.unwrap_or_default().seq < head.seq {
+            return Ok(Turn::Behind);
+        }
+        if confirmed && self.loaded {
+            self.catch_up(sent);
+        }
+        Ok(Turn::CaughtUp)
+    }
+
+    /// Nothing of the store's history has been applied: whoever waits for a change of it must wait.
+    fn diverge(&mut self) -> Result<Turn, StoreError> {
+        self.cache.set_incomplete();
+        if let Some(loading) = self.loading.take() {
+            self.repeat(loading.reason);
+        }
+        (self.member.pos, self.member.token) = (0, 0);
+        self.changes.tell(&self.member)?;
+        Ok(Turn::Diverged)
+    }
+
+    /// Entries that were applied count as read when what they ended has been cut and they are on disk (protocols I3, I9).
+    fn advance(&mut self, entries: &[Change]) -> Result<(), StoreError> {
+        let Some(last) = entries.last() else { return Ok(()) };
+        let cut = self.cut_ended();
+        let kept = self.snapshot.as_mut().map_or(Ok(()), |snapshot| snapshot.append(entries));
+        cut();
+        if let Err(error) = kept {
+            self.become_volatile(&error)?;
+        }
+        self.position = Some(Position { seq: last.seq, token: last.token });
+        let now = self.clock.now();
+        for change in entries.iter().filter(|change| change.seq > self.heard_to) {
+            telemetry::change_applied(now.since(change.at));
+            (self.heard)(change);
+        }
+        self.heard_to = self.heard_to.max(last.seq);
+        Ok(())
+    }
+
+    /// What was in force and is not any more ends in flight too.
+    fn cut_ended(&mut self) -> Box<dyn FnOnce()> {
+        // Before requests are served there is nobody who could cut.
+        if self.applier.take_ended() && self.serving { (self.cut)() } else { Box::new(|| {}) }
+    }
+
+    /// What is on disk is not what is known: it goes, and the fleet is told (protocols I3).
+    fn become_volatile(&mut self, error: &std::io::Error) -> Result<(), StoreError> {
+        tracing::error!(%error, "changes of keys cannot be kept on disk; a restart needs the store");
+        self.volatile_since = Some(self.clock.moment().mono);
+        let gone = self.snapshot.as_mut().map_or(Ok(()), Snapshot::abandon);
+        gone.map_err(|error| {
+            StoreError::Unavailable(format!(
+                "the snapshot is outdated and cannot be removed, nothing is confirmed: {error}"
+            ))
+        })
+    }
+
+    /// Everything up to the head of a poll sent at `sent` is known.
+    fn catch_up(&mut self, sent: Moment) {
+        let lacks = self.loading.as_ref().is_some_and(|loading| loading.reason == Reload::Eviction);
+        if !self.cache.is_complete() && self.applier.is_whole() && !lacks {
+            self.generation += 1;
+            self.cache.set_complete(self.generation);
+        }
+        self.cache.mark_caught_up(sent);
+        let position = self.position.unwrap_or_default();
+        if let Some(snapshot) = self.snapshot.as_mut().filter(|_| self.changes.outlives_process())
+            && let Err(error) = snapshot.stamp(sent, position)
+        {
+            tracing::warn!(%error, "the time of contact cannot be kept; a restart without the store serves for a shorter time");
+        }
     }
 
     /// Confirms to the fleet how far this gateway has come; whether that could be done. A store that can be read and not
@@ -125,107 +361,12 @@ impl Follower {
     }
 
     fn tell(&mut self) -> Result<(), StoreError> {
-        (self.member.pos, self.member.token) = (self.position.seq, self.position.token);
+        let position = self.position.filter(|_| self.loaded).unwrap_or_default();
+        (self.member.pos, self.member.token) = (position.seq, position.token);
         self.member.keys = self.cache.records();
         self.member.complete = self.cache.is_complete();
+        self.member.volatile = !self.snapshot.as_ref().is_some_and(Snapshot::is_kept);
         self.changes.tell(&self.member)
-    }
-
-    /// Reads all pages on a thread of their own while this one applies them: the two cost about the same.
-    fn load_pages(&mut self) -> Result<(), StoreError> {
-        let (sender, pages) = sync_channel(PAGES_AHEAD);
-        let Self { changes, applier, .. } = self;
-        std::thread::scope(|scope| {
-            let reader = scope.spawn(move || read_pages(changes.as_mut(), &sender));
-            pages.iter().flatten().for_each(|record: Record| applier.apply(&record));
-            reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
-
-    /// Rests until there may be something new.
-    pub fn wait(&mut self) {
-        self.changes.wait(self.position);
-    }
-
-    /// Reads the log once and applies what is new. Loads the whole set first when that is still to be done: the store
-    /// could not be asked before, or had another history and has ours again, as when a file was put back in its place.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the store cannot be asked: the right to serve is not renewed.
-    pub fn turn(&mut self) -> Result<Turn, StoreError> {
-        let held = self.loaded || matches!(self.changes.poll(self.position, 1)?, Feed::Entries { .. });
-        if held && !self.loaded {
-            self.load()?;
-            return Ok(if self.loaded {
-                Turn::CaughtUp(std::mem::take(&mut self.loaded_with))
-            } else {
-                Turn::Diverged
-            });
-        }
-        match self.read()? {
-            Turn::CaughtUp(entries) => Ok(Turn::CaughtUp(self.after_load(entries))),
-            Turn::Behind(entries) => Ok(Turn::Behind(self.after_load(entries))),
-            Turn::Diverged => Ok(Turn::Diverged),
-        }
-    }
-
-    /// Entries of the log that were read while loading, then `entries`: each is handed on once.
-    fn after_load(&mut self, entries: Vec<Change>) -> Vec<Change> {
-        let mut all = std::mem::take(&mut self.loaded_with);
-        all.extend(entries);
-        all
-    }
-
-    fn read(&mut self) -> Result<Turn, StoreError> {
-        let sent = self.clock.moment();
-        let (head, entries) = match self.changes.poll(self.position, ENTRIES)? {
-            Feed::Entries { head, entries } => (head, entries),
-            Feed::Diverged { .. } => {
-                self.cache.set_incomplete();
-                self.loaded = false;
-                // Nothing of this history has been applied: whoever waits for a change of it must wait.
-                (self.member.pos, self.member.token) = (0, 0);
-                self.changes.tell(&self.member)?;
-                return Ok(Turn::Diverged);
-            }
-        };
-        entries.iter().for_each(|change| self.applier.apply(&change.after));
-        if let Some(last) = entries.last() {
-            self.advance(Position { seq: last.seq, token: last.token });
-        }
-        let confirmed = self.confirm();
-        Ok(self.conclude(head, entries, sent, confirmed))
-    }
-
-    fn conclude(&self, head: Position, entries: Vec<Change>, sent: Moment, confirmed: bool) -> Turn {
-        if self.position.seq < head.seq {
-            return Turn::Behind(entries);
-        }
-        if confirmed {
-            self.cache.mark_caught_up(sent);
-        }
-        Turn::CaughtUp(entries)
-    }
-
-    /// Declares the cache complete, unless the set has outgrown it.
-    fn complete(&mut self) {
-        self.generation += 1;
-        if self.applier.is_whole() {
-            self.cache.set_complete(self.generation);
-        }
-    }
-}
-
-/// Sends every page, in the order of versions, until there is none or nobody takes it.
-fn read_pages(changes: &mut dyn Changes, pages: &SyncSender<Vec<Record>>) -> Result<(), StoreError> {
-    let mut after = 0;
-    loop {
-        let page = changes.page(after, PAGE)?;
-        let Some(last) = page.last() else { return Ok(()) };
-        after = last.version();
-        if pages.send(page).is_err() {
-            return Ok(());
-        }
     }
 }
 
@@ -236,6 +377,7 @@ mod tests {
     use crate::clock::Timestamp;
     use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord, Mode, Prefix, ScopeList, Vocabulary};
     use crate::net::Networks;
+    use crate::store::Record;
     use crate::store::memory::MemoryStore;
     use crate::store::sqlite::SqliteStore;
     use crate::store::{Action, KeyStore, Mutation, OperationId, Write};
@@ -246,17 +388,15 @@ mod tests {
         Digest::of(&number.to_be_bytes())
     }
 
-    /// Makes an entity and `count` keys.
-    fn fill(store: &dyn KeyStore, count: u128) {
-        let created_at = Timestamp::from_micros(1);
-        let id = EntityId::random();
-        let entity =
-            EntityRecord { id, version: 0, code: "acme".into(), name: "acme".into(), created_at, deleted_at: None };
-        let key = |number: u128| KeyRecord {
+    const ACME: EntityId = EntityId::from_bits(1);
+    const CREATED_AT: Timestamp = Timestamp::from_micros(1);
+
+    fn key(number: u128) -> Record {
+        Record::Key(KeyRecord {
             id: KeyId::new(Ulid::from_bits(number)),
             version: 0,
             digest: digest(number),
-            entity_id: id,
+            entity_id: ACME,
             name: "key".into(),
             mode: Mode::Live,
             scopes: ScopeList::default(),
@@ -265,27 +405,58 @@ mod tests {
             api_version: None,
             last4: String::new(),
             imported: false,
-            created_at,
+            created_at: CREATED_AT,
             expires_at: None,
             revoked_at: None,
             rotated_to: None,
             rotated_from: None,
-        };
-        let records = std::iter::once(Record::Entity(entity)).chain((0..count).map(|number| Record::Key(key(number))));
+        })
+    }
+
+    /// Makes an entity and `count` keys.
+    fn fill(store: &dyn KeyStore, count: u128) {
+        let (id, created_at) = (ACME, CREATED_AT);
+        let entity =
+            EntityRecord { id, version: 0, code: "acme".into(), name: "acme".into(), created_at, deleted_at: None };
+        write(store, 1, std::iter::once(Record::Entity(entity)).chain((0..count).map(key)));
+    }
+
+    fn fill_key(store: &dyn KeyStore, number: u128) {
+        write(store, number, std::iter::once(key(number)));
+    }
+
+    fn write(store: &dyn KeyStore, operation: u128, records: impl Iterator<Item = Record>) {
         let writes = records.map(|record| Write { action: Action::KeyCreated, expected: None, record }).collect();
-        let mutation = Mutation { operation: OperationId(1), actor: "test".into(), at: created_at, writes };
+        let mutation = Mutation { operation: OperationId(operation), actor: "test".into(), at: CREATED_AT, writes };
         store.apply(&mutation).unwrap();
     }
 
-    fn follow(store: &dyn KeyStore, keys_max: u64) -> (Arc<KeyCache>, Follower) {
+    fn follow(store: Arc<dyn KeyStore>, keys_max: u64) -> (Arc<KeyCache>, Follower) {
+        follow_with(store, keys_max, Clock::system(), None)
+    }
+
+    fn follow_with(
+        store: Arc<dyn KeyStore>,
+        keys_max: u64,
+        clock: Clock,
+        snapshot: Option<Snapshot>,
+    ) -> (Arc<KeyCache>, Follower) {
         let max_stale = Duration::from_secs(60);
         let cache = Arc::new(KeyCache::new(keys_max, max_stale, 0));
         let (prefix, vocabulary) = (Prefix::new("ark").unwrap(), Arc::new(Vocabulary::default()));
         let settings = Settings { prefix, keys_max, max_stale, vocabulary };
-        let (changes, clock) = (store.changes().unwrap(), Clock::system());
-        let mut follower =
-            Follower::new(Arc::clone(&cache), changes, settings, clock, Member::default(), Box::new(|| {}));
-        follower.load().unwrap();
+        let parts = Parts {
+            cache: Arc::clone(&cache),
+            store,
+            settings,
+            snapshot,
+            clock,
+            member: Member::default(),
+            cut: Box::new(|| Box::new(|| {})),
+            heard: Box::new(|_| {}),
+        };
+        let mut follower = Follower::new(parts).unwrap();
+        follower.start().unwrap();
         (cache, follower)
     }
 
@@ -295,13 +466,13 @@ mod tests {
 
     #[test]
     fn a_key_that_found_no_room_is_unknown_and_never_absent() {
-        let store = MemoryStore::default();
-        fill(&store, 3);
-        let (cache, _follower) = follow(&store, 2);
+        let store = Arc::new(MemoryStore::default());
+        fill(store.as_ref(), 3);
+        let (cache, _follower) = follow(Arc::clone(&store) as _, 2);
         let known = (0..3).filter(|number| matches!(look(&cache, *number), Lookup::Known(_))).count();
         let unknown = (0..3).filter(|number| matches!(look(&cache, *number), Lookup::Unknown)).count();
         assert_eq!((known, unknown), (2, 1));
-        let (cache, _follower) = follow(&store, 3);
+        let (cache, _follower) = follow(store, 3);
         assert!(matches!(look(&cache, 99), Lookup::Absent));
     }
 
@@ -313,7 +484,7 @@ mod tests {
             // Closed before it is moved, so that nothing of it stays in its log.
             fill(&SqliteStore::open(&path(name)).unwrap(), 2);
         }
-        let (cache, mut follower) = follow(&SqliteStore::open(&path("keys.db")).unwrap(), 10);
+        let (cache, mut follower) = follow(Arc::new(SqliteStore::open(&path("keys.db")).unwrap()), 10);
         let swap = |from: &str, to: &str| std::fs::rename(path(from), path(to)).unwrap();
         let clear = || {
             let _ = ["keys.db-wal", "keys.db-shm"].map(|name| std::fs::remove_file(path(name)));
@@ -326,7 +497,41 @@ mod tests {
         assert!(matches!(look(&cache, 1), Lookup::Known(_)));
         swap("away.db", "keys.db");
         clear();
-        assert!(matches!(follower.turn().unwrap(), Turn::CaughtUp(_)));
+        assert!(matches!(follower.turn().unwrap(), Turn::CaughtUp));
+        assert!(matches!(look(&cache, 99), Lookup::Absent));
+    }
+
+    #[test]
+    fn i3_a_change_that_cannot_be_kept_is_in_force_and_the_disk_holds_nothing_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys.snapshot");
+        let store = Arc::new(MemoryStore::default());
+        fill(store.as_ref(), 2);
+        let (clock, hand) = Clock::manual(Timestamp::from_micros(1_000_000));
+        let (cache, mut follower) =
+            follow_with(Arc::clone(&store) as _, 10, clock.clone(), Some(Snapshot::at(path.clone())));
+        assert!(Snapshot::at(path.clone()).exists());
+        follower.snapshot.as_mut().unwrap().close_for_writing();
+        fill_key(store.as_ref(), 3);
+        assert_eq!(follower.turn().unwrap(), Turn::CaughtUp);
+        assert!(matches!(cache.lookup(&digest(3), clock.moment()), Lookup::Known(_)));
+        let volatile = || store.fleet().unwrap()[0].volatile;
+        assert!(volatile() && !Snapshot::at(path.clone()).exists());
+        // Another one is written after a while.
+        hand.pass(SNAPSHOT_RETRY);
+        while follower.turn().unwrap() == Turn::Behind {}
+        assert!(!volatile() && Snapshot::at(path).exists());
+    }
+
+    #[test]
+    fn what_the_cache_has_lost_is_loaded_again() {
+        let store = Arc::new(MemoryStore::default());
+        fill(store.as_ref(), 2);
+        let (cache, mut follower) = follow(store, 10);
+        cache.lose(&digest(1));
+        assert!(matches!(look(&cache, 1), Lookup::Unknown));
+        while follower.turn().unwrap() == Turn::Behind {}
+        assert!(matches!(look(&cache, 1), Lookup::Known(_)));
         assert!(matches!(look(&cache, 99), Lookup::Absent));
     }
 }

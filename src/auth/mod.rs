@@ -1,10 +1,13 @@
-//! Credential to principal: what was presented, the key cache, and the follower that keeps the cache true.
+//! Credential to principal: what was presented, the key cache, the follower that keeps the cache true, and the snapshot that
+//! lets it start without the store.
 
 mod applier;
 pub mod authenticator;
 pub mod cache;
 pub mod credential;
 pub mod follower;
+mod load;
+mod snapshot;
 
 use crate::key::{Prefix, Vocabulary};
 use std::sync::Arc;
@@ -14,6 +17,7 @@ pub use authenticator::{Authentication, Authenticator, Unavailable};
 pub use cache::KeyCache;
 pub use credential::{Credential, Presented};
 pub use follower::Follower;
+pub use snapshot::Snapshot;
 
 /// `[keys]` and `[cache]`.
 #[derive(Clone, Debug)]

@@ -33,6 +33,8 @@ pub struct Config {
     pub gateway_id: Option<String>,
     /// Where a made-up gateway id is kept: `data` beside the file.
     pub data_dir: PathBuf,
+    /// `[cache] snapshot`.
+    pub snapshot: PathBuf,
     pub server: server::Settings,
     pub proxy: proxy::Settings,
     pub routes: Vec<RouteSpec>,
@@ -103,7 +105,7 @@ fn build(mut root: Section<'_, '_>, path: &Path, text: &str) -> Option<Config> {
     let (gateway_id, workers) = sections::gateway(root.table("gateway"));
     let store = key_store::store(root.table("store"), &dir);
     let prefix = sections::keys(root.table("keys"));
-    let (keys_max, max_stale) = sections::cache(root.table("cache"));
+    let (keys_max, max_stale, snapshot) = sections::cache(root.table("cache"), &dir);
     let audit = sections::audit(root.table("audit"), &dir);
     let trusted_proxies = sections::client_ip(root.table("client_ip"));
     let (version_header, api_version) = sections::versions(root.table("versions"));
@@ -124,6 +126,7 @@ fn build(mut root: Section<'_, '_>, path: &Path, text: &str) -> Option<Config> {
         hash: short_hash(text),
         gateway_id,
         data_dir: dir.join("data"),
+        snapshot,
         server: server::Settings { listen, workers, limits: limits.server },
         proxy: proxy::Settings { trusted_proxies, version_header, limits: limits.proxy, upstreams },
         routes,

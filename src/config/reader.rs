@@ -8,12 +8,11 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Settings of the product that this version does not have: refused by name, not as a typing mistake.
-const NOT_YET: [&str; 13] = [
+const NOT_YET: [&str; 12] = [
     "tls",
     "durability",
     "overload",
     "retain",
-    "snapshot",
     "lease",
     "upgrades",
     "trailers",

@@ -8,7 +8,7 @@ use crate::{admin, audit, proxy, server};
 use http::HeaderName;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
@@ -126,12 +126,13 @@ pub fn keys(mut section: Section<'_, '_>) -> Option<Prefix> {
     prefix
 }
 
-/// `[cache]`.
-pub fn cache(mut section: Section<'_, '_>) -> (u64, Duration) {
+/// `[cache]`: how many keys, how stale they may be, and the snapshot's path.
+pub fn cache(mut section: Section<'_, '_>, dir: &Path) -> (u64, Duration, PathBuf) {
     let keys_max = section.number("keys_max", 1..=100_000_000).unwrap_or(KEYS_MAX);
     let max_stale = section.duration("max_stale", Duration::from_secs(1)..=*DEADLINE.end()).unwrap_or(MAX_STALE);
+    let snapshot = section.string("snapshot").map_or_else(|| "data/keys.snapshot".to_owned(), |path| path.value);
     section.finish();
-    (keys_max, max_stale)
+    (keys_max, max_stale, dir.join(snapshot))
 }
 
 /// `[audit]`.

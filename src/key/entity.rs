@@ -33,6 +33,14 @@ impl EntityId {
         Self(Uuid::new_v4())
     }
 
+    pub const fn from_bits(bits: u128) -> Self {
+        Self(Uuid::from_u128(bits))
+    }
+
+    pub const fn to_bits(self) -> u128 {
+        self.0.as_u128()
+    }
+
     /// Reads a UUID in its hyphenated form, either case.
     pub fn parse(text: &str) -> Option<Self> {
         (text.len() == 36).then(|| Uuid::try_parse(text).ok().map(Self)).flatten()

@@ -27,4 +27,6 @@ pub struct Member {
     pub keys: u64,
     /// Whether it holds every key.
     pub complete: bool,
+    /// What it has applied is in its memory alone: a restart needs the store.
+    pub volatile: bool,
 }

@@ -117,6 +117,16 @@ impl Changes for MemoryChanges {
         Ok(())
     }
 
+    fn leave(&mut self) {
+        if let Some(row) = self.row.take() {
+            self.store.data().fleet.remove(&row);
+        }
+    }
+
+    fn outlives_process(&self) -> bool {
+        false
+    }
+
     fn poll(&mut self, from: Position, limit: usize) -> Result<Feed, StoreError> {
         let data = self.store.data();
         if !data.holds(from) {
@@ -134,14 +144,6 @@ impl Changes for MemoryChanges {
         records.sort_by_key(Record::version);
         records.truncate(limit);
         Ok(records)
-    }
-}
-
-impl Drop for MemoryChanges {
-    fn drop(&mut self) {
-        if let Some(row) = &self.row {
-            self.store.data().fleet.remove(row);
-        }
     }
 }
 

@@ -217,8 +217,15 @@ pub trait Changes: Send {
     fn wait(&mut self, from: Position);
 
     /// Tells the fleet how far this gateway has come. The first call joins: from then on, who waits for a confirmation waits
-    /// for this gateway. Dropping the reader leaves.
+    /// for this gateway.
     fn tell(&mut self, member: &Member) -> Result<(), StoreError>;
+
+    /// Leaves the fleet, if it can be told: nobody waits for this gateway any more.
+    fn leave(&mut self);
+
+    /// Whether a gateway that died without leaving is still waited for. Only then may another process take over its right to
+    /// serve without asking the store.
+    fn outlives_process(&self) -> bool;
 
     /// Current records with a version above `after`, in the order of their versions, at most `limit`: the full load,
     /// page by page. Absence is never deletion (invariant I6).

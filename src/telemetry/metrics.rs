@@ -9,6 +9,9 @@ use std::time::Duration;
 
 const REQUESTS: &str = "keygate_requests_total";
 const DURATION: &str = "keygate_request_duration_seconds";
+const RELOADS: &str = "keygate_reloads_total";
+const SNAPSHOT_REFUSED: &str = "keygate_snapshot_refused_total";
+const CHANGE_DELAY: &str = "keygate_change_delay_seconds";
 const BUILD: &str = "keygate_build_info";
 
 /// Upper bounds of the duration histogram's buckets, in seconds: OpenTelemetry's advice for HTTP, and finer ones below it.
@@ -50,12 +53,20 @@ impl Page {
     pub fn install() -> Result<Self, String> {
         let builder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Full(DURATION.to_owned()), &BUCKETS)
+            .and_then(|builder| builder.set_buckets_for_metric(Matcher::Full(CHANGE_DELAY.to_owned()), &BUCKETS))
             .map_err(|error| error.to_string())?;
         let recorder = builder.build_recorder();
         let handle = recorder.handle();
         metrics::set_global_recorder(recorder).map_err(|error| error.to_string())?;
         metrics::describe_counter!(REQUESTS, "requests by route, decision and reason");
         metrics::describe_histogram!(DURATION, Unit::Seconds, "time from a request's head to its response's last byte");
+        metrics::describe_counter!(RELOADS, "loads of the whole key set from the store, by cause");
+        metrics::describe_counter!(SNAPSHOT_REFUSED, "snapshots that could not be used");
+        metrics::describe_histogram!(
+            CHANGE_DELAY,
+            Unit::Seconds,
+            "time from a change's entry in the log, by its writer's clock, until it was in force here and what it ended was cut"
+        );
         metrics::describe_gauge!(BUILD, "the version that is running");
         metrics::gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         Ok(Self { handle })
@@ -74,6 +85,21 @@ impl Page {
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
     }
+}
+
+/// A load of the whole set has begun.
+pub fn reload_begun(cause: &'static str) {
+    metrics::counter!(RELOADS, "cause" => cause).increment(1);
+}
+
+/// A snapshot was found and could not be used.
+pub fn snapshot_refused() {
+    metrics::counter!(SNAPSHOT_REFUSED).increment(1);
+}
+
+/// A change of keys is in force here, so long after it was made.
+pub fn change_applied(delay: Duration) {
+    metrics::histogram!(CHANGE_DELAY).record(delay);
 }
 
 // === impl RequestMetrics ===

@@ -23,6 +23,7 @@ mod readme;
 mod redis;
 mod refusals;
 mod smoke;
+mod snapshot;
 mod streaming;
 mod upstream_lies;
 mod upstreams;

@@ -65,14 +65,16 @@ impl Changes for RedisChanges {
         self.row.tell(&mut self.link, member)
     }
 
+    fn leave(&mut self) {
+        self.row.leave(&mut self.link);
+    }
+
+    fn outlives_process(&self) -> bool {
+        true
+    }
+
     fn page(&mut self, after: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
         self.link.page("versions", "", ("score", &format!("({after}")), limit)
-    }
-}
-
-impl Drop for RedisChanges {
-    fn drop(&mut self) {
-        self.row.leave(&mut self.link);
     }
 }
 

@@ -139,6 +139,15 @@ impl Changes for SqliteChanges {
         told.map_err(failed)
     }
 
+    fn leave(&mut self) {
+        self.row = None;
+    }
+
+    /// A row is a lock, which goes with its process.
+    fn outlives_process(&self) -> bool {
+        false
+    }
+
     fn page(&mut self, after: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut records = self.keys_page(after, limit)?;

@@ -1,0 +1,151 @@
+//! The whole set on its way into the cache: read on a thread of its own while the follower applies it, since the two cost
+//! about the same.
+
+use super::applier::Applier;
+use super::snapshot::Draft;
+use crate::clock::Clock;
+use crate::store::{Changes, Position, Record, StoreError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Records read at a time.
+const PAGE: usize = 1024;
+/// Pages that may wait to be applied.
+const PAGES_AHEAD: usize = 4;
+/// How long the follower goes on with a load before it looks at the log again.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// Why the whole set is read: the label of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// There is no snapshot to start from.
+    Start,
+    /// The cache has lost a key.
+    Eviction,
+    /// Changes could not be kept on disk: another snapshot is due.
+    Volatile,
+}
+
+/// The set on its way from the store.
+pub struct Load {
+    pages: Receiver<Vec<Record>>,
+    reader: JoinHandle<Result<Option<Draft>, StoreError>>,
+    /// Where the log stood before the first page was read: from there, the log tells what the pages may lack.
+    pub since: Position,
+    pub reason: Reload,
+}
+
+/// Gathers records into pages.
+pub struct Batches {
+    sender: SyncSender<Vec<Record>>,
+    batch: Vec<Record>,
+}
+
+/// Has `read` produce records on a thread of its own while `apply` takes them here.
+pub fn pipe<T: Send>(read: impl FnOnce(&mut Batches) -> T + Send, apply: impl FnMut(Record)) -> T {
+    let (sender, pages) = sync_channel(PAGES_AHEAD);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| read(&mut Batches { sender, batch: Vec::new() }));
+        pages.iter().flatten().for_each(apply);
+        reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+// === impl Reload ===
+
+impl Reload {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Eviction => "eviction",
+            Self::Volatile => "volatile",
+        }
+    }
+}
+
+// === impl Load ===
+
+impl Load {
+    /// Begins to read through `changes`, and to write down in `draft` what was read.
+    ///
+    /// # Errors
+    /// When the machine gives no thread.
+    pub fn begin(
+        changes: Box<dyn Changes>,
+        draft: Option<Draft>,
+        since: Position,
+        reason: Reload,
+    ) -> Result<Self, StoreError> {
+        let (sender, pages) = sync_channel(PAGES_AHEAD);
+        let reader = std::thread::Builder::new().name("load".into()).spawn(move || read_pages(changes, draft, &sender));
+        let reader = reader.map_err(|error| StoreError::Unavailable(format!("no thread to load the keys: {error}")))?;
+        Ok(Self { pages, reader, since, reason })
+    }
+
+    /// Applies pages for a while; whether all have been.
+    pub fn go_on(&mut self, applier: &mut Applier, clock: &Clock) -> bool {
+        let begun = clock.moment().mono;
+        while clock.moment().mono.saturating_duration_since(begun) < SLICE {
+            match self.pages.recv_timeout(SLICE) {
+                Ok(page) => page.iter().for_each(|record| applier.apply(record)),
+                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => return true,
+            }
+        }
+        false
+    }
+
+    /// What was written down, once every page has been applied.
+    ///
+    /// # Errors
+    /// The store's, which ended the reading before its time.
+    pub fn end(self) -> Result<Option<Draft>, StoreError> {
+        self.reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+// === impl Batches ===
+
+impl Batches {
+    pub fn push(&mut self, record: Record) {
+        self.batch.push(record);
+        if self.batch.len() >= PAGE {
+            self.send();
+        }
+    }
+
+    fn send(&mut self) {
+        // Whoever receives outlives whoever sends.
+        _ = self.sender.send(std::mem::take(&mut self.batch));
+    }
+}
+
+impl Drop for Batches {
+    fn drop(&mut self) {
+        self.send();
+    }
+}
+
+/// Sends every page, in the order of versions, until there is none or nobody takes it, and writes it down as well.
+fn read_pages(
+    mut changes: Box<dyn Changes>,
+    mut draft: Option<Draft>,
+    pages: &SyncSender<Vec<Record>>,
+) -> Result<Option<Draft>, StoreError> {
+    let mut after = 0;
+    loop {
+        let page = changes.page(after, PAGE)?;
+        let Some(last) = page.last() else { return Ok(draft) };
+        after = last.version();
+        draft = draft.and_then(|draft| written(draft, &page));
+        if pages.send(page).is_err() {
+            return Ok(None);
+        }
+    }
+}
+
+fn written(mut draft: Draft, page: &[Record]) -> Option<Draft> {
+    let written = page.iter().try_for_each(|record| draft.add(record));
+    written.inspect_err(|error| tracing::error!(%error, "no snapshot of the keys can be written")).ok().map(|()| draft)
+}
