@@ -175,6 +175,7 @@ fn member(config: &Config, gateway: String, place: &Place) -> Member {
         token: 0,
         keys: 0,
         complete: false,
+        caught_up_at: 0,
         volatile: false,
     }
 }

@@ -6,7 +6,7 @@ use super::applier::Applier;
 use super::cache::KeyCache;
 use super::load::{self, Load, Reload};
 use super::snapshot::{Draft, Snapshot};
-use crate::clock::{Clock, Instant, Moment};
+use crate::clock::{Clock, Instant, Moment, Timestamp};
 use crate::store::{Change, Changes, Feed, KeyStore, Member, Position, StoreError};
 use crate::telemetry;
 use std::sync::Arc;
@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// Log entries read at a time.
 const ENTRIES: usize = 500;
+/// How often the fleet is told when this gateway was last caught up.
+const TELL_EVERY: Duration = Duration::from_millis(500);
 /// How long to wait before another snapshot is tried after one could not be kept.
 const SNAPSHOT_RETRY: Duration = Duration::from_secs(60);
 
@@ -38,6 +40,9 @@ pub struct Follower {
     loading: Option<Load>,
     /// Since when changes are not kept on disk.
     volatile_since: Option<Instant>,
+    /// The store has run for so long that whoever knew more than it has told it, or this gateway knew it before: what it
+    /// says may be served (protocols, Settle).
+    settled: bool,
     /// Requests are served: what ends must be cut.
     serving: bool,
     joined: bool,
@@ -96,6 +101,7 @@ impl Follower {
             loaded: false,
             loading: None,
             volatile_since: None,
+            settled: false,
             serving: false,
             joined: false,
             untold: false,
@@ -176,6 +182,7 @@ impl Follower {
                 (self.position, self.loaded) = (Some(recalled.position), true);
                 if let Some(contact) = recalled.contact {
                     self.cache.mark_caught_up(contact);
+                    self.settled = !self.cache.is_stale(now);
                 }
             }
             Ok(None) => {}
@@ -276,7 +283,8 @@ impl Follower {
         if self.position.unwrap_or_default().seq < head.seq {
             return Ok(Turn::Behind);
         }
-        if confirmed && self.loaded {
+        self.settled = self.settled || self.changes.settles_in()?.is_zero();
+        if confirmed && self.loaded && self.settled {
             self.catch_up(sent);
         }
         Ok(Turn::CaughtUp)
@@ -338,6 +346,10 @@ impl Follower {
             self.cache.set_complete(self.generation);
         }
         self.cache.mark_caught_up(sent);
+        let told = Timestamp::from_micros(self.member.caught_up_at);
+        if sent.wall.since(told) >= TELL_EVERY || sent.wall < told {
+            self.member.caught_up_at = sent.wall.as_micros();
+        }
         let position = self.position.unwrap_or_default();
         if let Some(snapshot) = self.snapshot.as_mut().filter(|_| self.changes.outlives_process())
             && let Err(error) = snapshot.stamp(sent, position)
@@ -374,7 +386,6 @@ impl Follower {
 mod tests {
     use super::*;
     use crate::auth::cache::Lookup;
-    use crate::clock::Timestamp;
     use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord, Mode, Prefix, ScopeList, Vocabulary};
     use crate::net::Networks;
     use crate::store::Record;
@@ -515,7 +526,7 @@ mod tests {
         fill_key(store.as_ref(), 3);
         assert_eq!(follower.turn().unwrap(), Turn::CaughtUp);
         assert!(matches!(cache.lookup(&digest(3), clock.moment()), Lookup::Known(_)));
-        let volatile = || store.fleet().unwrap()[0].volatile;
+        let volatile = || store.fleet().unwrap().members[0].volatile;
         assert!(volatile() && !Snapshot::at(path.clone()).exists());
         // Another one is written after a while.
         hand.pass(SNAPSHOT_RETRY);

@@ -46,6 +46,12 @@ impl Wait {
 
 fn tell(done: &str, confirmation: &Confirmation) -> ExitCode {
     let (confirmed, members) = (confirmation.confirmed, confirmation.members());
+    if confirmation.is_settling {
+        say!(
+            "{done} and stored; membership settling: the store has started again, and gateways may be missing from the {members} that it lists; repeat the command in a few seconds"
+        );
+        return exit::unconfirmed();
+    }
     if members == 0 {
         say!("{done}; no gateway is registered: held by the store alone");
         return exit::DONE;

@@ -2,9 +2,11 @@
 
 use super::output::{self, Output};
 use super::{Failure, exit};
+use crate::clock::Timestamp;
 use crate::config::Config;
-use crate::store::{self, Member};
+use crate::store::{self, Fleet, KeyStore, Member};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// What to do with the gateways that follow a store.
 #[derive(Debug, clap::Subcommand)]
@@ -22,7 +24,7 @@ pub enum Command {
 pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCode, Failure> {
     let store = store::open_existing(&config.store)?;
     match command {
-        Command::List => list(&store.fleet()?, output),
+        Command::List => list(store.as_ref(), output),
         Command::Forget { instance } if store.forget(instance)? => {
             say!("forgotten; if it lives, it joins again");
             Ok(exit::DONE)
@@ -31,15 +33,48 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
     }
 }
 
-fn list(members: &[Member], output: Output) -> Result<ExitCode, Failure> {
-    let values = members.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
-    let row = |member: &Member| {
-        let complete = if member.complete { "yes" } else { "no" };
-        let (keys, pos) = (member.keys.to_string(), member.pos.to_string());
-        let texts = [&member.gateway, &member.instance, &member.version, &member.config, &keys];
-        texts.into_iter().cloned().chain([complete.to_owned(), pos]).collect()
-    };
-    let columns = ["GATEWAY", "INSTANCE", "VERSION", "CONFIG", "KEYS", "COMPLETE", "POSITION"];
-    output::list(output, &columns, members.iter().map(row).collect(), &values)?;
+fn list(store: &dyn KeyStore, output: Output) -> Result<ExitCode, Failure> {
+    let Fleet { members, settles_in } = store.fleet()?;
+    let head = store.changes()?.head()?.seq;
+    let rows = members.iter().map(|member| row(member, head)).collect();
+    let values = members.iter().map(|member| value(member, head)).collect::<Result<Vec<_>, _>>()?;
+    let columns =
+        ["GATEWAY", "INSTANCE", "VERSION", "CONFIG", "KEYS", "COMPLETE", "POSITION", "BEHIND", "MAY SERVE UNTIL"];
+    output::list(output, &columns, rows, &values)?;
+    if !settles_in.is_zero() {
+        say!(
+            "the store has started again not long ago: gateways may be missing for the next {} s",
+            settles_in.as_secs().max(1)
+        );
+    }
     Ok(exit::DONE)
+}
+
+fn row(member: &Member, head: u64) -> Vec<String> {
+    let complete = if member.complete { "yes" } else { "no" };
+    let until = may_serve_until(member).map_or_else(|| "-".to_owned(), |until| until.to_string());
+    let texts = [&member.gateway, &member.instance, &member.version, &member.config].map(String::clone);
+    let numbers =
+        [member.keys.to_string(), complete.to_owned(), member.pos.to_string(), behind(member, head).to_string()];
+    texts.into_iter().chain(numbers).chain([until]).collect()
+}
+
+fn value(member: &Member, head: u64) -> serde_json::Result<serde_json::Value> {
+    let mut value = serde_json::to_value(member)?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("behind".to_owned(), behind(member, head).into());
+        fields.insert("may_serve_until".to_owned(), may_serve_until(member).map(|until| until.to_string()).into());
+    }
+    Ok(value)
+}
+
+/// How many entries of the log it has not applied.
+const fn behind(member: &Member, head: u64) -> u64 {
+    head.saturating_sub(member.pos)
+}
+
+/// Until when it may serve if it hears nothing more, by its own clock.
+fn may_serve_until(member: &Member) -> Option<Timestamp> {
+    let max_stale = Duration::from_millis(member.max_stale_ms);
+    (member.caught_up_at > 0).then(|| Timestamp::from_micros(member.caught_up_at).plus(max_stale))
 }

@@ -12,6 +12,8 @@ pub struct Confirmation {
     pub confirmed: usize,
     /// Those that have not, in the order of their ids.
     pub silent: Vec<Silent>,
+    /// The store has started again not long ago: gateways may be missing.
+    pub is_settling: bool,
     /// From the first question to the last answer.
     pub took: Duration,
 }
@@ -23,6 +25,14 @@ pub struct Silent {
     pub instance: String,
     /// Until when it may at most honour what was before.
     pub until: Timestamp,
+}
+
+/// How a fleet stands to a change, as of one moment.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    pub confirmed: usize,
+    pub behind: Vec<Member>,
+    pub is_settling: bool,
 }
 
 /// What two clocks may differ by between a gateway and the store, besides one part in a thousand: d of the protocols.
@@ -40,7 +50,7 @@ impl Confirmation {
 
     /// Nobody is left who could act otherwise.
     pub fn is_complete(&self) -> bool {
-        self.silent.is_empty()
+        self.silent.is_empty() && !self.is_settling
     }
 }
 
@@ -57,12 +67,12 @@ impl Manage<'_> {
         loop {
             let looked = self.look(written.version());
             let took = monotonic().saturating_duration_since(begun);
-            let is_settled = matches!(&looked, Ok((_, behind)) if behind.is_empty());
-            if is_settled || took >= timeout {
-                let (confirmed, behind) = looked?;
+            let is_done = looked.as_ref().is_ok_and(|standing| standing.behind.is_empty() && !standing.is_settling);
+            if is_done || took >= timeout {
+                let Standing { confirmed, behind, is_settling } = looked?;
                 self.check_kept(written)?;
                 let silent = behind.into_iter().map(|member| Silent::new(member, at)).collect();
-                return Ok(Confirmation { confirmed, silent, took });
+                return Ok(Confirmation { confirmed, silent, is_settling, took });
             }
             std::thread::sleep(LOOK);
         }
@@ -84,9 +94,13 @@ impl Manage<'_> {
 
     /// How many gateways have applied `seq`, and those that have not. A position that the store's log does not hold belongs to
     /// another history and confirms nothing.
-    fn look(&self, seq: u64) -> Result<(usize, Vec<Member>), StoreError> {
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn look(&self, seq: u64) -> Result<Standing, StoreError> {
         let (mut confirmed, mut behind) = (0, Vec::new());
-        for member in self.store.fleet()? {
+        let fleet = self.store.fleet()?;
+        for member in fleet.members {
             let position = Position { seq: member.pos, token: member.token };
             if member.pos >= seq && self.store.holds(position)? {
                 confirmed += 1;
@@ -94,7 +108,7 @@ impl Manage<'_> {
                 behind.push(member);
             }
         }
-        Ok((confirmed, behind))
+        Ok(Standing { confirmed, behind, is_settling: !fleet.settles_in.is_zero() })
     }
 }
 

@@ -1,6 +1,17 @@
 //! The gateways that follow a store, and how far each has come (protocols, "Rows"; I11).
 
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Who follows a store, as of one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fleet {
+    /// In the order of the gateways' ids.
+    pub members: Vec<Member>,
+    /// How long it takes until nobody can be missing: zero but for a while after a restart of the store, which may have lost
+    /// rows that their gateways have yet to write again.
+    pub settles_in: Duration,
+}
 
 /// What a running gateway last told of itself: one for each process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +38,18 @@ pub struct Member {
     pub keys: u64,
     /// Whether it holds every key.
     pub complete: bool,
+    /// When it was last caught up, by its own clock, in microseconds since 1970 and to half a second; 0 if never. For
+    /// `max_stale` from then it may serve.
+    pub caught_up_at: i64,
     /// What it has applied is in its memory alone: a restart needs the store.
     pub volatile: bool,
+}
+
+// === impl Fleet ===
+
+impl Fleet {
+    /// From a store that loses no rows.
+    pub const fn settled(members: Vec<Member>) -> Self {
+        Self { members, settles_in: Duration::ZERO }
+    }
 }

@@ -1,8 +1,8 @@
 //! A store that lives and dies with the process: the contract's reference model, and a quick store for tests.
 
 use super::{
-    Change, Changes, Conflict, Feed, KeyFilter, KeyStore, Member, Mutation, OperationId, Position, Record, StoreError,
-    Write,
+    Change, Changes, Conflict, Feed, Fleet, KeyFilter, KeyStore, Member, Mutation, OperationId, Position, Record,
+    StoreError, Write,
 };
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use std::collections::{BTreeMap, HashMap};
@@ -85,8 +85,8 @@ impl KeyStore for MemoryStore {
         Ok(self.data().holds(position))
     }
 
-    fn fleet(&self) -> Result<Vec<Member>, StoreError> {
-        Ok(self.data().fleet.values().cloned().collect())
+    fn fleet(&self) -> Result<Fleet, StoreError> {
+        Ok(Fleet::settled(self.data().fleet.values().cloned().collect()))
     }
 
     fn forget(&self, instance: &str) -> Result<bool, StoreError> {

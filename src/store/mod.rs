@@ -14,8 +14,9 @@ use crate::clock::Timestamp;
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-pub use fleet::Member;
+pub use fleet::{Fleet, Member};
 
 /// Which store, from `[store]` in gateway.toml.
 #[derive(Clone, Debug)]
@@ -195,8 +196,8 @@ pub trait KeyStore: Send + Sync {
     /// Whether the log holds the entry at `position`; the start is always held.
     fn holds(&self, position: Position) -> Result<bool, StoreError>;
 
-    /// The gateways that follow this store, in the order of their ids.
-    fn fleet(&self) -> Result<Vec<Member>, StoreError>;
+    /// The gateways that follow this store.
+    fn fleet(&self) -> Result<Fleet, StoreError>;
     /// Removes the row of a gateway that is known to be dead; whether there was one.
     fn forget(&self, instance: &str) -> Result<bool, StoreError>;
 
@@ -222,6 +223,11 @@ pub trait Changes: Send {
 
     /// Leaves the fleet, if it can be told: nobody waits for this gateway any more.
     fn leave(&mut self);
+
+    /// How long it takes until everybody who knows more than the store could have told it: see [`Fleet::settles_in`].
+    fn settles_in(&mut self) -> Result<Duration, StoreError> {
+        Ok(Duration::ZERO)
+    }
 
     /// Whether a gateway that died without leaving is still waited for. Only then may another process take over its right to
     /// serve without asking the store.

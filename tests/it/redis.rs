@@ -160,3 +160,34 @@ fn a_log_with_a_hole_is_another_history() {
     gateway.signal("TERM");
     assert_eq!(gateway.wait(), Some(0), "a gateway that cannot catch up must still drain");
 }
+
+#[test]
+fn i12_while_rows_may_be_missing_nothing_is_said_to_be_everywhere() {
+    let upstream = Upstream::named("erp");
+    let mut redis = RedisServer::start();
+    let store = format!("[store]\nurl = \"{}\"", redis.url());
+    let gateway = Gateway::builder().live(&upstream).toml(&store).start();
+    let key = gateway.key(&["orders:read"]);
+    // A store that was made just now has lost nothing: the key above did not wait. One that starts again may have.
+    redis.kill();
+    redis.restart();
+    assert_eq!(redis.command("HLEN {keygate}:fleet"), ":1");
+    let (code, words) = said(&gateway.run(&["keys", "revoke", &key.id, "--yes", "--timeout", "300ms"]));
+    assert!(code == Some(75) && words.starts_with("revoked and stored; membership settling"), "{code:?} {words}");
+    let (code, words) = said(&gateway.run(&["keys", "revoke", &key.id, "--yes"]));
+    assert!(code == Some(0) && words.contains(" already; revoked on 1/1 gateways in "), "{code:?} {words}");
+}
+
+#[test]
+fn i7_a_gateway_that_knew_nothing_waits_until_the_store_has_settled() {
+    let upstream = Upstream::named("erp");
+    let mut redis = RedisServer::start();
+    let store = format!("[store]\nurl = \"{}\"", redis.url());
+    let first = Gateway::builder().live(&upstream).toml(&store).start();
+    let key = first.key(&["orders:read"]);
+    redis.kill();
+    redis.restart();
+    let cold = Gateway::builder().live(&upstream).toml(&store).joining("edge-2").start();
+    assert_eq!((status(&first, &key), status(&cold, &key)), (200, 503));
+    eventually("it serves", || (status(&cold, &key) == 200).then_some(()));
+}

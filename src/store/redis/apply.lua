@@ -58,6 +58,11 @@ end
 
 local head = redis.call('GET', KEYS[1])
 local seq = head and tonumber(string.match(head, '^%d+')) or 0
+-- A store that has just been made has lost nothing.
+if not head then
+  local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+  table.insert(commands, {'SET', name('run'), run .. ' 0'})
+end
 local seqs = {}
 for _, write in ipairs(writes) do
   seq = seq + 1

@@ -34,6 +34,7 @@ pub struct Login {
 pub struct Link {
     url: Url,
     connection: Option<Connection>,
+    connects: u64,
 }
 
 // === impl Url ===
@@ -69,7 +70,7 @@ impl Url {
 
 impl Link {
     pub fn new(url: &Url) -> Self {
-        Self { url: url.clone(), connection: None }
+        Self { url: url.clone(), connection: None, connects: 0 }
     }
 
     /// Sends a command that may be repeated, over a new connection if there is none. One that broke since its last use is
@@ -113,8 +114,13 @@ impl Link {
         if let Some(stored) = stored.filter(|stored| *stored != schema::VERSION) {
             return Err(newer(&stored.to_string()));
         }
-        self.connection = Some(connection);
+        (self.connection, self.connects) = (Some(connection), self.connects + 1);
         Ok(())
+    }
+
+    /// How often it has connected: another number, and the server may be another run.
+    pub const fn connects(&self) -> u64 {
+        self.connects
     }
 
     /// Records in the order of an index: `range` is `lex` or `score`, and the lower bound.

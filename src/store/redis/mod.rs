@@ -7,7 +7,7 @@ mod schema;
 mod write;
 
 use super::{
-    Changes, EntityId, EntityRecord, KeyFilter, KeyId, KeyRecord, KeyStore, Member, Mutation, Position, Record,
+    Changes, EntityId, EntityRecord, Fleet, KeyFilter, KeyId, KeyRecord, KeyStore, Member, Mutation, Position, Record,
     StoreError, codec,
 };
 use crate::key::Digest;
@@ -125,8 +125,8 @@ impl KeyStore for RedisStore {
         changes::holds(&mut self.link(), position)
     }
 
-    fn fleet(&self) -> Result<Vec<Member>, StoreError> {
-        roster::members(&mut self.link())
+    fn fleet(&self) -> Result<Fleet, StoreError> {
+        roster::fleet(&mut self.link())
     }
 
     fn forget(&self, instance: &str) -> Result<bool, StoreError> {

@@ -2,12 +2,16 @@
 //! clock decides nothing.
 
 use super::link::{self, Link};
-use super::{Member, StoreError, codec, schema};
+use super::{Fleet, Member, StoreError, codec, schema};
 use crate::clock::{Instant, monotonic};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::time::Duration;
 
+const FLEET: &str = include_str!("fleet.lua");
+/// How long the rows of a server that has just started prove nothing: 2 L, in which every gateway that lives has told of itself
+/// again (protocols, Settle).
+const SETTLE: Duration = Duration::from_secs(4);
 /// How often a row shows that its gateway lives.
 const BEAT: Duration = Duration::from_millis(500);
 /// How often the others' rows are looked at.
@@ -29,6 +33,8 @@ pub struct Row {
     told: Option<(Member, Instant)>,
     beat: u64,
     observed: Option<Instant>,
+    /// Which connection of the link the row was last told over.
+    connects: u64,
     /// By instance: its last beat, and since when it is unchanged.
     others: HashMap<String, (u64, Instant)>,
 }
@@ -39,8 +45,12 @@ impl Row {
     /// Tells what has changed, and in any case that this gateway lives.
     pub fn tell(&mut self, link: &mut Link, member: &Member) -> Result<(), StoreError> {
         let now = monotonic();
+        if self.connects != link.connects() {
+            // It may be another run of the server: that it was seen is written down at once.
+            (self.connects, self.observed) = (link.connects(), None);
+        }
         let is_due = |told: &Instant| now.saturating_duration_since(*told) >= BEAT;
-        if self.told.as_ref().is_some_and(|(told, at)| told == member && !is_due(at)) {
+        if self.observed.is_some() && self.told.as_ref().is_some_and(|(told, at)| told == member && !is_due(at)) {
             return Ok(());
         }
         if let (None, Some(gone)) = (&self.told, &member.replaces) {
@@ -64,7 +74,7 @@ impl Row {
             return Ok(());
         }
         self.observed = Some(now);
-        let texts = texts(link)?;
+        let (_, texts) = rows(link)?;
         self.others.retain(|instance, _| texts.contains_key(instance));
         for (instance, text) in texts {
             // One that cannot be read stays until it is forgotten: who waits is told of it.
@@ -90,15 +100,18 @@ impl Row {
 }
 
 /// The rows of all gateways.
-pub fn members(link: &mut Link) -> Result<Vec<Member>, StoreError> {
-    let rows = texts(link)?.into_iter().map(|(instance, text)| read(&instance, &text).map(|row| row.member));
+pub fn fleet(link: &mut Link) -> Result<Fleet, StoreError> {
+    let (seen_for, texts) = rows(link)?;
+    let rows = texts.into_iter().map(|(instance, text)| read(&instance, &text).map(|row| row.member));
     let mut members = rows.collect::<Result<Vec<_>, _>>()?;
     members.sort_by(|left, right| (&left.gateway, &left.instance).cmp(&(&right.gateway, &right.instance)));
-    Ok(members)
+    Ok(Fleet { members, settles_in: SETTLE.saturating_sub(seen_for) })
 }
 
-fn texts(link: &mut Link) -> Result<HashMap<String, String>, StoreError> {
-    link.call(::redis::cmd("HGETALL").arg(schema::name("fleet")))
+/// For how long the gateways have seen this run of the server, and their rows by instance.
+fn rows(link: &mut Link) -> Result<(Duration, HashMap<String, String>), StoreError> {
+    let (seen_for, texts): (i64, _) = link.call(&link::script(FLEET, &["run", "fleet"]))?;
+    Ok((Duration::from_millis(u64::try_from(seen_for).unwrap_or(0)), texts))
 }
 
 fn read(instance: &str, text: &str) -> Result<RowWire, StoreError> {

@@ -6,7 +6,7 @@ mod roster;
 mod rows;
 mod write;
 
-use super::{Changes, KeyFilter, KeyStore, Member, Mutation, Position, StoreError};
+use super::{Changes, Fleet, KeyFilter, KeyStore, Member, Mutation, Position, StoreError};
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::path::{Path, PathBuf};
@@ -97,8 +97,8 @@ impl KeyStore for SqliteStore {
         changes::holds(&self.connection(), position)
     }
 
-    fn fleet(&self) -> Result<Vec<Member>, StoreError> {
-        roster::members(&self.path)
+    fn fleet(&self) -> Result<Fleet, StoreError> {
+        roster::members(&self.path).map(Fleet::settled)
     }
 
     fn forget(&self, instance: &str) -> Result<bool, StoreError> {
