@@ -24,13 +24,16 @@ fn client(Pair { cert, key }: &Pair) -> String {
     format!("client_cert = \"{}\"\nclient_key = \"{}\"\n", cert.display(), key.display())
 }
 
-/// What `keygate keys list` says to a store with these settings, on a system that trusts the authority in `system`.
+/// What `keygate keys list` says to a store with these settings, on a system that trusts the authority in `system`. It runs
+/// elsewhere than beside its gateway.toml.
 fn list(store: &str, system: &Path) -> (Option<i32>, String) {
-    let dir = tempfile::tempdir().unwrap();
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let config = include_str!("../cases/config/redis.toml").split("[store]").next().unwrap();
-    std::fs::write(dir.path().join("gateway.toml"), format!("{config}[store]\n{store}")).unwrap();
-    let mut command = keygate(dir.path());
-    command.args(["keys", "list"]).env("SSL_CERT_FILE", system).env_remove("SSL_CERT_DIR");
+    let file = dir.path().join("gateway.toml");
+    std::fs::write(&file, format!("{config}[store]\n{store}")).unwrap();
+    std::fs::copy(system, dir.path().join("system.pem")).unwrap();
+    let mut command = keygate(elsewhere.path());
+    command.args(["keys", "list", "-c"]).arg(file).env("SSL_CERT_FILE", system).env_remove("SSL_CERT_DIR");
     let (done, result) = std::sync::mpsc::channel();
     std::thread::spawn(move || done.send(command.output().unwrap()));
     let output = result.recv_timeout(PATIENCE).expect("the command gives up in time");
@@ -87,15 +90,22 @@ fn the_systems_authorities_count_unless_another_is_named() {
     // One that took the other's name is no better.
     let namesake = Authority::named("authority");
     refuses(untrusted, &server.url(), "", &namesake.ca());
+    let (code, told) = list(&format!("url = \"{}\"\nca = \"system.pem\"\n", server.url()), &authority.ca());
+    assert_eq!(code, Some(0), "a path is relative to gateway.toml: {told}");
     let unnamed = "the server's certificate is not signed by an authority in ca";
     refuses(unnamed, &server.url(), &ca(&stranger.ca()), &authority.ca());
-    refuses("this system trusts no authorities", &server.url(), "", Path::new("/dev/null"));
+    let empty = authority.ca().with_extension("none");
+    std::fs::write(&empty, "").unwrap();
+    refuses("this system trusts no authorities", &server.url(), "", &empty);
 }
 
 #[test]
 fn a_certificate_for_another_name_is_refused() {
     let authority = Authority::new();
-    let server = TlsServer::start(&authority, "DNS:elsewhere.example", &OPEN);
+    let server = TlsServer::start(&authority, "DNS:localhost", &OPEN);
+    let by_its_name = server.url().replace("127.0.0.1", "localhost");
+    let (code, told) = list(&format!("url = \"{by_its_name}/3\"\n{}", ca(&authority.ca())), &authority.ca());
+    assert_eq!(code, Some(0), "{told}");
     let words = "the server's certificate is for another name: certificate not valid for name \"127.0.0.1\"";
     refuses(words, &server.url(), &ca(&authority.ca()), &authority.ca());
 }

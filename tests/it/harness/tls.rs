@@ -1,8 +1,8 @@
 //! Certificates, and a Redis server with TLS, of the test's own.
 
 use super::eventually;
-use super::redis::RedisServer;
-use std::net::{TcpListener, TcpStream};
+use super::redis::{Port, RedisServer};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
@@ -25,7 +25,7 @@ pub struct Pair {
 /// A `redis-server` that also speaks plain text, on a port of its own.
 pub struct TlsServer {
     pub redis: RedisServer,
-    port: u16,
+    port: Port,
 }
 
 impl Authority {
@@ -66,20 +66,20 @@ impl Authority {
 impl TlsServer {
     /// Starts a server that proves these names, with more settings, as `redis-server` takes them.
     pub fn start(authority: &Authority, names: &str, settings: &[&str]) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = Port::reserve();
         let pair = authority.issue("server", names);
-        let (number, ca) = (port.to_string(), authority.ca());
+        let (number, ca) = (port.number().to_string(), authority.ca());
         let files = [("--tls-cert-file", &pair.cert), ("--tls-key-file", &pair.key), ("--tls-ca-cert-file", &ca)];
         let mut all = vec!["--tls-port", &number];
         all.extend(files.into_iter().flat_map(|(name, path)| [name, text(path)]));
         all.extend(settings);
         let redis = RedisServer::start_with(&all);
-        eventually("the port for TLS is open", || TcpStream::connect(("127.0.0.1", port)).ok());
+        eventually("the port for TLS is open", || TcpStream::connect(("127.0.0.1", port.number())).ok());
         Self { redis, port }
     }
 
     pub fn url(&self) -> String {
-        format!("rediss://127.0.0.1:{}", self.port)
+        format!("rediss://127.0.0.1:{}", self.port.number())
     }
 }
 
