@@ -142,6 +142,16 @@ fn a_server_without_tls_is_named_as_such() {
     refuses("TLS was not set up within 2s", &url, &ca(&authority.ca()), &authority.ca());
 }
 
+#[test]
+fn a_server_that_hangs_up_without_a_word_may_want_a_certificate() {
+    let authority = Authority::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("rediss://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    let words = "the server closed the connection; does it want a client certificate (client_cert, client_key)?";
+    refuses(words, &url, &ca(&authority.ca()), &authority.ca());
+}
+
 /// Greets whoever connects, and then sends a byte now and then, without end.
 fn trickle(greeting: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

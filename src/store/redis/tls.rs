@@ -10,6 +10,9 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
+/// What to ask oneself when a server hangs up on a gateway that showed no certificate.
+const PERHAPS_UNKNOWN: &str = "; does it want a client certificate (client_cert, client_key)?";
+
 /// Whom to trust and what to show. By default: the system's authorities, and nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Tls {
@@ -58,8 +61,7 @@ impl Tls {
         let words = match (cause, error.kind()) {
             (Some(cause), _) => self.words(cause),
             (None, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof) => {
-                let doubt = "; does it want a client certificate (client_cert, client_key)?";
-                let doubt = if is_new && self.identity.is_none() { doubt } else { "" };
+                let doubt = if is_new && self.identity.is_none() { PERHAPS_UNKNOWN } else { "" };
                 format!("the server closed the connection{doubt}")
             }
             (None, _) => error.to_string(),
@@ -88,9 +90,10 @@ impl Tls {
     fn refusal(&self, alert: AlertDescription) -> String {
         use AlertDescription as Alert;
         match (alert, &self.identity) {
-            (Alert::CertificateRequired | Alert::HandshakeFailure, None) => {
+            (Alert::CertificateRequired, None) => {
                 "the server wants a client certificate: give client_cert and client_key".to_owned()
             }
+            (Alert::HandshakeFailure, None) => format!("the server refused the TLS connection{PERHAPS_UNKNOWN}"),
             (
                 Alert::BadCertificate
                 | Alert::UnsupportedCertificate
