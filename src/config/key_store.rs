@@ -4,7 +4,7 @@ use super::diagnostics::Diagnostic;
 use super::reader::{Located, Section};
 use crate::secret::Secret;
 use crate::store::Settings;
-use crate::store::redis::{Login, Url};
+use crate::store::redis::{Chain, Identity, Key, Login, Roots, Tls, Url};
 use std::io::Read as _;
 use std::path::Path;
 
@@ -16,6 +16,7 @@ pub fn store(mut section: Section<'_, '_>, dir: &Path) -> Option<Settings> {
         Some(text) => text.and_then(|text| section.read(text, |text| store_url(text, dir))).map(|url| url.value),
     };
     let login = login(&mut section, dir);
+    let settings = with_tls(settings, &mut section, dir);
     let settings = match (settings, login) {
         (Some(Settings::Redis { url }), Some(login)) => Some(Settings::Redis { url: url.with_login(login) }),
         (Some(Settings::Sqlite { .. } | Settings::Memory), Some(_)) => {
@@ -37,6 +38,53 @@ fn store_url(text: &str, dir: &Path) -> Result<Settings, String> {
         Some(path) if !path.is_empty() && !path.contains(['?', '\0']) => Ok(Settings::Sqlite { path: dir.join(path) }),
         _ => Err("a store's URL is written like \"sqlite:data/keygate.db\"".to_owned()),
     }
+}
+
+/// Adds what `ca`, `client_cert` and `client_key` name. Read now, so that a mistake in them is one of this file.
+fn with_tls(settings: Option<Settings>, section: &mut Section<'_, '_>, dir: &Path) -> Option<Settings> {
+    let (ca, cert, key) = (section.string("ca"), section.string("client_cert"), section.string("client_key"));
+    match settings {
+        Some(Settings::Redis { url }) if url.is_encrypted() => {
+            let roots = ca.and_then(|ca| section.read(ca, |path| read_pem(path, dir, Roots::parse)));
+            let identity = identity(section, cert, key, dir);
+            let tls = Tls { roots: roots.map(|roots| roots.value), identity };
+            Some(Settings::Redis { url: url.with_tls(tls) })
+        }
+        Some(Settings::Redis { .. } | Settings::Sqlite { .. } | Settings::Memory) => {
+            for file in [ca, cert, key].into_iter().flatten() {
+                let diagnostic = Diagnostic::new(file.span, "only a Redis store with TLS has certificates");
+                section.report().add(diagnostic.help("write url = \"rediss://HOST:PORT\""));
+            }
+            settings
+        }
+        None => None,
+    }
+}
+
+fn identity(
+    section: &Section<'_, '_>,
+    cert: Option<Located<String>>,
+    key: Option<Located<String>>,
+    dir: &Path,
+) -> Option<Identity> {
+    let (cert, key) = match (cert, key) {
+        (Some(cert), Some(key)) => (cert, key),
+        (None, None) => return None,
+        (Some(one), None) | (None, Some(one)) => {
+            let diagnostic = Diagnostic::new(one.span, "client_cert and client_key belong together");
+            section.report().add(diagnostic.help("give both, or none"));
+            return None;
+        }
+    };
+    let chain = section.read(cert, |path| read_pem(path, dir, Chain::parse));
+    let path = dir.join(&key.value);
+    let key = section.read(key, |path| read_pem(path, dir, Key::parse));
+    let (Some(chain), Some(key)) = (chain, key) else { return None };
+    let identity = Identity::new(chain.value, key.value);
+    let told = identity.map_err(|message| {
+        section.report().add(Diagnostic::new(key.span, format!("{} {message}", path.display())));
+    });
+    told.ok()
 }
 
 fn login(section: &mut Section<'_, '_>, dir: &Path) -> Option<Login> {
@@ -85,6 +133,16 @@ fn read_source(
         (None, Some(path)) => read_file(&dir.join(&path.value)),
         (Some(_), Some(_)) | (None, None) => Err("give one of env and file".to_owned()),
     }
+}
+
+fn read_pem<T>(path: &str, dir: &Path, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<T, String> {
+    const BYTES_MAX: u64 = 1024 * 1024;
+    let path = dir.join(path);
+    let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+    let mut pem = Secret::new(Vec::new());
+    let file = std::fs::File::open(&path).map_err(failed)?;
+    file.take(BYTES_MAX).read_to_end(pem.expose_mut()).map_err(failed)?;
+    parse(pem.expose()).map_err(|message| format!("{} {message}", path.display()))
 }
 
 /// The first line of a small file.

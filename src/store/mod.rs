@@ -23,7 +23,7 @@ pub use fleet::{Fleet, Member};
 pub enum Settings {
     /// `sqlite:<path>`: the embedded default.
     Sqlite { path: PathBuf },
-    /// `redis://...`: shared by several gateways.
+    /// `redis://...`, `rediss://...`: shared by several gateways.
     Redis { url: redis::Url },
     /// Nothing outlives the process; for tests.
     Memory,

@@ -21,6 +21,7 @@ mod proofs;
 mod proofs_small;
 mod readme;
 mod redis;
+mod redis_tls;
 mod refusals;
 mod smoke;
 mod snapshot;

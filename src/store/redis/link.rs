@@ -1,24 +1,23 @@
 //! The connection: made when needed, dropped on the first failure, bounded in time.
 
+use super::tls::Tls;
+use super::wire::{Transport, Wire};
 use super::{REPLY_BYTES, Record, StoreError, codec, schema};
 use crate::secret::Secret;
-use ::redis::io::tcp::TcpSettings;
-use ::redis::{Client, Cmd, Connection, FromRedisValue, IntoConnectionInfo, RedisError};
-use socket2::TcpKeepalive;
+use ::redis::{Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisError};
+use rustls::pki_types::ServerName;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
-/// How long connecting, and each answer, may take.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How long a connection may be idle before the other end is asked whether it is there.
-const KEEPALIVE: Duration = Duration::from_secs(30);
 const PAGE: &str = include_str!("page.lua");
 
-/// `redis://host[:port][/database]`, known to be well-formed, and who logs in there.
+/// `redis://host[:port][/database]`, or the same with `rediss`, known to be well-formed, and who logs in there.
 #[derive(Clone, Debug)]
 pub struct Url {
-    text: String,
+    host: String,
+    port: u16,
+    database: i64,
+    transport: Transport,
     login: Option<Arc<Login>>,
 }
 
@@ -33,7 +32,7 @@ pub struct Login {
 /// One connection, or none yet.
 pub struct Link {
     url: Url,
-    connection: Option<Connection>,
+    connection: Option<Wire>,
     connects: u64,
 }
 
@@ -45,19 +44,46 @@ impl Url {
     /// # Errors
     /// What is wrong with it, without its text: that may hold a password, which does not belong there.
     pub fn parse(text: &str) -> Result<Self, String> {
-        if !text.starts_with("redis://") {
-            return Err("this version connects to Redis in plain text: write \"redis://host:6379\"".to_owned());
-        }
+        let (rest, is_encrypted) = match (text.strip_prefix("redis://"), text.strip_prefix("rediss://")) {
+            (Some(rest), _) => (rest, false),
+            (None, Some(rest)) => (rest, true),
+            (None, None) => {
+                return Err("write \"redis://host:6379\", or \"rediss://host:6379\" for TLS; \
+                            this version knows no other way to Redis"
+                    .to_owned());
+            }
+        };
         if text.contains(['?', '#']) {
             return Err("a Redis URL ends with the database's number".to_owned());
         }
-        let info =
-            text.into_connection_info().map_err(|_| "write a Redis URL like \"redis://host:6379/0\"".to_owned())?;
+        let malformed = || "write a Redis URL like \"redis://host:6379/0\"".to_owned();
+        let info = format!("redis://{rest}").into_connection_info().map_err(|_| malformed())?;
         let redis = info.redis_settings();
         if redis.username().is_some() || redis.password().is_some() {
             return Err("a login does not belong in the URL: give username and password beside it".to_owned());
         }
-        Ok(Self { text: text.to_owned(), login: None })
+        let ConnectionAddr::Tcp(host, port) = info.addr() else { return Err(malformed()) };
+        let transport = if is_encrypted {
+            let name = ServerName::try_from(host.clone());
+            let name = name.map_err(|_| "no certificate can be for a host of this name".to_owned())?;
+            Transport::Encrypted { name, tls: Tls::default() }
+        } else {
+            Transport::Plain
+        };
+        Ok(Self { host: host.clone(), port: *port, database: redis.db(), transport, login: None })
+    }
+
+    pub const fn is_encrypted(&self) -> bool {
+        matches!(self.transport, Transport::Encrypted { .. })
+    }
+
+    /// The same server, with these certificates. Nothing changes for one in plain text.
+    pub fn with_tls(mut self, given: Tls) -> Self {
+        match &mut self.transport {
+            Transport::Encrypted { tls, .. } => *tls = given,
+            Transport::Plain => {}
+        }
+        self
     }
 
     /// The same server, with a login.
@@ -97,7 +123,7 @@ impl Link {
         let Some(connection) = &mut self.connection else {
             return Err(RedisError::from(std::io::Error::from(std::io::ErrorKind::NotConnected)));
         };
-        let answer = command.query(connection);
+        let answer = ask(connection, command);
         if answer.is_err() {
             // What is still to come on it would be taken for the next command's answer.
             self.connection = None;
@@ -107,9 +133,7 @@ impl Link {
 
     fn connect(&mut self) -> Result<(), StoreError> {
         let mut connection = open(&self.url).map_err(|error| unavailable(&error))?;
-        let stored: Option<u32> = ::redis::cmd("GET")
-            .arg(schema::name("schema"))
-            .query(&mut connection)
+        let stored: Option<u32> = ask(&mut connection, ::redis::cmd("GET").arg(schema::name("schema")))
             .map_err(|error| unavailable(&error))?;
         if let Some(stored) = stored.filter(|stored| *stored != schema::VERSION) {
             return Err(newer(&stored.to_string()));
@@ -144,21 +168,23 @@ impl fmt::Debug for Link {
     }
 }
 
-fn open(url: &Url) -> Result<Connection, RedisError> {
-    let mut info = url.text.as_str().into_connection_info()?;
+/// Connects, logs in, and chooses the database.
+fn open(url: &Url) -> Result<Wire, RedisError> {
+    let mut wire = Wire::connect(&url.host, url.port, &url.transport)?;
     if let Some(login) = &url.login {
-        let mut redis = info.redis_settings().clone().set_password(login.password.expose());
-        if let Some(username) = &login.username {
-            redis = redis.set_username(username);
-        }
-        info = info.set_redis_settings(redis);
+        let mut command = ::redis::cmd("AUTH");
+        login.username.iter().for_each(|username| _ = command.arg(username));
+        ask::<()>(&mut wire, command.arg(login.password.expose()))?;
     }
-    // Whoever went away without a word is noticed although nothing is asked, and its socket is given back.
-    let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE));
-    let connection = Client::open(info.set_tcp_settings(tcp))?.get_connection_with_timeout(PATIENCE)?;
-    connection.set_read_timeout(Some(PATIENCE))?;
-    connection.set_write_timeout(Some(PATIENCE))?;
-    Ok(connection)
+    if url.database != 0 {
+        ask::<()>(&mut wire, ::redis::cmd("SELECT").arg(url.database))?;
+    }
+    Ok(wire)
+}
+
+fn ask<T: FromRedisValue>(wire: &mut Wire, command: &Cmd) -> Result<T, RedisError> {
+    let answer = wire.ask(&command.get_packed_command())?.extract_error()?;
+    Ok(::redis::from_redis_value(answer)?)
 }
 
 /// A call of a script on these keys of ours.

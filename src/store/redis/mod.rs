@@ -4,6 +4,8 @@ mod changes;
 mod link;
 mod roster;
 mod schema;
+mod tls;
+mod wire;
 mod write;
 
 use super::{
@@ -14,6 +16,7 @@ use crate::key::Digest;
 use link::Link;
 pub use link::{Login, Url};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+pub use tls::{Chain, Identity, Key, Roots, Tls};
 
 /// Records read by one call of a list.
 const PAGE: usize = 500;

@@ -1,17 +1,34 @@
 //! A Redis server process of the test's own.
 
+use socket2::{Domain, Socket, Type};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+/// A loopback port that is given to nobody else while this lives: bound, but open for a server to listen there.
+pub struct Port(Socket);
+
 /// A `redis-server` on a free loopback port. Dropped: killed.
 pub struct RedisServer {
-    port: u16,
+    port: Port,
     dir: TempDir,
     settings: Vec<String>,
     child: Child,
+}
+
+impl Port {
+    pub fn reserve() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        Self(socket)
+    }
+
+    pub fn number(&self) -> u16 {
+        self.0.local_addr().unwrap().as_socket().unwrap().port()
+    }
 }
 
 impl RedisServer {
@@ -23,16 +40,16 @@ impl RedisServer {
     /// The same with more settings, as `redis-server` takes them.
     pub fn start_with(settings: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = Port::reserve();
         let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
-        let child = spawn(port, &dir, &settings);
+        let child = spawn(port.number(), &dir, &settings);
         Self { port, dir, settings, child }
     }
 
     /// Runs one command, words separated by spaces; gives the first line of the answer.
     #[allow(dead_code, reason = "this file serves three test programs, and two of them send no commands")]
     pub fn command(&self, words: &str) -> String {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port.number())).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.write_all(format!("{words}\r\n").as_bytes()).unwrap();
         let mut line = String::new();
@@ -41,7 +58,7 @@ impl RedisServer {
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://127.0.0.1:{}", self.port.number())
     }
 
     /// Ends it as `kill -9` does.
@@ -54,7 +71,7 @@ impl RedisServer {
     /// Starts it again with the data it had.
     #[allow(dead_code, reason = "this file serves two test programs, and one of them never kills")]
     pub fn restart(&mut self) {
-        self.child = spawn(self.port, &self.dir, &self.settings);
+        self.child = spawn(self.port.number(), &self.dir, &self.settings);
     }
 }
 
