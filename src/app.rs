@@ -3,9 +3,10 @@
 use crate::admin::{self, ControlPlane};
 use crate::audit::{self, Journal};
 use crate::auth::follower::{self, Turn};
-use crate::auth::{Authenticator, Follower, KeyCache, Snapshot};
+use crate::auth::{self, Authenticator, Fills, Follower, KeyCache, Snapshot};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
+use crate::key::Digest;
 use crate::policy::{RouteTable, UpstreamModes};
 use crate::proxy::canonical::HeadLimits;
 use crate::proxy::service::Shared;
@@ -14,6 +15,7 @@ use crate::server::worker::{self, CutOrder};
 use crate::store::{Change, KeyStore, Member, StoreError, codec};
 use crate::telemetry::Page;
 use crate::ulid::{TEXT_LEN, Ulid};
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
@@ -110,14 +112,16 @@ impl Gateway {
         let (cutter, cuts) = Cutter::new(config.server.workers);
         let place = Place::take(&config.data_dir, clock.now())?;
         let changes = journal.changes();
+        let (fills, asked) = Fills::new();
         let mut follower = Follower::new(follower::Parts {
             cache: Arc::clone(&cache),
             store,
             settings: config.auth.clone(),
+            fills: Arc::clone(&fills),
             snapshot: place.is_ours.then(|| Snapshot::at(config.snapshot.clone())),
             clock: clock.clone(),
             member: member(&config, gateway, &place),
-            cut: Box::new(move || cutter.cut()),
+            cut: Box::new(move |changed| cutter.cut(changed)),
             heard: Box::new(move |change| journal_change(change, &changes)),
         })?;
         first_load(&mut follower)?;
@@ -132,11 +136,13 @@ impl Gateway {
             snapshot: config.snapshot.clone(),
         });
         let (stop, stopped) = watch::channel(false);
-        let shared = Arc::new(shared(&config, cache, clock)?);
+        let authenticator = Authenticator::new(config.auth.prefix.clone(), cache, fills);
+        let shared = Arc::new(shared(&config, authenticator, clock)?);
         let listening = bound.iter().map(|(address, _)| *address).collect();
         let workers = spawn_workers(&config, bound, &shared, recorders, cuts, &journal, &stopped)?;
         let control = control_plane(admin_listener, &state)?;
         let admin = control.1;
+        spawn_filler(follower.filler(asked))?;
         let follower = spawn_follower(follower, Arc::clone(&state))?;
         let control = control.0;
         Ok(Self { listening, admin, stop, workers, follower, state, journal, control, _place: place })
@@ -216,7 +222,7 @@ fn bind(address: SocketAddr, workers: usize) -> Result<(SocketAddr, Vec<std::net
     listener::bind(address, workers).map_err(|error| StartError::Bind { address, error })
 }
 
-fn shared(config: &Config, cache: Arc<KeyCache>, clock: Clock) -> Result<Shared, StartError> {
+fn shared(config: &Config, authenticator: Authenticator, clock: Clock) -> Result<Shared, StartError> {
     let head_limits = HeadLimits {
         target_bytes_max: config.proxy.limits.target_bytes_max,
         head_bytes_max: config.server.limits.head_bytes_max,
@@ -228,7 +234,7 @@ fn shared(config: &Config, cache: Arc<KeyCache>, clock: Clock) -> Result<Shared,
         head_limits,
         routes: RouteTable::build(config.routes.clone()).map_err(StartError::Other)?,
         modes: UpstreamModes::new(modes),
-        authenticator: Authenticator::new(config.auth.prefix.clone(), cache),
+        authenticator,
         clock,
     })
 }
@@ -309,6 +315,21 @@ fn spawn_follower(follower: Follower, state: Arc<State>) -> Result<JoinHandle<()
         .name("follower".into())
         .spawn(run)
         .map_err(|error| StartError::Other(format!("cannot start the follower: {error}")))
+}
+
+/// Ends by itself when no worker can ask any more.
+fn spawn_filler(filler: auth::Filler) -> Result<(), StartError> {
+    let run = move || {
+        // What it leaves half done would be the cache: the process does not live on with that.
+        if catch_unwind(AssertUnwindSafe(|| filler.run())).is_err() {
+            std::process::exit(EX_SOFTWARE);
+        }
+    };
+    std::thread::Builder::new()
+        .name("filler".into())
+        .spawn(run)
+        .map(drop)
+        .map_err(|error| StartError::Other(format!("cannot start the filler: {error}")))
 }
 
 fn follow(mut follower: Follower, state: &State) {
@@ -423,10 +444,12 @@ impl Cutter {
 
     /// Has every worker judge what it has in flight again. What is given returns when all have done so. A worker that does
     /// not answer may be serving with keys that have ended: the process does not live on with it (protocols I9).
-    fn cut(&self) -> Box<dyn FnOnce()> {
-        let (order, done) = std::sync::mpsc::channel();
+    fn cut(&self, changed: HashSet<Digest>) -> Box<dyn FnOnce()> {
+        let (sender, done) = std::sync::mpsc::channel();
+        let changed = Arc::new(changed);
         // A worker that has ended serves nothing.
-        self.0.iter().for_each(|worker| _ = worker.send(order.clone()));
+        let order = || CutOrder { changed: Arc::clone(&changed), done: sender.clone() };
+        self.0.iter().for_each(|worker| _ = worker.send(order()));
         Box::new(move || wait_for_workers(&done))
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Settings;
 use super::cache::KeyCache;
+use super::fill::Fills;
 use crate::key::principal::{Grant, PrincipalEntity};
 use crate::key::{Digest, EntityId, EntityRecord, KeyRecord, Principal, ScopeList};
 use crate::store::Record;
@@ -16,36 +17,49 @@ pub struct Applier {
     entities: HashMap<EntityId, Arc<PrincipalEntity>>,
     grants: HashMap<ScopeList, Arc<Grant>>,
     versions: HashMap<String, Arc<HeaderValue>>,
-    /// What was revoked, by digest. Beside the cache, because moka may evict: revoked is final (protocols I5).
-    tombstones: HashSet<Digest>,
     undeclared: HashSet<String>,
-    /// Something that was in force is not any more: what it let through is to be judged again.
-    ended: bool,
+    fills: Arc<Fills>,
+    ended: Option<Ended>,
     /// A key was left out because there was no room: a miss proves nothing any more.
     overflowed: bool,
+}
+
+/// Something that was in force is not any more: what it let through is to be judged again. An entry that has ended says so
+/// itself; but an exchange may hold an older one, which the cache has lost, so changed keys are named as well.
+pub type Ended = HashSet<Digest>;
+
+/// Where a record comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A load of the whole set: what finds no room is left out.
+    Page,
+    /// The log: it is news, and is held.
+    Log,
+    /// Somebody asks for this key.
+    Fill,
 }
 
 // === impl Applier ===
 
 impl Applier {
-    pub fn new(cache: Arc<KeyCache>, settings: Settings) -> Self {
+    pub fn new(cache: Arc<KeyCache>, settings: Settings, fills: Arc<Fills>) -> Self {
         Self {
             cache,
             settings,
             entities: HashMap::new(),
             grants: HashMap::new(),
             versions: HashMap::new(),
-            tombstones: HashSet::new(),
             undeclared: HashSet::new(),
-            ended: false,
+            fills,
+            ended: None,
             overflowed: false,
         }
     }
 
-    /// Applies one record, from a page or from the log.
-    pub fn apply(&mut self, record: &Record) {
+    /// Applies one record.
+    pub fn apply(&mut self, record: &Record, origin: Origin) {
         match record {
-            Record::Key(key) => self.apply_key(key),
+            Record::Key(key) => self.apply_key(key, origin),
             Record::Entity(entity) => self.apply_entity(entity),
         }
     }
@@ -55,39 +69,50 @@ impl Applier {
         let entity = self.entity(record.id);
         if record.deleted_at.is_some() {
             entity.delete();
-            self.ended |= is_known;
+            if is_known {
+                self.ended.get_or_insert_default();
+            }
         }
     }
 
     /// Applies a key's record if its version is higher than what is known; a revoked one whatever its version (I5).
-    fn apply_key(&mut self, record: &KeyRecord) {
+    fn apply_key(&mut self, record: &KeyRecord, origin: Origin) {
+        if origin == Origin::Log {
+            self.ended.get_or_insert_default().insert(record.digest);
+            self.fills.touch(&record.digest);
+            self.cache.forget_absence(&record.digest);
+        }
         let known = self.cache.peek(&record.digest);
         let revoked = record.revoked_at.is_some();
         let outdated = known.as_ref().is_some_and(|known| known.version >= record.version);
-        if !revoked && (outdated || self.tombstones.contains(&record.digest)) {
+        if !revoked && (outdated || self.cache.is_entombed(&record.digest)) {
             return;
         }
         if revoked {
-            self.tombstones.insert(record.digest);
-        }
-        if known.is_none() && self.cache.records() >= self.settings.keys_max {
-            self.overflow();
-            return;
+            self.cache.entomb(record.digest);
         }
         if record.imported {
             self.cache.note_imported();
+        }
+        if known.is_none() && self.cache.records() >= self.settings.keys_max {
+            self.overflow();
+            if origin == Origin::Page {
+                return;
+            }
         }
         let principal = self.principal(record);
         if revoked {
             principal.end();
         }
         self.cache.publish(record.digest, Arc::new(principal), known.as_deref());
-        self.ended |= known.is_some();
+        if known.is_some() {
+            self.ended.get_or_insert_default().insert(record.digest);
+        }
     }
 
-    /// Whether anything has ended since this was last asked.
-    pub const fn take_ended(&mut self) -> bool {
-        std::mem::replace(&mut self.ended, false)
+    /// What has ended since this was last asked.
+    pub fn take_ended(&mut self) -> Option<Ended> {
+        self.ended.take()
     }
 
     /// Whether everything that was applied found room.
@@ -96,10 +121,13 @@ impl Applier {
     }
 
     fn overflow(&mut self) {
-        self.cache.set_incomplete();
+        self.cache.set_overflowed();
         if !std::mem::replace(&mut self.overflowed, true) {
             let keys_max = self.settings.keys_max;
-            tracing::error!(keys_max, "more keys than cache.keys_max; keys that did not fit are answered 503");
+            tracing::warn!(
+                keys_max,
+                "more keys than cache.keys_max; the store is asked for those that do not fit, a bounded number in a second"
+            );
         }
     }
 

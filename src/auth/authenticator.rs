@@ -1,10 +1,13 @@
 //! Turns a presented credential into a principal, or says why not.
 
 use super::cache::{KeyCache, Lookup};
+use super::credential;
+use super::fill::{Fills, Overloaded};
 use crate::clock::Moment;
 use crate::key::token::Form;
 use crate::key::{Digest, Prefix, Principal};
 use crate::reason::Reason;
+use http::HeaderMap;
 use std::sync::Arc;
 
 /// Judges credentials: form and checksum first, then the cache. Does no I/O.
@@ -12,6 +15,7 @@ use std::sync::Arc;
 pub struct Authenticator {
     prefix: Prefix,
     cache: Arc<KeyCache>,
+    fills: Arc<Fills>,
 }
 
 /// The verdict on a credential.
@@ -30,8 +34,35 @@ pub struct Unavailable;
 // === impl Authenticator ===
 
 impl Authenticator {
-    pub const fn new(prefix: Prefix, cache: Arc<KeyCache>) -> Self {
-        Self { prefix, cache }
+    pub const fn new(prefix: Prefix, cache: Arc<KeyCache>, fills: Arc<Fills>) -> Self {
+        Self { prefix, cache, fills }
+    }
+
+    /// Whether there may be keys that the cache does not hold: [`Self::fill`] before judging then.
+    pub fn may_lack(&self) -> bool {
+        !self.cache.is_complete()
+    }
+
+    /// Has the store asked for the key that a request presents, if the cache lacks it (protocols I7). What comes of it is in the
+    /// cache then, and the request is judged as any other (I8).
+    ///
+    /// # Errors
+    /// [`Overloaded`], when too many keys were asked for.
+    pub async fn fill(&self, headers: &HeaderMap, now: Moment) -> Result<(), Overloaded> {
+        match self.lacking(headers, now) {
+            Some(digest) => self.fills.ask(digest, now.mono).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The digest of a key that only the store can judge now.
+    fn lacking(&self, headers: &HeaderMap, now: Moment) -> Option<Digest> {
+        let credential = credential::peek(headers)?;
+        if self.prefix.judge(credential) == Form::Malformed || !self.cache.trusts_store() || !self.cache.is_fresh(now) {
+            return None;
+        }
+        let digest = Digest::of(credential);
+        matches!(self.cache.lookup(&digest, now), Lookup::Unknown).then_some(digest)
     }
 
     /// Whether the right to serve has run out: no contact with the store for `max_stale` (protocols I1).
@@ -68,7 +99,7 @@ impl Authenticator {
     pub fn look_up(&self, digest: Digest, now: Moment) -> Result<Authentication, Unavailable> {
         match self.cache.lookup(&digest, now) {
             Lookup::Known(principal) => Ok(Authentication::Authenticated(principal, digest)),
-            Lookup::Ended(principal) => Ok(Authentication::Rejected(Reason::KeyRevoked, Some(principal))),
+            Lookup::Ended(principal) => Ok(Authentication::Rejected(Reason::KeyRevoked, principal)),
             Lookup::Expired(principal) => Ok(Authentication::Rejected(Reason::KeyExpired, Some(principal))),
             Lookup::Absent => Ok(Authentication::Rejected(Reason::KeyUnknown, None)),
             Lookup::Unknown => Err(Unavailable),

@@ -7,20 +7,33 @@
 use crate::clock::{Instant, Moment, Timestamp};
 use crate::key::{Digest, Principal};
 use moka::notification::RemovalCause;
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
+use std::collections::HashSet;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 /// How long after the last caught-up poll the feed counts as fresh: L of protocols I1.
 pub const FRESH_FOR: Duration = Duration::from_secs(2);
+
+/// How long the store's word that there is no such key is believed, and how many such words are kept.
+const ABSENT_FOR: Duration = Duration::from_secs(2);
+const ABSENT_MAX: u64 = 64 * 1024;
 
 /// The cache, shared by all workers and the follower.
 #[derive(Debug)]
 pub struct KeyCache {
     map: Cache<Digest, Arc<Principal>, Uniform>,
     census: Arc<Census>,
+    /// What was revoked. Beside the map, which may evict: revoked is final (protocols I5). The lock is not on the path of a key
+    /// that is in the map, nor on any path while the cache is complete.
+    tombstones: RwLock<HashSet<Digest>>,
+    /// Keys that the store was asked for and does not have. The writer removes those that are made.
+    absent: Cache<Digest, ()>,
+    /// The store is the one that is followed, and whoever knew more has told it: its word on a single key counts.
+    trusts_store: AtomicBool,
     /// Whether foreign credentials are worth a look-up.
     holds_imported: AtomicBool,
     caught_up: Contact,
@@ -36,6 +49,8 @@ struct Census {
     records: AtomicU64,
     /// A key has gone that nobody removed.
     evicted: AtomicBool,
+    /// There are more keys than room: that one goes when another comes is as it should be.
+    overflowed: AtomicBool,
 }
 
 /// Takes a digest's own first bytes for its hash: SHA-256 has spread them already, and nobody chooses the digests of stored
@@ -54,8 +69,8 @@ struct Contact {
 #[derive(Debug)]
 pub enum Lookup {
     Known(Arc<Principal>),
-    /// Known to have been revoked, or its entity deleted.
-    Ended(Arc<Principal>),
+    /// Known to have been revoked, or its entity deleted; with what is known of it besides.
+    Ended(Option<Arc<Principal>>),
     /// Known, and past its expiry.
     Expired(Arc<Principal>),
     /// There is no such key.
@@ -72,23 +87,25 @@ impl KeyCache {
     pub fn new(keys_max: u64, max_stale: Duration, expected: u64) -> Self {
         let census = Arc::new(Census::default());
         let counted = Arc::clone(&census);
-        // Twice the bound and no time limits, so that moka never has a reason to evict. If it evicts all the same, a miss
-        // proves nothing any more until the next full load.
+        // Twice the bound and no time limits, so that moka never has a reason to evict while all keys fit. If it evicts all the
+        // same, a miss proves nothing any more until the next full load. By age and not by use: the other policy may refuse a
+        // new entry, which whoever asked for it would then miss for ever.
         let map = Cache::builder()
+            .eviction_policy(EvictionPolicy::lru())
             .max_capacity(keys_max.saturating_mul(2))
             .initial_capacity(usize::try_from(expected.min(keys_max)).unwrap_or(0))
             .eviction_listener(move |_, _, cause| {
                 if matches!(cause, RemovalCause::Size | RemovalCause::Expired) {
                     counted.lose();
-                    tracing::error!(
-                        "a key was evicted from the cache; unknown keys are answered 503 until it is reloaded"
-                    );
                 }
             })
             .build_with_hasher(Uniform(0));
         Self {
             map,
             census,
+            tombstones: RwLock::default(),
+            absent: Cache::builder().max_capacity(ABSENT_MAX).time_to_live(ABSENT_FOR).build(),
+            trusts_store: AtomicBool::new(false),
             holds_imported: AtomicBool::new(false),
             caught_up: Contact::new(),
             max_stale,
@@ -102,11 +119,13 @@ impl KeyCache {
         let generation = self.census.generation.load(Ordering::SeqCst);
         let age = self.caught_up.age(now);
         match self.current(digest) {
-            Some((principal, false)) => Lookup::Ended(principal),
+            Some((principal, false)) => Lookup::Ended(Some(principal)),
             Some((principal, true)) if principal.is_expired(now.wall) => Lookup::Expired(principal),
             Some((principal, true)) if age < self.max_stale => Lookup::Known(principal),
             Some((_, true)) => Lookup::Unknown,
             None if self.proves_absence(generation, age) => Lookup::Absent,
+            None if self.is_entombed(digest) => Lookup::Ended(None),
+            None if age < FRESH_FOR && self.is_absent(digest) => Lookup::Absent,
             None => Lookup::Unknown,
         }
     }
@@ -125,6 +144,21 @@ impl KeyCache {
             }
             found = again;
         }
+    }
+
+    /// Whether the store has just said that there is no such key.
+    fn is_absent(&self, digest: &Digest) -> bool {
+        self.trusts_store() && self.absent.contains_key(digest)
+    }
+
+    /// Whether the store's word on a single key counts.
+    pub(super) fn trusts_store(&self) -> bool {
+        self.trusts_store.load(Ordering::SeqCst)
+    }
+
+    /// Whether the digest is a revoked key's.
+    pub(super) fn is_entombed(&self, digest: &Digest) -> bool {
+        self.tombstones.read().unwrap_or_else(PoisonError::into_inner).contains(digest)
     }
 
     /// A miss is definite only when the set was whole before and after it, and the feed is fresh.
@@ -186,6 +220,23 @@ impl KeyCache {
         }
     }
 
+    pub(super) fn entomb(&self, digest: Digest) {
+        self.tombstones.write().unwrap_or_else(PoisonError::into_inner).insert(digest);
+    }
+
+    /// The store was asked and does not have it.
+    pub(super) fn note_absent(&self, digest: &Digest) {
+        self.absent.insert(*digest, ());
+    }
+
+    pub(super) fn forget_absence(&self, digest: &Digest) {
+        self.absent.invalidate(digest);
+    }
+
+    pub(super) fn trust_store(&self, trusts: bool) {
+        self.trusts_store.store(trusts, Ordering::SeqCst);
+    }
+
     pub(super) fn note_imported(&self) {
         self.holds_imported.store(true, Ordering::Relaxed);
     }
@@ -211,6 +262,12 @@ impl KeyCache {
         self.census.lose();
     }
 
+    /// There are more keys than room.
+    pub(super) fn set_overflowed(&self) {
+        self.census.overflowed.store(true, Ordering::SeqCst);
+        self.set_incomplete();
+    }
+
     pub(super) fn set_incomplete(&self) {
         self.census.generation.store(0, Ordering::SeqCst);
     }
@@ -232,8 +289,12 @@ impl Census {
     /// A key has been evicted: until it is loaded again a miss proves nothing.
     fn lose(&self) {
         self.records.fetch_sub(1, Ordering::Relaxed);
+        if self.overflowed.load(Ordering::SeqCst) {
+            return;
+        }
         self.evicted.store(true, Ordering::SeqCst);
         self.generation.store(0, Ordering::SeqCst);
+        tracing::error!("a key was evicted from the cache; unknown keys are answered 503 until it is reloaded");
     }
 }
 

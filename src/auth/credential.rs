@@ -39,6 +39,13 @@ pub fn take(headers: &mut HeaderMap, prefix: &Prefix) -> Result<Presented, Reaso
     Ok(presented)
 }
 
+/// The bearer token that the head presents, if it presents exactly one.
+pub fn peek(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut lines = headers.get_all(AUTHORIZATION).iter();
+    let (line, None) = (lines.next()?, lines.next()) else { return None };
+    bearer(line.as_bytes())
+}
+
 fn take_authorization(headers: &mut HeaderMap) -> Result<Presented, Reason> {
     let Entry::Occupied(lines) = headers.entry(AUTHORIZATION) else { return Ok(Presented::Nothing) };
     if lines.iter().nth(1).is_some() {

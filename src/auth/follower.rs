@@ -2,14 +2,17 @@
 //! applies the change log as it grows.
 
 use super::Settings;
-use super::applier::Applier;
+use super::applier::{Applier, Ended, Origin};
 use super::cache::KeyCache;
+use super::fill::{Filler, Fills};
 use super::load::{self, Load, Reload};
 use super::snapshot::{Draft, Snapshot};
 use crate::clock::{Clock, Instant, Moment, Timestamp};
+use crate::key::Digest;
 use crate::store::{Change, Changes, Feed, KeyStore, Member, Position, StoreError};
 use crate::telemetry;
-use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Log entries read at a time.
@@ -24,7 +27,8 @@ pub struct Follower {
     cache: Arc<KeyCache>,
     store: Arc<dyn KeyStore>,
     changes: Box<dyn Changes>,
-    applier: Applier,
+    applier: Arc<Mutex<Applier>>,
+    fills: Arc<Fills>,
     snapshot: Option<Snapshot>,
     member: Member,
     cut: Cut,
@@ -55,6 +59,7 @@ pub struct Parts {
     pub cache: Arc<KeyCache>,
     pub store: Arc<dyn KeyStore>,
     pub settings: Settings,
+    pub fills: Arc<Fills>,
     /// None where another process owns it.
     pub snapshot: Option<Snapshot>,
     pub clock: Clock,
@@ -65,8 +70,8 @@ pub struct Parts {
     pub heard: Box<dyn Fn(&Change) + Send>,
 }
 
-/// Has every worker judge again what it has in flight; what it gives returns when all have done so.
-pub type Cut = Box<dyn Fn() -> Box<dyn FnOnce()> + Send>;
+/// Has every worker judge again what it has in flight by entries that have ended, or by these keys; what it gives returns when all have done so.
+pub type Cut = Box<dyn Fn(Ended) -> Box<dyn FnOnce()> + Send>;
 
 /// What one turn of the follower found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,9 +90,11 @@ impl Follower {
     /// # Errors
     /// When the store is not ours to use.
     pub fn new(parts: Parts) -> Result<Self, StoreError> {
+        let applier = Applier::new(Arc::clone(&parts.cache), parts.settings, Arc::clone(&parts.fills));
         Ok(Self {
             changes: parts.store.changes()?,
-            applier: Applier::new(Arc::clone(&parts.cache), parts.settings),
+            applier: Arc::new(Mutex::new(applier)),
+            fills: parts.fills,
             cache: parts.cache,
             store: parts.store,
             snapshot: parts.snapshot,
@@ -125,6 +132,12 @@ impl Follower {
         };
         self.serving = true;
         outcome
+    }
+
+    /// Who answers when a worker asks for a key that the cache lacks.
+    pub fn filler(&self, queue: Receiver<Digest>) -> Filler {
+        let (store, cache, applier) = (Arc::clone(&self.store), Arc::clone(&self.cache), Arc::clone(&self.applier));
+        Filler::new(store, cache, applier, Arc::clone(&self.fills), queue)
     }
 
     /// Rests until there may be something new.
@@ -175,7 +188,7 @@ impl Follower {
         let now = self.clock.moment();
         let recalled = load::pipe(
             |batches| snapshot.recall(now, |record| batches.push(record)),
-            |record| self.applier.apply(&record),
+            |page| load::apply(&self.applier, &page),
         );
         match recalled {
             Ok(Some(recalled)) => {
@@ -192,7 +205,7 @@ impl Follower {
             }
         }
         // A set that was whole when it was written is known to have changed only through the log.
-        _ = self.applier.take_ended();
+        _ = self.applier().take_ended();
         self.snapshot = Some(snapshot);
     }
 
@@ -236,7 +249,7 @@ impl Follower {
     /// Applies pages for a while, and cuts what they ended.
     fn go_on_loading(&mut self) -> Result<(), StoreError> {
         let Some(mut load) = self.loading.take() else { return Ok(()) };
-        let is_done = load.go_on(&mut self.applier, &self.clock);
+        let is_done = load.go_on(&self.applier, &self.clock);
         self.cut_ended()();
         if !is_done {
             self.loading = Some(load);
@@ -277,22 +290,34 @@ impl Follower {
             Feed::Entries { head, entries } => (head, entries),
             Feed::Diverged { .. } => return self.diverge(),
         };
-        entries.iter().for_each(|change| self.applier.apply(&change.after));
+        self.apply(&entries);
         self.advance(&entries)?;
         let confirmed = self.confirm();
         if self.position.unwrap_or_default().seq < head.seq {
             return Ok(Turn::Behind);
         }
-        self.settled = self.settled || self.changes.settles_in()?.is_zero();
+        let is_settling = !self.changes.settles_in().is_zero();
+        self.settled |= !is_settling;
+        self.cache.trust_store(!is_settling && self.loaded);
         if confirmed && self.loaded && self.settled {
             self.catch_up(sent);
         }
         Ok(Turn::CaughtUp)
     }
 
+    fn apply(&self, entries: &[Change]) {
+        let mut applier = self.applier();
+        entries.iter().for_each(|change| applier.apply(&change.after, Origin::Log));
+    }
+
+    fn applier(&self) -> MutexGuard<'_, Applier> {
+        self.applier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Nothing of the store's history has been applied: whoever waits for a change of it must wait.
     fn diverge(&mut self) -> Result<Turn, StoreError> {
         self.cache.set_incomplete();
+        self.cache.trust_store(false);
         if let Some(loading) = self.loading.take() {
             self.repeat(loading.reason);
         }
@@ -323,7 +348,8 @@ impl Follower {
     /// What was in force and is not any more ends in flight too.
     fn cut_ended(&mut self) -> Box<dyn FnOnce()> {
         // Before requests are served there is nobody who could cut.
-        if self.applier.take_ended() && self.serving { (self.cut)() } else { Box::new(|| {}) }
+        let ended = self.applier().take_ended().filter(|_| self.serving);
+        ended.map_or_else(|| Box::new(|| {}) as Box<dyn FnOnce()>, |changed| (self.cut)(changed))
     }
 
     /// What is on disk is not what is known: it goes, and the fleet is told (protocols I3).
@@ -341,7 +367,7 @@ impl Follower {
     /// Everything up to the head of a poll sent at `sent` is known.
     fn catch_up(&mut self, sent: Moment) {
         let lacks = self.loading.as_ref().is_some_and(|loading| loading.reason == Reload::Eviction);
-        if !self.cache.is_complete() && self.applier.is_whole() && !lacks {
+        if !self.cache.is_complete() && self.applier().is_whole() && !lacks {
             self.generation += 1;
             self.cache.set_complete(self.generation);
         }
@@ -386,7 +412,7 @@ impl Follower {
 mod tests {
     use super::*;
     use crate::auth::cache::Lookup;
-    use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord, Mode, Prefix, ScopeList, Vocabulary};
+    use crate::key::{EntityId, EntityRecord, KeyId, KeyRecord, Mode, Prefix, ScopeList, Vocabulary};
     use crate::net::Networks;
     use crate::store::Record;
     use crate::store::memory::MemoryStore;
@@ -463,7 +489,8 @@ mod tests {
             snapshot,
             clock,
             member: Member::default(),
-            cut: Box::new(|| Box::new(|| {})),
+            cut: Box::new(|_| Box::new(|| {})),
+            fills: Fills::new().0,
             heard: Box::new(|_| {}),
         };
         let mut follower = Follower::new(parts).unwrap();

@@ -1,11 +1,12 @@
 //! The whole set on its way into the cache: read on a thread of its own while the follower applies it, since the two cost
 //! about the same.
 
-use super::applier::Applier;
+use super::applier::{Applier, Origin};
 use super::snapshot::Draft;
 use crate::clock::Clock;
 use crate::store::{Changes, Position, Record, StoreError};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -43,11 +44,11 @@ pub struct Batches {
 }
 
 /// Has `read` produce records on a thread of its own while `apply` takes them here.
-pub fn pipe<T: Send>(read: impl FnOnce(&mut Batches) -> T + Send, apply: impl FnMut(Record)) -> T {
+pub fn pipe<T: Send>(read: impl FnOnce(&mut Batches) -> T + Send, apply: impl FnMut(Vec<Record>)) -> T {
     let (sender, pages) = sync_channel(PAGES_AHEAD);
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| read(&mut Batches { sender, batch: Vec::new() }));
-        pages.iter().flatten().for_each(apply);
+        pages.iter().for_each(apply);
         reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
@@ -84,11 +85,11 @@ impl Load {
     }
 
     /// Applies pages for a while; whether all have been.
-    pub fn go_on(&mut self, applier: &mut Applier, clock: &Clock) -> bool {
+    pub fn go_on(&mut self, applier: &Mutex<Applier>, clock: &Clock) -> bool {
         let begun = clock.moment().mono;
         while clock.moment().mono.saturating_duration_since(begun) < SLICE {
             match self.pages.recv_timeout(SLICE) {
-                Ok(page) => page.iter().for_each(|record| applier.apply(record)),
+                Ok(page) => apply(applier, &page),
                 Err(RecvTimeoutError::Timeout) => return false,
                 Err(RecvTimeoutError::Disconnected) => return true,
             }
@@ -103,6 +104,12 @@ impl Load {
     pub fn end(self) -> Result<Option<Draft>, StoreError> {
         self.reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
+}
+
+/// Applies a page of a load.
+pub fn apply(applier: &Mutex<Applier>, page: &[Record]) {
+    let mut applier = applier.lock().unwrap_or_else(PoisonError::into_inner);
+    page.iter().for_each(|record| applier.apply(record, Origin::Page));
 }
 
 // === impl Batches ===

@@ -5,6 +5,7 @@ mod applier;
 pub mod authenticator;
 pub mod cache;
 pub mod credential;
+pub mod fill;
 pub mod follower;
 mod load;
 mod snapshot;
@@ -16,6 +17,7 @@ use std::time::Duration;
 pub use authenticator::{Authentication, Authenticator, Unavailable};
 pub use cache::KeyCache;
 pub use credential::{Credential, Presented};
+pub use fill::{Filler, Fills, Overloaded};
 pub use follower::Follower;
 pub use snapshot::Snapshot;
 

@@ -14,6 +14,7 @@ use crate::policy::{self, Facts, Match, Permit, Route};
 use crate::reason::Reason;
 use http::Method;
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -29,6 +30,15 @@ pub struct InFlight {
     /// The upstream's head has been handed over: too late for a refusal, the connection itself must go.
     is_answering: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+}
+
+/// Why what is in flight is judged again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again<'a> {
+    /// Nothing about keys is known any more (protocols I1).
+    Stale,
+    /// Entries have ended, and these keys have changed.
+    Changed(&'a HashSet<Digest>),
 }
 
 /// What an exchange was admitted by.
@@ -61,15 +71,14 @@ impl InFlight {
         self.is_answering.set(false);
     }
 
-    /// Judges the exchange again where the key it was admitted by has ended, or where nothing about keys is known any
-    /// more (protocols I1). What would be refused now is marked.
-    pub fn judge_again(&self, shared: &Shared, is_stale: bool, now: Moment) {
+    /// Judges the exchange again where there is a reason to. What would be refused now is marked.
+    pub fn judge_again(&self, shared: &Shared, why: Again<'_>, now: Moment) {
         let mut admitted = self.admitted.borrow_mut();
-        let Some(known) = admitted.as_mut().filter(|known| is_stale || !known.principal.is_live()) else { return };
+        let Some(known) = admitted.as_mut().filter(|known| known.is_concerned(why)) else { return };
         if self.cut.borrow().is_some() {
             return;
         }
-        match known.judge(shared, is_stale, now) {
+        match known.judge(shared, why == Again::Stale, now) {
             Ok(principal) => known.principal = principal,
             Err(refusal) => {
                 *self.cut.borrow_mut() = Some(refusal);
@@ -131,6 +140,13 @@ impl Admitted {
     pub fn new(principal: Arc<Principal>, digest: Digest, permit: &Permit, method: &Method, addr: ClientAddr) -> Self {
         let (route, method) = (Arc::clone(permit.route()), method.clone());
         Self { digest, principal, route, method, client_ip: addr.client }
+    }
+
+    fn is_concerned(&self, why: Again<'_>) -> bool {
+        match why {
+            Again::Stale => true,
+            Again::Changed(keys) => !self.principal.is_live() || keys.contains(&self.digest),
+        }
     }
 
     /// The principal under which the exchange may go on.

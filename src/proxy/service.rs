@@ -15,7 +15,7 @@ use super::respond::Refusal;
 use super::trace::Trace;
 use super::upstream::Upstreams;
 use crate::audit::Recorder;
-use crate::auth::{self, Authentication, Authenticator, Presented, Unavailable};
+use crate::auth::{self, Authentication, Authenticator, Overloaded, Presented, Unavailable};
 use crate::clock::{Clock, Instant, Moment};
 use crate::key::{Digest, Principal};
 use crate::policy::{self, Facts, Permit, RouteTable, UpstreamModes};
@@ -63,6 +63,10 @@ enum Prepared {
 /// What is known of a request before it is judged.
 pub struct Arrival {
     pub now: Moment,
+    /// As of when its key is judged: later, where the store had to be asked for it.
+    judged: Moment,
+    /// The store could not be asked for its key, because it was asked for too many.
+    is_overloaded: bool,
     pub addr: ClientAddr,
     pub request_id: RequestId,
     pub trace: Trace,
@@ -87,7 +91,12 @@ impl Service {
         let now = self.shared.clock.moment();
         let (mut head, incoming) = request.into_parts();
         let addr = client_addr::decide(peer.ip(), &head.headers, &self.shared.settings.trusted_proxies);
-        let arrival = Arrival::new(&mut head, addr, peer, now);
+        let mut arrival = Arrival::new(&mut head, addr, peer, now);
+        if self.shared.authenticator.may_lack() {
+            arrival.is_overloaded =
+                matches!(caught(self.shared.authenticator.fill(&head.headers, now)).await, Ok(Err(Overloaded)));
+            arrival.judged = self.shared.clock.moment();
+        }
         let answered = match caught_now(|| self.prepare(head, incoming, addr, &arrival, in_flight)) {
             Ok(Prepared::Call(call)) => {
                 // Boxed: the library copies this function's state when the request begins, so it is kept small.
@@ -158,7 +167,7 @@ impl Service {
         let found = shared.routes.find(judged.path());
         if let Some(route) = found.as_ref().map(|found| found.route).filter(|route| route.is_public()) {
             exchange.set_route(route);
-            let known = self.known(&presented, arrival.now);
+            let known = self.known(&presented, arrival.judged);
             let principal = known.as_ref().map(|(principal, _)| Arc::clone(principal));
             principal.iter().for_each(|principal| exchange.set_principal(Arc::clone(principal)));
             let permit = policy::permit_public(route, &shared.modes, &judged.method, principal)?;
@@ -168,11 +177,11 @@ impl Service {
             }
             return Ok((judged, permit));
         }
-        let (principal, digest) = self.authenticate(&presented, arrival.now, exchange)?;
+        let (principal, digest) = self.authenticate(&presented, arrival, exchange)?;
         let facts = Facts { method: &judged.method, client_ip: addr.client };
         let permit = policy::authorize(found.as_ref(), &shared.modes, &facts, &principal);
         let permit = permit.inspect_err(|denial| denial.route.iter().for_each(|route| exchange.set_route(route)))?;
-        if permit.route().is_strict() && !shared.authenticator.is_fresh(arrival.now) {
+        if permit.route().is_strict() && !shared.authenticator.is_fresh(arrival.judged) {
             exchange.set_route(permit.route());
             return Err(Reason::StoreUnavailable.into());
         }
@@ -184,11 +193,11 @@ impl Service {
     fn authenticate(
         &self,
         presented: &Presented,
-        now: Moment,
+        arrival: &Arrival,
         exchange: &mut Exchange,
     ) -> Result<(Arc<Principal>, Digest), Reason> {
         let Presented::Bearer(credential) = presented else { return Err(Reason::KeyMissing) };
-        match self.shared.authenticator.authenticate(credential.expose(), now) {
+        match self.shared.authenticator.authenticate(credential.expose(), arrival.judged) {
             Ok(Authentication::Authenticated(principal, digest)) => {
                 exchange.set_principal(Arc::clone(&principal));
                 Ok((principal, digest))
@@ -199,6 +208,7 @@ impl Service {
                 }
                 Err(reason)
             }
+            Err(Unavailable) if arrival.is_overloaded => Err(Reason::Overloaded),
             Err(Unavailable) => Err(Reason::StoreUnavailable),
         }
     }
@@ -231,6 +241,7 @@ impl Arrival {
     fn new(head: &mut request::Parts, addr: Result<ClientAddr, Reason>, peer: SocketAddr, now: Moment) -> Self {
         let request_id = RequestId::choose(&head.headers, addr.ok(), now.wall);
         let trace = Trace::choose(&mut head.headers);
-        Self { now, addr: addr.unwrap_or_else(|_| ClientAddr::unproven(peer.ip())), request_id, trace }
+        let addr = addr.unwrap_or_else(|_| ClientAddr::unproven(peer.ip()));
+        Self { now, judged: now, is_overloaded: false, addr, request_id, trace }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Limits;
 use crate::clock::{Instant, Moment, monotonic};
-use crate::proxy::in_flight::InFlight;
+use crate::proxy::in_flight::{Again, InFlight};
 use crate::proxy::service::Shared;
 use http::Version;
 use std::cell::{Cell, RefCell};
@@ -108,8 +108,8 @@ impl Registry {
     }
 
     /// Judges what is in flight again, after keys have changed or when nothing about them is known any more.
-    pub fn judge_again(&self, shared: &Shared, is_stale: bool, now: Moment) {
-        self.slots.borrow().iter().flatten().for_each(|state| state.in_flight.judge_again(shared, is_stale, now));
+    pub fn judge_again(&self, shared: &Shared, why: Again<'_>, now: Moment) {
+        self.slots.borrow().iter().flatten().for_each(|state| state.in_flight.judge_again(shared, why, now));
     }
 
     /// Waits until there is room for one more, closing the connection that has been idle longest if that helps.

@@ -5,7 +5,10 @@ use super::listener::{Spread, accept};
 use super::registry::Registry;
 use super::{Limits, connection};
 use crate::audit::{ConnectionEvents, Recorder};
+use crate::key::Digest;
+use crate::proxy::in_flight::Again;
 use crate::proxy::service::{Service, Shared};
+use std::collections::HashSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::rc::Rc;
@@ -18,8 +21,12 @@ use tokio::sync::{mpsc, watch};
 /// How often a worker looks at its deadlines, closes idle upstream connections and moves along what waits in its recorder.
 const UPKEEP: Duration = Duration::from_millis(100);
 
-/// Asks a worker to judge what it has in flight again. Dropped when that is done, which whoever sent it waits for.
-pub type CutOrder = std::sync::mpsc::Sender<()>;
+/// Asks a worker to judge again what it has in flight by entries that have ended, and by these keys.
+pub struct CutOrder {
+    pub changed: Arc<HashSet<Digest>>,
+    /// Dropped when it is done, which whoever sent it waits for.
+    pub done: std::sync::mpsc::Sender<()>,
+}
 
 /// Everything a worker is given when it starts.
 pub struct Parts {
@@ -32,7 +39,7 @@ pub struct Parts {
     pub shared: Arc<Shared>,
     pub recorder: Recorder,
     pub events: ConnectionEvents,
-    /// Keys have changed: what is in flight is judged again, then the sender is dropped.
+    /// Keys have changed.
     pub cuts: mpsc::UnboundedReceiver<CutOrder>,
     /// Turns true when the process drains.
     pub stop: watch::Receiver<bool>,
@@ -110,10 +117,11 @@ async fn work(parts: Parts) -> io::Result<()> {
     Ok(())
 }
 
-/// Judges what is in flight again each time keys have changed; an order that is dropped has been carried out.
+/// Judges what is in flight again each time keys have changed.
 async fn cut(mut cuts: mpsc::UnboundedReceiver<CutOrder>, registry: Rc<Registry>, shared: Arc<Shared>) {
-    while let Some(_order) = cuts.recv().await {
-        registry.judge_again(&shared, false, shared.clock.moment());
+    while let Some(order) = cuts.recv().await {
+        registry.judge_again(&shared, Again::Changed(&order.changed), shared.clock.moment());
+        drop(order.done);
     }
 }
 
@@ -124,7 +132,7 @@ async fn upkeep(service: Rc<Service>, registry: Rc<Registry>, shared: Arc<Shared
         spread.publish(registry.open());
         let now = shared.clock.moment();
         if shared.authenticator.is_stale(now) {
-            registry.judge_again(&shared, true, now);
+            registry.judge_again(&shared, Again::Stale, now);
         }
         service.upkeep(now.mono);
     }

@@ -224,9 +224,10 @@ pub trait Changes: Send {
     /// Leaves the fleet, if it can be told: nobody waits for this gateway any more.
     fn leave(&mut self);
 
-    /// How long it takes until everybody who knows more than the store could have told it: see [`Fleet::settles_in`].
-    fn settles_in(&mut self) -> Result<Duration, StoreError> {
-        Ok(Duration::ZERO)
+    /// How long it takes until everybody who knows more than the store could have told it, as of the last [`Self::tell`]: see
+    /// [`Fleet::settles_in`].
+    fn settles_in(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// Whether a gateway that died without leaving is still waited for. Only then may another process take over its right to

@@ -11,6 +11,7 @@ const REQUESTS: &str = "keygate_requests_total";
 const DURATION: &str = "keygate_request_duration_seconds";
 const RELOADS: &str = "keygate_reloads_total";
 const SNAPSHOT_REFUSED: &str = "keygate_snapshot_refused_total";
+const FILLS: &str = "keygate_fills_total";
 const CHANGE_DELAY: &str = "keygate_change_delay_seconds";
 const BUILD: &str = "keygate_build_info";
 
@@ -61,6 +62,7 @@ impl Page {
         metrics::describe_counter!(REQUESTS, "requests by route, decision and reason");
         metrics::describe_histogram!(DURATION, Unit::Seconds, "time from a request's head to its response's last byte");
         metrics::describe_counter!(RELOADS, "loads of the whole key set from the store, by cause");
+        metrics::describe_counter!(FILLS, "keys that the cache lacked, by what came of asking the store for them");
         metrics::describe_counter!(SNAPSHOT_REFUSED, "snapshots that could not be used");
         metrics::describe_histogram!(
             CHANGE_DELAY,
@@ -95,6 +97,30 @@ pub fn reload_begun(cause: &'static str) {
 /// A snapshot was found and could not be used.
 pub fn snapshot_refused() {
     metrics::counter!(SNAPSHOT_REFUSED).increment(1);
+}
+
+/// What came of asking the store for a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filled {
+    Found,
+    Absent,
+    /// The log told of the key meanwhile: what it told counts.
+    Outdated,
+    Failed,
+    /// Too many keys were asked for.
+    Refused,
+}
+
+/// The store was asked for a key that the cache lacked, or was not.
+pub fn filled(outcome: Filled) {
+    let outcome = match outcome {
+        Filled::Found => "found",
+        Filled::Absent => "absent",
+        Filled::Outdated => "outdated",
+        Filled::Failed => "failed",
+        Filled::Refused => "refused",
+    };
+    metrics::counter!(FILLS, "outcome" => outcome).increment(1);
 }
 
 /// A change of keys is in force here, so long after it was made.

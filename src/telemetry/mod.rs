@@ -3,4 +3,4 @@
 pub mod logging;
 pub mod metrics;
 
-pub use metrics::{Page, RequestMetrics, change_applied, reload_begun, snapshot_refused};
+pub use metrics::{Filled, Page, RequestMetrics, change_applied, filled, reload_begun, snapshot_refused};

@@ -151,7 +151,8 @@ fn a_log_with_a_hole_is_another_history() {
     let mut gateway = Gateway::builder().live(&upstream).toml(&store).start();
     let key = gateway.key(&["orders:read"]);
     gateway.signal("STOP");
-    assert!(gateway.run(&["keys", "update", &key.id, "--name", "x"]).status.code() == Some(75));
+    let (code, words) = said(&gateway.run(&["keys", "update", &key.id, "--name", "x"]));
+    assert_eq!(code, Some(75), "{words}");
     // Entity, key, update: the last is gone, and the head says that it was there.
     assert_eq!(redis.command("XDEL {keygate}:log 3-0"), ":1");
     gateway.signal("CONT");

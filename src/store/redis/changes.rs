@@ -1,7 +1,7 @@
 //! The follower's side: one call of `poll.lua` reads the head, checks the position and gives what is new.
 
 use super::link::{self, Link};
-use super::roster::{self, Row};
+use super::roster::Row;
 use super::{Member, REPLY_BYTES, Record, StoreError, codec, schema};
 use crate::clock::Timestamp;
 use crate::store::{Action, Change, Changes, Feed, Position};
@@ -73,8 +73,8 @@ impl Changes for RedisChanges {
         true
     }
 
-    fn settles_in(&mut self) -> Result<Duration, StoreError> {
-        roster::fleet(&mut self.link).map(|fleet| fleet.settles_in)
+    fn settles_in(&self) -> Duration {
+        self.row.settles_in()
     }
 
     fn page(&mut self, after: u64, limit: usize) -> Result<Vec<Record>, StoreError> {

@@ -33,6 +33,8 @@ pub struct Row {
     told: Option<(Member, Instant)>,
     beat: u64,
     observed: Option<Instant>,
+    /// When nobody can be missing any more.
+    settled_at: Option<Instant>,
     /// Which connection of the link the row was last told over.
     connects: u64,
     /// By instance: its last beat, and since when it is unchanged.
@@ -68,13 +70,19 @@ impl Row {
         self.observe(link, now)
     }
 
+    /// How long it takes until nobody can be missing.
+    pub fn settles_in(&self) -> Duration {
+        self.settled_at.map_or(SETTLE, |at| at.saturating_duration_since(monotonic()))
+    }
+
     /// Removes the rows of gateways that have been silent for so long that they cannot honour anything any more.
     fn observe(&mut self, link: &mut Link, now: Instant) -> Result<(), StoreError> {
         if self.observed.is_some_and(|last| now.saturating_duration_since(last) < OBSERVE) {
             return Ok(());
         }
         self.observed = Some(now);
-        let (_, texts) = rows(link)?;
+        let (seen_for, texts) = rows(link)?;
+        self.settled_at = Some(now + SETTLE.saturating_sub(seen_for));
         self.others.retain(|instance, _| texts.contains_key(instance));
         for (instance, text) in texts {
             // One that cannot be read stays until it is forgotten: who waits is told of it.

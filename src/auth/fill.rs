@@ -1,0 +1,156 @@
+//! Keys that the cache has no room for are asked for one by one (protocols I7, I8): each at most once at a time, and a bounded
+//! number in a second. A fill only puts into the cache what the store says; whoever waits for it looks again.
+
+use super::applier::{Applier, Origin};
+use super::cache::KeyCache;
+use crate::clock::Instant;
+use crate::key::{Digest, KeyRecord};
+use crate::store::{KeyStore, Record, StoreError};
+use crate::telemetry::{self, Filled};
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How many keys the store is asked for in a second.
+const FILLS_PER_SECOND: u32 = 100;
+const SECOND: Duration = Duration::from_secs(1);
+/// How long a request waits for one.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// What is being asked for. Shared by the workers, the applier and the [`Filler`].
+#[derive(Debug)]
+pub struct Fills {
+    flights: Mutex<Flights>,
+    queue: Sender<Digest>,
+}
+
+#[derive(Debug)]
+struct Flights {
+    by_digest: HashMap<Digest, Flight>,
+    /// Begun in the second that began then.
+    begun: u32,
+    since: Instant,
+}
+
+/// One key that is being asked for.
+#[derive(Debug, Default)]
+struct Flight {
+    /// Dropped when the answer is in the cache.
+    waiting: Vec<oneshot::Sender<()>>,
+    /// The log has told of this key since: the answer may be older than that.
+    changed: bool,
+}
+
+/// Too many keys were asked for: try again later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overloaded;
+
+/// Asks the store. Owned by one thread.
+pub struct Filler {
+    store: Arc<dyn KeyStore>,
+    cache: Arc<KeyCache>,
+    applier: Arc<Mutex<Applier>>,
+    fills: Arc<Fills>,
+    queue: Receiver<Digest>,
+}
+
+// === impl Fills ===
+
+impl Fills {
+    /// None yet, and the queue for a [`Filler`]. Without one nothing is filled.
+    pub fn new() -> (Arc<Self>, Receiver<Digest>) {
+        let (queue, asked) = channel();
+        let flights = Flights { by_digest: HashMap::new(), begun: 0, since: Instant::from_nanos(0) };
+        (Arc::new(Self { flights: Mutex::new(flights), queue }), asked)
+    }
+
+    /// Has the store asked for a key, and waits for the answer, but not for long: then look again.
+    ///
+    /// # Errors
+    /// [`Overloaded`], when too many were asked for in this second.
+    pub async fn ask(&self, digest: Digest, now: Instant) -> Result<(), Overloaded> {
+        let Some(answered) = self.join(digest, now) else {
+            telemetry::filled(Filled::Refused);
+            return Err(Overloaded);
+        };
+        // An answer that is late serves the next request.
+        _ = tokio::time::timeout(PATIENCE, answered).await;
+        Ok(())
+    }
+
+    fn join(&self, digest: Digest, now: Instant) -> Option<oneshot::Receiver<()>> {
+        let (answered, waiting) = oneshot::channel();
+        let mut flights = self.flights();
+        if let Some(flight) = flights.by_digest.get_mut(&digest) {
+            flight.waiting.push(answered);
+            return Some(waiting);
+        }
+        if now.saturating_duration_since(flights.since) >= SECOND {
+            (flights.begun, flights.since) = (0, now);
+        }
+        if flights.begun >= FILLS_PER_SECOND || self.queue.send(digest).is_err() {
+            return None;
+        }
+        flights.begun += 1;
+        flights.by_digest.insert(digest, Flight { waiting: vec![answered], changed: false });
+        Some(waiting)
+    }
+
+    /// The log tells of this key: an answer that is on its way may be older.
+    pub(super) fn touch(&self, digest: &Digest) {
+        if let Some(flight) = self.flights().by_digest.get_mut(digest) {
+            flight.changed = true;
+        }
+    }
+
+    fn end(&self, digest: &Digest) -> Flight {
+        self.flights().by_digest.remove(digest).unwrap_or_default()
+    }
+
+    fn flights(&self) -> MutexGuard<'_, Flights> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Filler ===
+
+impl Filler {
+    pub(super) const fn new(
+        store: Arc<dyn KeyStore>,
+        cache: Arc<KeyCache>,
+        applier: Arc<Mutex<Applier>>,
+        fills: Arc<Fills>,
+        queue: Receiver<Digest>,
+    ) -> Self {
+        Self { store, cache, applier, fills, queue }
+    }
+
+    /// Answers until nobody can ask any more.
+    pub fn run(self) {
+        while let Ok(digest) = self.queue.recv() {
+            let found = self.store.key_by_digest(&digest);
+            telemetry::filled(self.put(&digest, found));
+        }
+    }
+
+    /// Puts an answer into the cache, unless the log has told of the key since it was asked for. The lock makes this and what
+    /// the log tells one after the other.
+    fn put(&self, digest: &Digest, found: Result<Option<KeyRecord>, StoreError>) -> Filled {
+        let mut applier = self.applier.lock().unwrap_or_else(PoisonError::into_inner);
+        let flight = self.fills.end(digest);
+        match found {
+            Ok(_) if flight.changed => Filled::Outdated,
+            Ok(Some(key)) => {
+                applier.apply(&Record::Key(key), Origin::Fill);
+                Filled::Found
+            }
+            Ok(None) => {
+                self.cache.note_absent(digest);
+                Filled::Absent
+            }
+            Err(_) => Filled::Failed,
+        }
+    }
+}
