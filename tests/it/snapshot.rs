@@ -93,7 +93,7 @@ fn i2_a_right_to_serve_is_not_taken_over_where_nobody_would_wait_for_the_dead() 
 #[test]
 fn i3_what_was_confirmed_is_on_disk_when_both_die_at_once() {
     let mut scene = Scene::new("max_stale = \"15m\"");
-    for _ in 0..10 {
+    for _ in 0..3 {
         let key = scene.gateway.key(&["orders:read"]);
         let output = scene.gateway.run(&["keys", "revoke", &key.id, "--yes"]);
         scene.gateway.signal("KILL");
