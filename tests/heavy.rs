@@ -8,7 +8,7 @@ mod harness;
 mod proofs;
 
 use proofs::revocation::{self, Fleet};
-use proofs::{large_bodies, many_keys};
+use proofs::{deaths, large_bodies, many_keys, outage};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +34,18 @@ fn no_request_that_starts_after_revoke_returned_is_accepted_by_four_busy_gateway
 fn four_gateways_at_leisure_confirm_soon() {
     let _alone = alone();
     revocation::prove(&Fleet { times: 100, rate: 50, gateways_on_redis: Some(4) });
+}
+
+#[test]
+fn redis_dies_under_load_and_nobody_is_told_anything_untrue() {
+    let _alone = alone();
+    outage::prove(&outage::Size { rate: 5000, within: Some((Duration::from_secs(1), Duration::from_secs(3))) });
+}
+
+#[test]
+fn a_gateway_that_died_with_its_redis_knows_what_it_confirmed_200_times_of_200() {
+    let _alone = alone();
+    deaths::prove(10, 20);
 }
 
 #[test]

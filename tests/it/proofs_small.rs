@@ -1,12 +1,22 @@
 //! The proofs of `tests/heavy.rs` at a size for every run.
 
 use crate::proofs::revocation::{self, Fleet};
-use crate::proofs::{large_bodies, many_keys};
+use crate::proofs::{deaths, large_bodies, many_keys, outage};
 
 #[test]
 fn no_request_that_starts_after_revoke_returned_is_accepted() {
     revocation::prove(&Fleet { times: 5, rate: 2000, gateways_on_redis: None });
     revocation::prove(&Fleet { times: 5, rate: 100, gateways_on_redis: Some(4) });
+}
+
+#[test]
+fn i7_redis_dies_under_load_and_nobody_is_told_anything_untrue() {
+    outage::prove(&outage::Size { rate: 100, within: None });
+}
+
+#[test]
+fn i3_a_gateway_that_died_with_its_redis_knows_what_it_confirmed() {
+    deaths::prove(2, 2);
 }
 
 #[test]

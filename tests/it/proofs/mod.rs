@@ -1,7 +1,9 @@
 //! Proofs in two sizes: small in every test run, at full size in `tests/run heavy`.
 
+pub mod deaths;
 pub mod large_bodies;
 pub mod many_keys;
+pub mod outage;
 pub mod process;
 pub mod revocation;
 
