@@ -1,7 +1,7 @@
 //! A Redis server process of the test's own.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -44,11 +44,29 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    #[allow(dead_code, reason = "this file serves three test programs, and some of them need the URL alone")]
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    /// Sends a signal.
+    #[allow(dead_code, reason = "this file serves three test programs, and some of them send none")]
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
     /// Ends it as `kill -9` does.
     #[allow(dead_code, reason = "this file serves two test programs, and one of them never kills")]
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// From its next start on it has these settings besides the usual ones.
+    #[allow(dead_code, reason = "this file serves three test programs, and some of them change none")]
+    pub fn set(&mut self, settings: &[&str]) {
+        self.settings = settings.iter().map(|&setting| setting.to_owned()).collect();
     }
 
     /// Starts it again with the data it had.
