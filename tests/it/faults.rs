@@ -3,6 +3,7 @@
 
 use crate::harness::redis::RedisServer;
 use crate::harness::{FaultProxy, Gateway, Key, Network, Upstream, Way, eventually};
+use crate::proofs::process::{pss, watch_peak};
 use keygate::clock::Timestamp;
 use keygate::key::{Mode, Prefix, Token};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,8 @@ const FRESH_FOR: Duration = Duration::from_secs(2);
 const MAX_STALE: Duration = Duration::from_secs(3);
 /// What two clocks may differ by (d of the protocols), and what a busy machine may take between two lines of a test.
 const SLACK: Duration = Duration::from_millis(500);
+/// How much more memory a reply may take.
+const GROWTH_MAX: u64 = 32 * 1024 * 1024;
 const LATENCY: Duration = Duration::from_millis(200);
 
 /// One gateway, with a network between it and its Redis.
@@ -215,6 +218,30 @@ fn i7_what_is_no_answer_is_not_believed() {
 #[test]
 fn i7_a_request_that_comes_twice_is_acted_on_once() {
     is_not_believed(&Network { requests: Way::Twice, ..Network::default() });
+}
+
+/// A reply that begins with `first` and repeats `again` for ever is given up, and costs little meanwhile.
+fn is_given_up((first, again): (&'static str, &'static str)) {
+    let site = Site::start();
+    let good = site.key();
+    let before = pss(site.gateway.pid());
+    let (peak, ()) = watch_peak(site.gateway.pid(), || {
+        site.proxy.replies(Way::Endless(first, again));
+        let (code, words) = site.create();
+        assert!(code == Some(69) && words.contains("the key store is not available: redis: "), "{code:?} {words}");
+        eventually("the gateway has noticed", || site.gateway.log_text().contains("cannot be asked").then_some(()));
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(site.status(&good), 200);
+    });
+    let growth = peak.saturating_sub(before);
+    assert!(growth < GROWTH_MAX, "the gateway grew by {growth} bytes at a reply like {first:?}{again:?}");
+    site.proxy.heal();
+    site.works(&good);
+}
+
+#[test]
+fn a_reply_without_end_is_given_up_and_takes_no_memory() {
+    at_once([("$1000000000\r\n", "x"), ("*1000000000\r\n", ":1\r\n"), ("+", "x"), ("", "*1\r\n")], is_given_up);
 }
 
 #[test]

@@ -1,16 +1,20 @@
 //! The connection: made when needed, dropped on the first failure, bounded in time.
 
+use super::wire::{Ask, Bounds, Wire};
 use super::{REPLY_BYTES, Record, StoreError, codec, schema};
 use crate::secret::Secret;
-use ::redis::io::tcp::TcpSettings;
-use ::redis::{Client, Cmd, Connection, FromRedisValue, IntoConnectionInfo, RedisError};
-use socket2::TcpKeepalive;
+use ::redis::{Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisError};
+use socket2::{SockRef, TcpKeepalive};
 use std::fmt;
+use std::io::{self, Error, ErrorKind};
+use std::net::{TcpStream, ToSocketAddrs as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long connecting, and each answer, may take.
+/// How long connecting may take, and silence while an answer is awaited.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// A page of the log is about 1 MiB, and anything beside it small.
+const BOUNDS: Bounds = Bounds { silence: PATIENCE, answer: Duration::from_secs(10), bytes: 8 * REPLY_BYTES };
 /// How long a connection may be idle before the other end is asked whether it is there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const PAGE: &str = include_str!("page.lua");
@@ -33,7 +37,7 @@ pub struct Login {
 /// One connection, or none yet.
 pub struct Link {
     url: Url,
-    connection: Option<Connection>,
+    connection: Option<Box<dyn Ask>>,
 }
 
 // === impl Url ===
@@ -96,7 +100,7 @@ impl Link {
         let Some(connection) = &mut self.connection else {
             return Err(RedisError::from(std::io::Error::from(std::io::ErrorKind::NotConnected)));
         };
-        let answer = command.query(connection);
+        let answer = connection.query(command);
         if answer.is_err() {
             // What is still to come on it would be taken for the next command's answer.
             self.connection = None;
@@ -106,10 +110,8 @@ impl Link {
 
     fn connect(&mut self) -> Result<(), StoreError> {
         let mut connection = open(&self.url).map_err(|error| unavailable(&error))?;
-        let stored: Option<u32> = ::redis::cmd("GET")
-            .arg(schema::name("schema"))
-            .query(&mut connection)
-            .map_err(|error| unavailable(&error))?;
+        let stored: Option<u32> =
+            connection.query(::redis::cmd("GET").arg(schema::name("schema"))).map_err(|error| unavailable(&error))?;
         if let Some(stored) = stored.filter(|stored| *stored != schema::VERSION) {
             return Err(newer(&stored.to_string()));
         }
@@ -138,21 +140,39 @@ impl fmt::Debug for Link {
     }
 }
 
-fn open(url: &Url) -> Result<Connection, RedisError> {
-    let mut info = url.text.as_str().into_connection_info()?;
+fn open(url: &Url) -> Result<Box<dyn Ask>, RedisError> {
+    let info = url.text.as_str().into_connection_info()?;
+    let socket = connect_to(info.addr())?;
+    let mut wire: Box<dyn Ask> = Box::new(Wire::new(socket.try_clone()?, socket, BOUNDS)?);
     if let Some(login) = &url.login {
-        let mut redis = info.redis_settings().clone().set_password(login.password.expose());
-        if let Some(username) = &login.username {
-            redis = redis.set_username(username);
-        }
-        info = info.set_redis_settings(redis);
+        let mut command = ::redis::cmd("AUTH");
+        login.username.iter().for_each(|username| _ = command.arg(username));
+        wire.query::<()>(command.arg(login.password.expose()))?;
     }
+    let database = info.redis_settings().db();
+    if database != 0 {
+        wire.query::<()>(::redis::cmd("SELECT").arg(database))?;
+    }
+    Ok(wire)
+}
+
+fn connect_to(address: &ConnectionAddr) -> io::Result<TcpStream> {
+    let ConnectionAddr::Tcp(host, port) = address else { return Err(Error::from(ErrorKind::Unsupported)) };
+    let mut failure = Error::from(ErrorKind::AddrNotAvailable);
+    for address in (host.as_str(), *port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(socket) => return prepare(socket),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+fn prepare(socket: TcpStream) -> io::Result<TcpStream> {
+    socket.set_nodelay(true)?;
     // Whoever went away without a word is noticed although nothing is asked, and its socket is given back.
-    let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE));
-    let connection = Client::open(info.set_tcp_settings(tcp))?.get_connection_with_timeout(PATIENCE)?;
-    connection.set_read_timeout(Some(PATIENCE))?;
-    connection.set_write_timeout(Some(PATIENCE))?;
-    Ok(connection)
+    SockRef::from(&socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+    Ok(socket)
 }
 
 /// A call of a script on these keys of ours.

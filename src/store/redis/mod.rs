@@ -4,6 +4,7 @@ mod changes;
 mod link;
 mod roster;
 mod schema;
+mod wire;
 mod write;
 
 use super::{
