@@ -88,10 +88,14 @@ fn spawn(port: u16, dir: &TempDir, settings: &[String]) -> Child {
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
     command.args(["--appendonly", "yes", "--appendfsync", "always", "--dir"]).arg(dir.path()).args(settings);
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-    let child = child.expect("install redis-server: apt-get install redis-server");
+    let mut child = child.expect("install redis-server: apt-get install redis-server");
     let deadline = Instant::now() + Duration::from_secs(20);
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         assert!(Instant::now() < deadline, "redis-server does not listen on port {port}");
+        if child.try_wait().unwrap().is_some() {
+            // Somebody's connection had the port for a moment, which was free while there was no server.
+            child = command.spawn().unwrap();
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
     child

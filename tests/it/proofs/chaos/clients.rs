@@ -39,6 +39,9 @@ fn judge(site: &Site, gateway: usize, index: Option<usize>, status: Option<u16>)
     site.ledger.count(format!("a request with a key that is {state:?}: {said}"));
     match (state, status) {
         (_, None | Some(200 | 503)) | (None | Some(State::Ending | State::Ended), Some(401)) => {}
-        (_, Some(status)) => site.ledger.violation(format!("{} answered {status} to {entry:?}", IDS[gateway])),
+        (_, Some(status)) => {
+            let id = entry.map_or_else(String::new, |entry| entry.key.id);
+            site.ledger.violation(format!("{} answered {status} to {id}, a key that is {state:?}", IDS[gateway]));
+        }
     }
 }

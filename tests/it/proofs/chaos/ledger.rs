@@ -121,9 +121,9 @@ impl Ledger {
     }
 
     pub fn violation(&self, what: String) {
-        self.note(&what);
         let mut violations = self.violations.lock().unwrap();
         if violations.len() < VIOLATIONS_MAX && !violations.contains(&what) {
+            self.note(&what);
             violations.push(what);
         }
     }
