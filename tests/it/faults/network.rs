@@ -116,6 +116,18 @@ fn a_redis_that_cannot_be_connected_to_is_told_and_known_keys_work() {
 }
 
 #[test]
+fn a_network_that_lets_a_byte_through_now_and_then_holds_no_command_for_ever() {
+    let site = Site::start();
+    let good = site.key();
+    site.proxy.set(Network { bytes_per_second: Some(10), ..Network::default() });
+    let (code, words) = site.run(&["keys", "list"]);
+    assert!(code == Some(69) && words.contains("no answer in time"), "{code:?} {words}");
+    assert_eq!(site.status(&good), 200);
+    site.proxy.heal();
+    site.works(&good);
+}
+
+#[test]
 fn i12_over_a_slow_network_a_change_is_in_force_when_its_command_returns() {
     let site = Site::start();
     let good = site.key();

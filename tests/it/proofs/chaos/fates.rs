@@ -97,7 +97,7 @@ fn disturb(site: &Site, gateway: usize, random: &mut Rng) {
 fn draw_network(random: &mut Rng) -> Network {
     let replies = |replies| Network { replies, ..Network::default() };
     let requests = |requests| Network { requests, ..Network::default() };
-    match random.u8(..11) {
+    match random.u8(..12) {
         0 => Network { latency: Duration::from_millis(random.u64(10..300)), ..Network::default() },
         1 => Network { bytes_per_second: Some(random.usize(200..20_000)), ..Network::default() },
         2 => Network { refuses: true, ..Network::default() },
@@ -107,6 +107,7 @@ fn draw_network(random: &mut Rng) -> Network {
         7 => replies(Way::Lost),
         8 => replies(Way::Twice),
         9 => replies(Way::Garbage),
+        10 => replies(Way::Endless("*1000000000\r\n", ":1\r\n")),
         _ => replies(Way::Truncated),
     }
 }
