@@ -26,7 +26,7 @@ pub struct Run {
 const IDS: [&str; GATEWAYS] = ["edge-1", "edge-2", "edge-3"];
 const GATEWAYS: usize = 3;
 const CLIENTS_PER_GATEWAY: u64 = 2;
-const MANAGERS: u64 = 2;
+const MANAGERS: u64 = 4;
 /// Short, so that the right to serve runs out now and then.
 const MAX_STALE: Duration = Duration::from_secs(6);
 
