@@ -76,7 +76,7 @@ impl Ledger {
         let arrivals = Arc::clone(&self.arrivals);
         Upstream::start(move |received| {
             arrivals.lock().unwrap().extend(read(received));
-            Reply::ok("erp")
+            if received.target().contains("/products") { Reply::events_without_end() } else { Reply::ok("erp") }
         })
     }
 
@@ -171,9 +171,9 @@ fn fault(arrival: &Arrival, entries: &[Entry]) -> Option<String> {
 }
 
 /// The target of a request that tells who sent it and when.
-pub fn target(gateway: usize, started: Duration, entry: Option<usize>) -> String {
+pub fn target(resource: &str, gateway: usize, started: Duration, entry: Option<usize>) -> String {
     let entry = entry.map_or_else(|| "never".to_owned(), |index| index.to_string());
-    format!("orders?gateway={gateway}&started={}&entry={entry}", started.as_micros())
+    format!("{resource}?gateway={gateway}&started={}&entry={entry}", started.as_micros())
 }
 
 fn read(received: &Received) -> Option<Arrival> {

@@ -39,8 +39,8 @@ pub fn change_keys(site: &Site, manager: u64) {
 }
 
 fn create(site: &Site, more: &[&str]) {
-    let args = ["keys", "create", "--entity", "acme", "--name", "x", "--mode", "live", "--scope", "orders:read"];
-    let said = run(site, &[&args, more, &["--output", "json"]].concat());
+    let args = ["keys", "create", "--entity", "acme", "--name", "x", "--mode", "live", "--output", "json"];
+    let said = run(site, &[&args, more, &["--scope", "orders:read", "--scope", "products:read"]].concat());
     let made = said.object.as_ref().map(entry);
     let end = site.ledger.now() + LIFE + SLACK;
     site.ledger.extend(made.map(|entry| match more {

@@ -54,6 +54,7 @@ pub fn prove(run: &Run) {
         for gateway in 0..GATEWAYS {
             let site = &site;
             scope.spawn(move || site.guard(|| fates::of_gateway(site, gateway)));
+            scope.spawn(move || site.guard(|| clients::hold_streams(site, gateway)));
             for client in 0..CLIENTS_PER_GATEWAY {
                 scope.spawn(move || site.guard(|| clients::use_keys(site, gateway, client, run.pace)));
             }
