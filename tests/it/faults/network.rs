@@ -116,6 +116,16 @@ fn a_redis_that_cannot_be_connected_to_is_told_and_known_keys_work() {
 }
 
 #[test]
+fn a_gateway_that_cannot_reach_redis_drains_all_the_same() {
+    let mut site = Site::start();
+    let good = site.key();
+    site.proxy.swallow();
+    assert_eq!(site.status(&good), 200);
+    site.gateway.signal("TERM");
+    assert_eq!(site.gateway.wait(), Some(0));
+}
+
+#[test]
 fn a_network_that_lets_a_byte_through_now_and_then_holds_no_command_for_ever() {
     let site = Site::start();
     let good = site.key();
