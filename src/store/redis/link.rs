@@ -1,22 +1,13 @@
 //! The connection: made when needed, dropped on the first failure, bounded in time.
 
-use super::wire::{Ask, Bounds, Wire};
+use super::wire::Wire;
 use super::{REPLY_BYTES, Record, StoreError, codec, schema};
 use crate::secret::Secret;
 use ::redis::{Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisError};
-use socket2::{SockRef, TcpKeepalive};
 use std::fmt;
-use std::io::{self, Error, ErrorKind};
-use std::net::{TcpStream, ToSocketAddrs as _};
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
-/// How long connecting may take, and silence while an answer is awaited.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// A page of the log is about 1 MiB, and anything beside it small.
-const BOUNDS: Bounds = Bounds { silence: PATIENCE, answer: Duration::from_secs(10), bytes: 8 * REPLY_BYTES };
-/// How long a connection may be idle before the other end is asked whether it is there.
-const KEEPALIVE: Duration = Duration::from_secs(30);
 const PAGE: &str = include_str!("page.lua");
 
 /// `redis://host[:port][/database]`, known to be well-formed, and who logs in there.
@@ -37,7 +28,7 @@ pub struct Login {
 /// One connection, or none yet.
 pub struct Link {
     url: Url,
-    connection: Option<Box<dyn Ask>>,
+    connection: Option<Wire>,
 }
 
 // === impl Url ===
@@ -100,7 +91,7 @@ impl Link {
         let Some(connection) = &mut self.connection else {
             return Err(RedisError::from(std::io::Error::from(std::io::ErrorKind::NotConnected)));
         };
-        let answer = connection.query(command);
+        let answer = ask(connection, command);
         if answer.is_err() {
             // What is still to come on it would be taken for the next command's answer.
             self.connection = None;
@@ -110,8 +101,8 @@ impl Link {
 
     fn connect(&mut self) -> Result<(), StoreError> {
         let mut connection = open(&self.url).map_err(|error| unavailable(&error))?;
-        let stored: Option<u32> =
-            connection.query(::redis::cmd("GET").arg(schema::name("schema"))).map_err(|error| unavailable(&error))?;
+        let stored: Option<u32> = ask(&mut connection, ::redis::cmd("GET").arg(schema::name("schema")))
+            .map_err(|error| unavailable(&error))?;
         if let Some(stored) = stored.filter(|stored| *stored != schema::VERSION) {
             return Err(newer(&stored.to_string()));
         }
@@ -140,39 +131,28 @@ impl fmt::Debug for Link {
     }
 }
 
-fn open(url: &Url) -> Result<Box<dyn Ask>, RedisError> {
+/// Connects, logs in, and chooses the database.
+fn open(url: &Url) -> Result<Wire, RedisError> {
     let info = url.text.as_str().into_connection_info()?;
-    let socket = connect_to(info.addr())?;
-    let mut wire: Box<dyn Ask> = Box::new(Wire::new(socket.try_clone()?, socket, BOUNDS)?);
+    let ConnectionAddr::Tcp(host, port) = info.addr() else {
+        return Err(io::Error::from(io::ErrorKind::Unsupported).into());
+    };
+    let mut wire = Wire::connect(host, *port)?;
     if let Some(login) = &url.login {
         let mut command = ::redis::cmd("AUTH");
         login.username.iter().for_each(|username| _ = command.arg(username));
-        wire.query::<()>(command.arg(login.password.expose()))?;
+        ask::<()>(&mut wire, command.arg(login.password.expose()))?;
     }
     let database = info.redis_settings().db();
     if database != 0 {
-        wire.query::<()>(::redis::cmd("SELECT").arg(database))?;
+        ask::<()>(&mut wire, ::redis::cmd("SELECT").arg(database))?;
     }
     Ok(wire)
 }
 
-fn connect_to(address: &ConnectionAddr) -> io::Result<TcpStream> {
-    let ConnectionAddr::Tcp(host, port) = address else { return Err(Error::from(ErrorKind::Unsupported)) };
-    let mut failure = Error::from(ErrorKind::AddrNotAvailable);
-    for address in (host.as_str(), *port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, PATIENCE) {
-            Ok(socket) => return prepare(socket),
-            Err(error) => failure = error,
-        }
-    }
-    Err(failure)
-}
-
-fn prepare(socket: TcpStream) -> io::Result<TcpStream> {
-    socket.set_nodelay(true)?;
-    // Whoever went away without a word is noticed although nothing is asked, and its socket is given back.
-    SockRef::from(&socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
-    Ok(socket)
+fn ask<T: FromRedisValue>(wire: &mut Wire, command: &Cmd) -> Result<T, RedisError> {
+    let answer = wire.ask(&command.get_packed_command())?.extract_error()?;
+    Ok(::redis::from_redis_value(answer)?)
 }
 
 /// A call of a script on these keys of ours.

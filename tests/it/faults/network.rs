@@ -131,7 +131,7 @@ fn a_network_that_lets_a_byte_through_now_and_then_holds_no_command_for_ever() {
     let good = site.key();
     site.proxy.set(Network { bytes_per_second: Some(10), ..Network::default() });
     let (code, words) = site.run(&["keys", "list"]);
-    assert!(code == Some(69) && words.contains("no answer in time"), "{code:?} {words}");
+    assert!(code == Some(69) && words.contains("no answer within"), "{code:?} {words}");
     assert_eq!(site.status(&good), 200);
     site.proxy.heal();
     site.works(&good);

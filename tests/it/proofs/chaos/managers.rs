@@ -116,7 +116,8 @@ fn end(site: &Site, index: usize, said: &Said) {
     let now = site.ledger.now();
     // The whole fleet is unknown to the command, or it names who may act as before; the others have ended it.
     let latest = now + MAX_STALE + SLACK;
-    let mut ends = [if said.words.contains("is unknown") { latest } else { now }; GATEWAYS];
+    let is_unknown = ["is unknown", "membership settling"].iter().any(|words| said.words.contains(words));
+    let mut ends = [if is_unknown { latest } else { now }; GATEWAYS];
     for (gateway, until) in silent(&said.words) {
         let left = Duration::from_micros(until.as_micros().try_into().unwrap()).saturating_sub(wall());
         // The time is named in whole seconds.
