@@ -8,7 +8,7 @@ mod harness;
 mod proofs;
 
 use proofs::revocation::{self, Fleet};
-use proofs::{deaths, large_bodies, many_keys, outage};
+use proofs::{chaos, deaths, large_bodies, many_keys, outage};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -63,4 +63,13 @@ fn a_million_keys_are_loaded_in_3_seconds_take_600_bytes_each_and_cost_no_cpu() 
         bytes_per_key_max: 600,
         cpu_factor_max: Some(1.08),
     });
+}
+
+#[test]
+fn chaos_no_ended_key_is_accepted_whatever_fails() {
+    let _alone = alone();
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
+    let minutes = number("KEYGATE_CHAOS_MINUTES").unwrap_or(5);
+    let seed = number("KEYGATE_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..));
+    chaos::prove(&chaos::Run { seed, length: Duration::from_secs(60 * minutes), pace: Duration::from_millis(10) });
 }

@@ -68,7 +68,8 @@ fn tell(done: &str, confirmation: &Confirmation) -> ExitCode {
 
 fn unconfirmed(silent: &[Silent]) -> String {
     let say = |one: &Silent| {
-        let until = one.until.to_string();
+        // To the next whole second: an earlier time would promise too much.
+        let until = one.until.plus(Duration::from_secs(1)).to_string();
         let second = until.split('.').next().unwrap_or(&until);
         format!("{} ({}) unconfirmed, may act as before until {second}Z", one.gateway, one.instance)
     };

@@ -10,6 +10,7 @@ mod corpora;
 mod cut;
 mod deploy;
 mod drain;
+mod faults;
 mod fill;
 mod harness;
 mod hygiene;

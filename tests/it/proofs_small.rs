@@ -1,7 +1,8 @@
 //! The proofs of `tests/heavy.rs` at a size for every run.
 
 use crate::proofs::revocation::{self, Fleet};
-use crate::proofs::{deaths, large_bodies, many_keys, outage};
+use crate::proofs::{chaos, deaths, large_bodies, many_keys, outage};
+use std::time::Duration;
 
 #[test]
 fn no_request_that_starts_after_revoke_returned_is_accepted() {
@@ -28,4 +29,11 @@ fn a_large_body_passes_whole_and_is_not_held() {
 fn a_gateway_with_many_keys_is_small() {
     let bounds = many_keys::Bounds { keys: 20_000, ready_within: None, bytes_per_key_max: 2000, cpu_factor_max: None };
     many_keys::prove(&bounds);
+}
+
+#[test]
+fn no_ended_key_is_accepted_whatever_fails() {
+    for seed in [1, 2] {
+        chaos::prove(&chaos::Run { seed, length: Duration::from_secs(10), pace: Duration::from_millis(20) });
+    }
 }

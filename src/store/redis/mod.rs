@@ -2,6 +2,7 @@
 
 mod changes;
 mod link;
+mod reply;
 mod roster;
 mod schema;
 mod tls;

@@ -92,7 +92,8 @@ impl Row {
                 *seen = (row.beat, now);
             }
             let max_stale = Duration::from_millis(row.member.max_stale_ms);
-            if now.saturating_duration_since(seen.1) > max_stale + max_stale / 1000 + CLOCK_SLACK {
+            // Its last contact may be as much as a beat later than the beat.
+            if now.saturating_duration_since(seen.1) > BEAT + max_stale + max_stale / 1000 + CLOCK_SLACK {
                 remove_unchanged(link, &instance, &text)?;
             }
         }

@@ -1,12 +1,13 @@
 //! The bytes between here and the server, plain or encrypted: no step takes longer than it was given in all.
 
+use super::reply;
 use super::tls::Tls;
 use crate::clock::{Instant, monotonic};
-use ::redis::{Parser, RedisError, Value};
+use ::redis::{RedisError, Value};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 use socket2::{SockRef, TcpKeepalive};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a connection may be idle before the other end is asked whether it is there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+const BUFFER: usize = 64 * 1024;
 
 /// How bytes reach the server.
 #[derive(Clone, Debug)]
@@ -28,8 +30,7 @@ pub enum Transport {
 
 /// One connection, on which a command is answered before the next is sent.
 pub struct Wire {
-    stream: Stream,
-    parser: Parser,
+    stream: BufReader<Stream>,
 }
 
 enum Stream {
@@ -71,15 +72,16 @@ impl Wire {
                 Stream::Encrypted(Box::new(Encrypted::shake_hands(socket, name, tls)?))
             }
         };
-        Ok(Self { stream, parser: Parser::new() })
+        Ok(Self { stream: BufReader::with_capacity(BUFFER, stream) })
     }
 
     /// Sends a command in Redis' own form and reads its answer. After an error the connection is of no more use.
     pub fn ask(&mut self, command: &[u8]) -> Result<Value, RedisError> {
-        self.stream.socket().until = monotonic() + PATIENCE;
-        self.stream.write_all(command)?;
-        self.stream.flush()?;
-        self.parser.parse_value(&mut self.stream)
+        let stream = self.stream.get_mut();
+        stream.socket().until = monotonic() + PATIENCE;
+        stream.write_all(command)?;
+        stream.flush()?;
+        reply::read(&mut self.stream)
     }
 }
 

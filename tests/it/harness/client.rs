@@ -31,9 +31,17 @@ impl Client {
         Self::connect_noting(address, Refusals::default())
     }
 
+    /// A client of a gateway that may not be there.
+    pub fn try_connect(address: SocketAddr) -> Option<Self> {
+        Some(Self::over(TcpStream::connect(address).ok()?, Refusals::default()))
+    }
+
     /// A client that leaves a copy of every refusal in `refusals`.
     pub fn connect_noting(address: SocketAddr, refusals: Refusals) -> Self {
-        let stream = TcpStream::connect(address).expect("the gateway accepts");
+        Self::over(TcpStream::connect(address).expect("the gateway accepts"), refusals)
+    }
+
+    fn over(stream: TcpStream, refusals: Refusals) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();

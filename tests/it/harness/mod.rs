@@ -4,6 +4,7 @@
 
 pub mod canary;
 pub mod client;
+pub mod fault_proxy;
 pub mod gateway;
 pub mod redis;
 pub mod tls;
@@ -11,6 +12,7 @@ pub mod upstream;
 
 pub use canary::Canary;
 pub use client::{Client, Response};
+pub use fault_proxy::{FaultProxy, Network, Way};
 pub use gateway::{Gateway, Key};
 pub use upstream::{Received, Reply, Upstream};
 

@@ -2,7 +2,7 @@
 
 use socket2::{Domain, Socket, Type};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -49,6 +49,19 @@ impl RedisServer {
     /// Runs one command, words separated by spaces; gives the first line of the answer.
     #[allow(dead_code, reason = "this file serves three test programs, and two of them send no commands")]
     pub fn command(&self, words: &str) -> String {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let answer = self.ask(words);
+            // Just started, it reads its file first.
+            if !answer.starts_with("-LOADING") || Instant::now() > deadline {
+                return answer;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[allow(dead_code, reason = "this file serves three test programs, and two of them send no commands")]
+    fn ask(&self, words: &str) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port.number())).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.write_all(format!("{words}\r\n").as_bytes()).unwrap();
@@ -61,11 +74,29 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port.number())
     }
 
+    #[allow(dead_code, reason = "this file serves three test programs, and some of them need the URL alone")]
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port.number()))
+    }
+
+    /// Sends a signal.
+    #[allow(dead_code, reason = "this file serves three test programs, and some of them send none")]
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
     /// Ends it as `kill -9` does.
     #[allow(dead_code, reason = "this file serves two test programs, and one of them never kills")]
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// From its next start on it has these settings besides the usual ones.
+    #[allow(dead_code, reason = "this file serves three test programs, and some of them change none")]
+    pub fn set(&mut self, settings: &[&str]) {
+        self.settings = settings.iter().map(|&setting| setting.to_owned()).collect();
     }
 
     /// Starts it again with the data it had.
@@ -87,10 +118,14 @@ fn spawn(port: u16, dir: &TempDir, settings: &[String]) -> Child {
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
     command.args(["--appendonly", "yes", "--appendfsync", "always", "--dir"]).arg(dir.path()).args(settings);
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-    let child = child.expect("install redis-server: apt-get install redis-server");
+    let mut child = child.expect("install redis-server: apt-get install redis-server");
     let deadline = Instant::now() + Duration::from_secs(20);
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         assert!(Instant::now() < deadline, "redis-server does not listen on port {port}");
+        if child.try_wait().unwrap().is_some() {
+            // Somebody's connection had the port for a moment, which was free while there was no server.
+            child = command.spawn().unwrap();
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
     child

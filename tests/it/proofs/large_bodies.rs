@@ -1,12 +1,10 @@
 //! A body of any size passes whole in both directions, and the gateway does not hold it.
 
-use super::process::pss;
+use super::process::{pss, watch_peak};
 use crate::harness::{Gateway, PATIENCE};
 use sha2::{Digest, Sha256};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 /// How much more memory the gateway may take while bodies pass.
 const GROWTH_MAX: u64 = 16 * 1024 * 1024;
@@ -29,25 +27,6 @@ pub fn prove(length: u64) {
     let growth = peak.saturating_sub(before);
     println!("{length} bytes up and down: memory {before} bytes before, at most {growth} more");
     assert!(growth < GROWTH_MAX, "the gateway grew by {growth} bytes");
-}
-
-/// Runs `work` and gives the highest memory seen meanwhile.
-fn watch_peak<T: Send>(pid: u32, work: impl FnOnce() -> T + Send) -> (u64, T) {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| {
-            let mut peak = pss(pid);
-            while !done.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(2));
-                peak = peak.max(pss(pid));
-            }
-            peak
-        });
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-        done.store(true, Ordering::Relaxed);
-        let peak = watcher.join().unwrap();
-        (peak, result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
 }
 
 /// Sends a body and gives what the upstream says is its hash.
