@@ -4,7 +4,7 @@ use crate::admin::{self, ControlPlane};
 use crate::audit::{self, Journal};
 use crate::auth::follower::{self, Turn};
 use crate::auth::{self, Authenticator, Fills, Follower, KeyCache, Snapshot};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{self, Clock, Timestamp};
 use crate::config::Config;
 use crate::key::Digest;
 use crate::policy::{RouteTable, UpstreamModes};
@@ -63,7 +63,7 @@ pub struct Gateway {
     _place: Place,
 }
 
-/// Where this process stands: a directory, which one process at a time holds by a lock.
+/// Where this process stands: the snapshot's directory, which one process at a time holds by a lock.
 struct Place {
     instance: String,
     /// Who held it before, and is gone, since the lock was free.
@@ -74,7 +74,7 @@ struct Place {
     _lock: std::fs::File,
 }
 
-type Workers = Vec<JoinHandle<io::Result<()>>>;
+type Workers = Vec<JoinHandle<()>>;
 
 /// Reaches every worker when keys have changed.
 struct Cutter(Vec<mpsc::UnboundedSender<CutOrder>>);
@@ -110,7 +110,7 @@ impl Gateway {
             Journal::open(&config.audit, &gateway, &config.hash, clock.clone(), config.server.workers)?;
         let cache = Arc::new(KeyCache::new(config.auth.keys_max, config.auth.max_stale, store.count().unwrap_or(0)));
         let (cutter, cuts) = Cutter::new(config.server.workers);
-        let place = Place::take(&config.data_dir, clock.now())?;
+        let place = Place::take(&config.snapshot, clock.now())?;
         let changes = journal.changes();
         let (fills, asked) = Fills::new();
         let mut follower = Follower::new(follower::Parts {
@@ -153,11 +153,8 @@ impl Gateway {
         self.state.ready.store(false, Ordering::SeqCst);
         _ = self.stop.send(true);
         for worker in self.workers {
-            match worker.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!(%error, "worker failed"),
-                Err(_) => tracing::error!("worker panicked"),
-            }
+            // One that failed has ended the process.
+            _ = worker.join();
         }
         self.state.stopping.store(true, Ordering::SeqCst);
         if self.follower.join().is_err() {
@@ -412,23 +409,28 @@ fn rest_after(turn: &Result<Turn, StoreError>, state: &State, failing: &mut bool
 // === impl Place ===
 
 impl Place {
-    /// Takes the place of whoever ran here before. Two gateways on one directory have no place in common: each is waited for
-    /// until it was silent for long enough.
-    fn take(dir: &Path, now: Timestamp) -> Result<Self, StartError> {
+    /// Takes the place of whoever ran here before: beside the snapshot, which it then owns. That one is known to be gone only
+    /// where the lock was this kernel's: a copied directory, or one on another machine, holds the name of somebody who may live.
+    fn take(snapshot: &Path, now: Timestamp) -> Result<Self, StartError> {
+        let dir = snapshot.parent().unwrap_or(Path::new("."));
         let path = dir.join("instance");
         let failed = |error: io::Error| StartError::Other(format!("cannot use {}: {error}", path.display()));
         std::fs::create_dir_all(dir).map_err(failed)?;
         let options = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let file = options.map_err(failed)?;
-        let instance = Ulid::new(now, fastrand::u128(..)).to_string();
+        let (instance, boot) = (Ulid::new(now, fastrand::u128(..)).to_string(), clock::boot_id());
         let mut predecessor = None;
         let is_ours = file.try_lock().is_ok();
         if is_ours {
-            let mut earlier = [0; TEXT_LEN];
+            let mut earlier = [0; TEXT_LEN + 1 + 32];
             let read = file.read_at(&mut earlier, 0).map_err(failed)?;
-            let text = earlier.get(..read).and_then(|bytes| std::str::from_utf8(bytes).ok());
-            predecessor = text.filter(|text| Ulid::parse(text).is_some()).map(str::to_owned);
-            file.write_all_at(instance.as_bytes(), 0).map_err(failed)?;
+            let text = earlier.get(..read).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default();
+            let here = boot.map(|boot| format!("{boot:032x}"));
+            let known =
+                text.split_once(' ').filter(|(name, on)| Ulid::parse(name).is_some() && Some(*on) == here.as_deref());
+            predecessor = known.map(|(name, _)| name.to_owned());
+            file.set_len(0).map_err(failed)?;
+            file.write_all_at(format!("{instance} {}", here.unwrap_or_default()).as_bytes(), 0).map_err(failed)?;
         }
         Ok(Self { instance, predecessor, is_ours, _lock: file })
     }

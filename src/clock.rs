@@ -47,6 +47,12 @@ pub fn monotonic() -> Instant {
     Instant(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
+/// Which start of the machine this is, where the system tells: [`monotonic`] counts from there.
+pub fn boot_id() -> Option<u128> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    u128::from_str_radix(&text.trim().replace('-', ""), 16).ok()
+}
+
 // === impl Timestamp ===
 
 impl Timestamp {

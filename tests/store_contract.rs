@@ -158,7 +158,7 @@ fn the_fleet_is_who_follows_and_how_far_each_has_come() {
         assert_eq!(store.fleet().unwrap().members, [member("b", "edge-1", 12), member("a", "edge-2", 7)]);
         assert!(store.forget("a").unwrap() && !store.forget("a").unwrap());
         assert_eq!(store.fleet().unwrap().members, [member("b", "edge-1", 12)]);
-        first.leave();
+        first.leave(&member("b", "edge-1", 12));
         assert_eq!(store.fleet().unwrap().members, []);
     });
 }

@@ -5,7 +5,7 @@ use super::cache::KeyCache;
 use super::fill::Fills;
 use crate::key::principal::{Grant, PrincipalEntity};
 use crate::key::{Digest, EntityId, EntityRecord, KeyRecord, Principal, ScopeList};
-use crate::store::Record;
+use crate::store::{Position, Record};
 use http::HeaderValue;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -19,6 +19,7 @@ pub struct Applier {
     versions: HashMap<String, Arc<HeaderValue>>,
     undeclared: HashSet<String>,
     fills: Arc<Fills>,
+    position: Position,
     ended: Option<Ended>,
     /// A key was left out because there was no room: a miss proves nothing any more.
     overflowed: bool,
@@ -51,6 +52,7 @@ impl Applier {
             versions: HashMap::new(),
             undeclared: HashSet::new(),
             fills,
+            position: Position::default(),
             ended: None,
             overflowed: false,
         }
@@ -108,6 +110,23 @@ impl Applier {
         if known.is_some() {
             self.ended.get_or_insert_default().insert(record.digest);
         }
+    }
+
+    /// Forgets everything but what was revoked: it may be another store's. For when nothing is served by it yet.
+    pub fn forget(&mut self) {
+        self.cache.clear();
+        self.entities.clear();
+        self.overflowed = false;
+        self.ended = None;
+    }
+
+    /// Up to where the log was applied.
+    pub const fn position(&self) -> Position {
+        self.position
+    }
+
+    pub const fn stand_at(&mut self, position: Position) {
+        self.position = position;
     }
 
     /// What has ended since this was last asked.

@@ -50,19 +50,24 @@ impl Authenticator {
     /// [`Overloaded`], when too many keys were asked for.
     pub async fn fill(&self, headers: &HeaderMap, now: Moment) -> Result<(), Overloaded> {
         match self.lacking(headers, now) {
-            Some(digest) => self.fills.ask(digest, now.mono).await,
+            Some((digest, trust)) => self.fills.ask(digest, trust, now.mono).await,
             None => Ok(()),
         }
     }
 
-    /// The digest of a key that only the store can judge now.
-    fn lacking(&self, headers: &HeaderMap, now: Moment) -> Option<Digest> {
-        let credential = credential::peek(headers)?;
-        if self.prefix.judge(credential) == Form::Malformed || !self.cache.trusts_store() || !self.cache.is_fresh(now) {
+    /// The digest of a key that only the store can judge now, and the trust that is put in it.
+    fn lacking(&self, headers: &HeaderMap, now: Moment) -> Option<(Digest, u64)> {
+        let (credential, trust) = (credential::peek(headers)?, self.cache.trust());
+        let may_be_a_key = match self.prefix.judge(credential) {
+            Form::Malformed => false,
+            Form::Foreign => self.cache.holds_imported(),
+            Form::Ours => true,
+        };
+        if !may_be_a_key || trust == 0 || !self.cache.is_fresh(now) {
             return None;
         }
         let digest = Digest::of(credential);
-        matches!(self.cache.lookup(&digest, now), Lookup::Unknown).then_some(digest)
+        matches!(self.cache.lookup(&digest, now), Lookup::Unknown).then_some((digest, trust))
     }
 
     /// Whether the right to serve has run out: no contact with the store for `max_stale` (protocols I1).
@@ -84,7 +89,7 @@ impl Authenticator {
     pub fn authenticate(&self, credential: &[u8], now: Moment) -> Result<Authentication, Unavailable> {
         match self.prefix.judge(credential) {
             Form::Malformed => return Ok(Authentication::Rejected(Reason::KeyMalformed, None)),
-            Form::Foreign if !self.cache.holds_imported() && self.cache.is_authoritative(now) => {
+            Form::Foreign if self.cache.holds_no_imported(now) => {
                 return Ok(Authentication::Rejected(Reason::KeyUnknown, None));
             }
             Form::Ours | Form::Foreign => {}

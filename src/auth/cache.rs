@@ -1,4 +1,5 @@
-//! The key cache: every key of the store in this process, digest to principal (protocols I1, I5-I7).
+//! The key cache: every key of the store in this process, or as many as there is room for, digest to principal (protocols I1,
+//! I5-I7).
 //!
 //! Readers are the workers: one look-up in moka and a few atomic loads, no lock that a writer can hold. The one writer is
 //! the follower. While the whole set is inside and the feed is fresh the cache is *complete*: a miss is a definite
@@ -32,8 +33,10 @@ pub struct KeyCache {
     tombstones: RwLock<HashSet<Digest>>,
     /// Keys that the store was asked for and does not have. The writer removes those that are made.
     absent: Cache<Digest, ()>,
-    /// The store is the one that is followed, and whoever knew more has told it: its word on a single key counts.
-    trusts_store: AtomicBool,
+    /// Another number than ever before while the store's word on a single key counts: it is the one that is followed, and
+    /// whoever knew more has told it. 0 otherwise.
+    trust: AtomicU64,
+    trusts: AtomicU64,
     /// Whether foreign credentials are worth a look-up.
     holds_imported: AtomicBool,
     caught_up: Contact,
@@ -105,7 +108,8 @@ impl KeyCache {
             census,
             tombstones: RwLock::default(),
             absent: Cache::builder().max_capacity(ABSENT_MAX).time_to_live(ABSENT_FOR).build(),
-            trusts_store: AtomicBool::new(false),
+            trust: AtomicU64::new(0),
+            trusts: AtomicU64::new(0),
             holds_imported: AtomicBool::new(false),
             caught_up: Contact::new(),
             max_stale,
@@ -148,12 +152,17 @@ impl KeyCache {
 
     /// Whether the store has just said that there is no such key.
     fn is_absent(&self, digest: &Digest) -> bool {
-        self.trusts_store() && self.absent.contains_key(digest)
+        self.trust() != 0 && self.absent.contains_key(digest)
     }
 
-    /// Whether the store's word on a single key counts.
-    pub(super) fn trusts_store(&self) -> bool {
-        self.trusts_store.load(Ordering::SeqCst)
+    /// Whether the store's word on a single key counts: 0 if not. What was asked for under another number does not.
+    pub(super) fn trust(&self) -> u64 {
+        self.trust.load(Ordering::SeqCst)
+    }
+
+    /// Whether it is known that there is no key of another system.
+    pub(super) fn holds_no_imported(&self, now: Moment) -> bool {
+        !self.holds_imported() && (self.trust() != 0 && self.is_fresh(now) || self.is_authoritative(now))
     }
 
     /// Whether the digest is a revoked key's.
@@ -234,7 +243,18 @@ impl KeyCache {
     }
 
     pub(super) fn trust_store(&self, trusts: bool) {
-        self.trusts_store.store(trusts, Ordering::SeqCst);
+        if trusts && self.trust() == 0 {
+            self.trust.store(self.trusts.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        } else if !trusts && self.trust.swap(0, Ordering::SeqCst) != 0 {
+            self.absent.invalidate_all();
+        }
+    }
+
+    /// Everything but what was revoked is forgotten: it may be another store's.
+    pub(super) fn clear(&self) {
+        self.set_incomplete();
+        self.map.invalidate_all();
+        self.census.records.store(0, Ordering::Relaxed);
     }
 
     pub(super) fn note_imported(&self) {

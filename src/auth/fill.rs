@@ -16,6 +16,9 @@ use tokio::sync::oneshot;
 /// How many keys the store is asked for in a second.
 const FILLS_PER_SECOND: u32 = 100;
 const SECOND: Duration = Duration::from_secs(1);
+/// How many keys are asked for at a time, and how many requests wait for one of them.
+const FLIGHTS_MAX: usize = 64;
+const WAITING_MAX: usize = 256;
 /// How long a request waits for one.
 const PATIENCE: Duration = Duration::from_millis(250);
 
@@ -41,6 +44,8 @@ struct Flight {
     waiting: Vec<oneshot::Sender<()>>,
     /// The log has told of this key since: the answer may be older than that.
     changed: bool,
+    /// Under which trust in the store it was asked for.
+    trust: u64,
 }
 
 /// Too many keys were asked for: try again later.
@@ -69,9 +74,9 @@ impl Fills {
     /// Has the store asked for a key, and waits for the answer, but not for long: then look again.
     ///
     /// # Errors
-    /// [`Overloaded`], when too many were asked for in this second.
-    pub async fn ask(&self, digest: Digest, now: Instant) -> Result<(), Overloaded> {
-        let Some(answered) = self.join(digest, now) else {
+    /// [`Overloaded`], when too many were asked for in this second, or have not been answered yet.
+    pub async fn ask(&self, digest: Digest, trust: u64, now: Instant) -> Result<(), Overloaded> {
+        let Some(answered) = self.join(digest, trust, now) else {
             telemetry::filled(Filled::Refused);
             return Err(Overloaded);
         };
@@ -80,21 +85,25 @@ impl Fills {
         Ok(())
     }
 
-    fn join(&self, digest: Digest, now: Instant) -> Option<oneshot::Receiver<()>> {
+    fn join(&self, digest: Digest, trust: u64, now: Instant) -> Option<oneshot::Receiver<()>> {
         let (answered, waiting) = oneshot::channel();
         let mut flights = self.flights();
         if let Some(flight) = flights.by_digest.get_mut(&digest) {
-            flight.waiting.push(answered);
-            return Some(waiting);
+            if flight.waiting.len() >= WAITING_MAX {
+                flight.waiting.retain(|waiting| !waiting.is_closed());
+            }
+            let has_room = flight.waiting.len() < WAITING_MAX;
+            return has_room.then(|| flight.waiting.push(answered)).map(|()| waiting);
         }
         if now.saturating_duration_since(flights.since) >= SECOND {
             (flights.begun, flights.since) = (0, now);
         }
-        if flights.begun >= FILLS_PER_SECOND || self.queue.send(digest).is_err() {
+        let is_full = flights.begun >= FILLS_PER_SECOND || flights.by_digest.len() >= FLIGHTS_MAX;
+        if is_full || self.queue.send(digest).is_err() {
             return None;
         }
         flights.begun += 1;
-        flights.by_digest.insert(digest, Flight { waiting: vec![answered], changed: false });
+        flights.by_digest.insert(digest, Flight { waiting: vec![answered], changed: false, trust });
         Some(waiting)
     }
 
@@ -130,18 +139,30 @@ impl Filler {
     /// Answers until nobody can ask any more.
     pub fn run(self) {
         while let Ok(digest) = self.queue.recv() {
-            let found = self.store.key_by_digest(&digest);
+            let found = self.find(&digest);
             telemetry::filled(self.put(&digest, found));
         }
+    }
+
+    /// Asks, and makes sure that who answered holds what this gateway has applied: it may be another store by now.
+    fn find(&self, digest: &Digest) -> Result<Option<KeyRecord>, StoreError> {
+        let position = self.applier().position();
+        let found = self.store.key_by_digest(digest)?;
+        let is_ours = self.store.holds(position)?;
+        is_ours.then_some(found).ok_or_else(|| StoreError::Unavailable("another history".to_owned()))
+    }
+
+    fn applier(&self) -> MutexGuard<'_, Applier> {
+        self.applier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts an answer into the cache, unless the log has told of the key since it was asked for. The lock makes this and what
     /// the log tells one after the other.
     fn put(&self, digest: &Digest, found: Result<Option<KeyRecord>, StoreError>) -> Filled {
-        let mut applier = self.applier.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut applier = self.applier();
         let flight = self.fills.end(digest);
         match found {
-            Ok(_) if flight.changed => Filled::Outdated,
+            Ok(_) if flight.changed || flight.trust != self.cache.trust() => Filled::Outdated,
             Ok(Some(key)) => {
                 applier.apply(&Record::Key(key), Origin::Fill);
                 Filled::Found

@@ -5,9 +5,10 @@ use super::Settings;
 use super::applier::{Applier, Ended, Origin};
 use super::cache::KeyCache;
 use super::fill::{Filler, Fills};
+use super::kept::Kept;
 use super::load::{self, Load, Reload};
-use super::snapshot::{Draft, Snapshot};
-use crate::clock::{Clock, Instant, Moment, Timestamp};
+use super::snapshot::Snapshot;
+use crate::clock::{Clock, Moment, Timestamp};
 use crate::key::Digest;
 use crate::store::{Change, Changes, Feed, KeyStore, Member, Position, StoreError};
 use crate::telemetry;
@@ -19,9 +20,6 @@ use std::time::Duration;
 const ENTRIES: usize = 500;
 /// How often the fleet is told when this gateway was last caught up.
 const TELL_EVERY: Duration = Duration::from_millis(500);
-/// How long to wait before another snapshot is tried after one could not be kept.
-const SNAPSHOT_RETRY: Duration = Duration::from_secs(60);
-
 /// Keeps one [`KeyCache`] true. Owned by one thread.
 pub struct Follower {
     cache: Arc<KeyCache>,
@@ -29,7 +27,7 @@ pub struct Follower {
     changes: Box<dyn Changes>,
     applier: Arc<Mutex<Applier>>,
     fills: Arc<Fills>,
-    snapshot: Option<Snapshot>,
+    kept: Kept,
     member: Member,
     cut: Cut,
     heard: Box<dyn Fn(&Change) + Send>,
@@ -42,8 +40,6 @@ pub struct Follower {
     /// Everything up to the position is known.
     loaded: bool,
     loading: Option<Load>,
-    /// Since when changes are not kept on disk.
-    volatile_since: Option<Instant>,
     /// The store has run for so long that whoever knew more than it has told it, or this gateway knew it before: what it
     /// says may be served (protocols, Settle).
     settled: bool,
@@ -97,7 +93,7 @@ impl Follower {
             fills: parts.fills,
             cache: parts.cache,
             store: parts.store,
-            snapshot: parts.snapshot,
+            kept: Kept::new(parts.snapshot, parts.clock.clone()),
             member: parts.member,
             cut: parts.cut,
             heard: parts.heard,
@@ -107,7 +103,6 @@ impl Follower {
             generation: 0,
             loaded: false,
             loading: None,
-            volatile_since: None,
             settled: false,
             serving: false,
             joined: false,
@@ -150,18 +145,32 @@ impl Follower {
     /// # Errors
     /// [`StoreError`] when the store cannot be asked: the right to serve is not renewed.
     pub fn turn(&mut self) -> Result<Turn, StoreError> {
+        let turn = self.take_turn();
+        if turn.is_err() {
+            // Whoever answers next may be another store.
+            self.cache.trust_store(false);
+        }
+        turn
+    }
+
+    fn take_turn(&mut self) -> Result<Turn, StoreError> {
         if !self.joined {
             // Before the head is read: a change after that waits for this gateway (protocols I2).
             self.tell()?;
             self.joined = true;
         }
-        if let Some(reason) = self.reload_due().filter(|_| self.loading.is_none())
-            && self.begin_load(reason)?.is_none()
-        {
+        if self.position.is_none() && self.begin_load(Reload::Start)?.is_none() {
             return self.diverge();
         }
+        // A store that does not hold our position is not loaded from.
         let turn = self.read()?;
-        if turn != Turn::Diverged && self.loading.is_some() {
+        if turn == Turn::Diverged {
+            return Ok(turn);
+        }
+        if let Some(reason) = self.reload_due().filter(|_| self.loading.is_none()) {
+            self.begin_load(reason)?;
+        }
+        if self.loading.is_some() {
             self.go_on_loading()?;
             return Ok(Turn::Behind);
         }
@@ -171,10 +180,8 @@ impl Follower {
     /// Leaves the fleet: nobody waits for this gateway any more. What it keeps on disk must not be served from again without
     /// the store, or it stays a member (protocols, Rows).
     pub fn leave(mut self) {
-        let retired =
-            self.snapshot.as_mut().map_or(Ok(()), |snapshot| snapshot.retire().or_else(|_| snapshot.abandon()));
-        match retired {
-            Ok(()) => self.changes.leave(),
+        match self.kept.retire() {
+            Ok(()) => self.changes.leave(&self.member),
             Err(error) => {
                 tracing::error!(%error, "the snapshot cannot be retired; this gateway stays in the fleet's list")
             }
@@ -184,15 +191,11 @@ impl Follower {
     // === From the snapshot ===
 
     fn recall(&mut self) {
-        let Some(mut snapshot) = self.snapshot.take() else { return };
         let now = self.clock.moment();
-        let recalled = load::pipe(
-            |batches| snapshot.recall(now, |record| batches.push(record)),
-            |page| load::apply(&self.applier, &page),
-        );
-        match recalled {
+        match self.kept.recall(now, |page| load::apply(&self.applier, &page)) {
             Ok(Some(recalled)) => {
-                (self.position, self.loaded) = (Some(recalled.position), true);
+                self.stand_at(recalled.position);
+                self.loaded = true;
                 if let Some(contact) = recalled.contact {
                     self.cache.mark_caught_up(contact);
                     self.settled = !self.cache.is_stale(now);
@@ -200,24 +203,22 @@ impl Follower {
             }
             Ok(None) => {}
             Err(error) => {
+                self.applier().forget();
                 telemetry::snapshot_refused();
                 tracing::error!(%error, "the snapshot cannot be used; the keys are loaded from the store");
             }
         }
         // A set that was whole when it was written is known to have changed only through the log.
         _ = self.applier().take_ended();
-        self.snapshot = Some(snapshot);
     }
 
     // === From the store ===
 
     fn reload_due(&self) -> Option<Reload> {
-        let now = self.clock.moment().mono;
-        let retry = |since: Instant| now.saturating_duration_since(since) >= SNAPSHOT_RETRY;
         match self.position {
             None => Some(Reload::Start),
             Some(_) if self.cache.has_evicted() => Some(Reload::Eviction),
-            Some(_) if self.volatile_since.is_some_and(retry) => Some(Reload::Volatile),
+            Some(_) if self.kept.is_due() => Some(Reload::Snapshot),
             Some(_) => None,
         }
     }
@@ -229,21 +230,18 @@ impl Follower {
             Some(position) => position,
             None => self.changes.head()?,
         };
-        let had_position = self.snapshot.as_ref().is_some_and(Snapshot::exists);
-        if since == Position::default() && had_position && reason == Reload::Start {
+        if since == Position::default() && self.kept.had_position() && reason == Reload::Start {
             return Ok(None);
         }
-        self.cache.forget_eviction();
-        self.volatile_since = self.volatile_since.map(|_| self.clock.moment().mono);
-        self.loading = Some(Load::begin(self.store.changes()?, self.draft(), since, reason)?);
-        self.position = Some(since);
+        let load = Load::begin(self.store.changes()?, self.kept.draft(), since, reason)?;
+        if reason == Reload::Eviction {
+            self.cache.set_incomplete();
+            self.cache.forget_eviction();
+        }
+        self.loading = Some(load);
+        self.stand_at(since);
         telemetry::reload_begun(reason.as_str());
         Ok(Some(()))
-    }
-
-    fn draft(&self) -> Option<Draft> {
-        let draft = self.snapshot.as_ref()?.draft();
-        draft.inspect_err(|error| tracing::error!(%error, "no snapshot of the keys can be written")).ok()
     }
 
     /// Applies pages for a while, and cuts what they ended.
@@ -258,29 +256,27 @@ impl Follower {
         let (since, reason) = (load.since, load.reason);
         let draft = load.end().inspect_err(|_| self.repeat(reason))?;
         self.loaded = true;
-        self.keep_draft(draft, since)
+        if self.kept.replace(draft, since)? {
+            self.stand_at(since);
+        }
+        Ok(())
     }
 
     /// A load came to nothing: it is still due.
     fn repeat(&mut self, reason: Reload) {
         match reason {
-            Reload::Start => self.position = None,
+            Reload::Start => {
+                self.position = None;
+                self.applier().forget();
+            }
             Reload::Eviction => self.cache.note_eviction(),
-            Reload::Volatile => {}
+            Reload::Snapshot => {}
         }
     }
 
-    /// Makes `draft` the snapshot. What came through the log while it was written is read again, for the log beside it.
-    fn keep_draft(&mut self, draft: Option<Draft>, since: Position) -> Result<(), StoreError> {
-        let (Some(snapshot), Some(draft)) = (&mut self.snapshot, draft) else { return Ok(()) };
-        match snapshot.replace(draft, since) {
-            Ok(()) => {
-                self.position = Some(since);
-                self.volatile_since = None;
-                Ok(())
-            }
-            Err(error) => self.become_volatile(&error),
-        }
+    fn stand_at(&mut self, position: Position) {
+        self.position = Some(position);
+        self.applier().stand_at(position);
     }
 
     fn read(&mut self) -> Result<Turn, StoreError> {
@@ -321,8 +317,7 @@ impl Follower {
         if let Some(loading) = self.loading.take() {
             self.repeat(loading.reason);
         }
-        (self.member.pos, self.member.token) = (0, 0);
-        self.changes.tell(&self.member)?;
+        self.tell_of(Position::default())?;
         Ok(Turn::Diverged)
     }
 
@@ -330,12 +325,10 @@ impl Follower {
     fn advance(&mut self, entries: &[Change]) -> Result<(), StoreError> {
         let Some(last) = entries.last() else { return Ok(()) };
         let cut = self.cut_ended();
-        let kept = self.snapshot.as_mut().map_or(Ok(()), |snapshot| snapshot.append(entries));
+        let kept = self.kept.append(entries);
         cut();
-        if let Err(error) = kept {
-            self.become_volatile(&error)?;
-        }
-        self.position = Some(Position { seq: last.seq, token: last.token });
+        kept?;
+        self.stand_at(Position { seq: last.seq, token: last.token });
         let now = self.clock.now();
         for change in entries.iter().filter(|change| change.seq > self.heard_to) {
             telemetry::change_applied(now.since(change.at));
@@ -352,24 +345,16 @@ impl Follower {
         ended.map_or_else(|| Box::new(|| {}) as Box<dyn FnOnce()>, |changed| (self.cut)(changed))
     }
 
-    /// What is on disk is not what is known: it goes, and the fleet is told (protocols I3).
-    fn become_volatile(&mut self, error: &std::io::Error) -> Result<(), StoreError> {
-        tracing::error!(%error, "changes of keys cannot be kept on disk; a restart needs the store");
-        self.volatile_since = Some(self.clock.moment().mono);
-        let gone = self.snapshot.as_mut().map_or(Ok(()), Snapshot::abandon);
-        gone.map_err(|error| {
-            StoreError::Unavailable(format!(
-                "the snapshot is outdated and cannot be removed, nothing is confirmed: {error}"
-            ))
-        })
-    }
-
     /// Everything up to the head of a poll sent at `sent` is known.
     fn catch_up(&mut self, sent: Moment) {
         let lacks = self.loading.as_ref().is_some_and(|loading| loading.reason == Reload::Eviction);
         if !self.cache.is_complete() && self.applier().is_whole() && !lacks {
             self.generation += 1;
             self.cache.set_complete(self.generation);
+            // Unless a key was lost, or found no room, just now.
+            if self.cache.has_evicted() || !self.applier().is_whole() {
+                self.cache.set_incomplete();
+            }
         }
         self.cache.mark_caught_up(sent);
         let told = Timestamp::from_micros(self.member.caught_up_at);
@@ -377,10 +362,8 @@ impl Follower {
             self.member.caught_up_at = sent.wall.as_micros();
         }
         let position = self.position.unwrap_or_default();
-        if let Some(snapshot) = self.snapshot.as_mut().filter(|_| self.changes.outlives_process())
-            && let Err(error) = snapshot.stamp(sent, position)
-        {
-            tracing::warn!(%error, "the time of contact cannot be kept; a restart without the store serves for a shorter time");
+        if self.changes.outlives_process() {
+            self.kept.stamp(sent, position);
         }
     }
 
@@ -399,11 +382,14 @@ impl Follower {
     }
 
     fn tell(&mut self) -> Result<(), StoreError> {
-        let position = self.position.filter(|_| self.loaded).unwrap_or_default();
+        self.tell_of(self.position.filter(|_| self.loaded).unwrap_or_default())
+    }
+
+    fn tell_of(&mut self, position: Position) -> Result<(), StoreError> {
         (self.member.pos, self.member.token) = (position.seq, position.token);
         self.member.keys = self.cache.records();
         self.member.complete = self.cache.is_complete();
-        self.member.volatile = !self.snapshot.as_ref().is_some_and(Snapshot::is_kept);
+        self.member.volatile = self.kept.is_volatile();
         self.changes.tell(&self.member)
     }
 }
@@ -549,14 +535,14 @@ mod tests {
         let (cache, mut follower) =
             follow_with(Arc::clone(&store) as _, 10, clock.clone(), Some(Snapshot::at(path.clone())));
         assert!(Snapshot::at(path.clone()).exists());
-        follower.snapshot.as_mut().unwrap().close_for_writing();
+        follower.kept.close_for_writing();
         fill_key(store.as_ref(), 3);
         assert_eq!(follower.turn().unwrap(), Turn::CaughtUp);
         assert!(matches!(cache.lookup(&digest(3), clock.moment()), Lookup::Known(_)));
         let volatile = || store.fleet().unwrap().members[0].volatile;
         assert!(volatile() && !Snapshot::at(path.clone()).exists());
         // Another one is written after a while.
-        hand.pass(SNAPSHOT_RETRY);
+        hand.pass(crate::auth::kept::RETRY);
         while follower.turn().unwrap() == Turn::Behind {}
         assert!(!volatile() && Snapshot::at(path).exists());
     }
@@ -571,5 +557,29 @@ mod tests {
         while follower.turn().unwrap() == Turn::Behind {}
         assert!(matches!(look(&cache, 1), Lookup::Known(_)));
         assert!(matches!(look(&cache, 99), Lookup::Absent));
+    }
+
+    #[test]
+    fn i3_nothing_is_confirmed_while_something_outdated_cannot_be_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys.snapshot");
+        let store = Arc::new(MemoryStore::default());
+        fill(store.as_ref(), 2);
+        let (_cache, mut follower) =
+            follow_with(Arc::clone(&store) as _, 10, Clock::system(), Some(Snapshot::at(path)));
+        // A directory of a log's name cannot be removed as a file.
+        let stubborn = dir.path().join("keys.snapshot.00000000000000000099.log");
+        std::fs::create_dir(&stubborn).unwrap();
+        follower.kept.close_for_writing();
+        let before = store.fleet().unwrap().members[0].pos;
+        fill_key(store.as_ref(), 3);
+        for _ in 0..3 {
+            assert!(matches!(follower.turn(), Err(StoreError::Unavailable(_))));
+            assert_eq!(store.fleet().unwrap().members[0].pos, before);
+        }
+        std::fs::remove_dir(stubborn).unwrap();
+        assert_eq!(follower.turn().unwrap(), Turn::CaughtUp);
+        let member = &store.fleet().unwrap().members[0];
+        assert!(member.pos > before && member.volatile);
     }
 }

@@ -24,8 +24,8 @@ pub enum Reload {
     Start,
     /// The cache has lost a key.
     Eviction,
-    /// Changes could not be kept on disk: another snapshot is due.
-    Volatile,
+    /// Changes could not be kept on disk, or not be merged into the snapshot: another one is due.
+    Snapshot,
 }
 
 /// The set on its way from the store.
@@ -48,7 +48,8 @@ pub fn pipe<T: Send>(read: impl FnOnce(&mut Batches) -> T + Send, apply: impl Fn
     let (sender, pages) = sync_channel(PAGES_AHEAD);
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| read(&mut Batches { sender, batch: Vec::new() }));
-        pages.iter().for_each(apply);
+        // By value: if applying panics, who reads is not left waiting.
+        pages.into_iter().for_each(apply);
         reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
@@ -60,7 +61,7 @@ impl Reload {
         match self {
             Self::Start => "start",
             Self::Eviction => "eviction",
-            Self::Volatile => "volatile",
+            Self::Snapshot => "snapshot",
         }
     }
 }

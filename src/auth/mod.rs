@@ -7,6 +7,7 @@ pub mod cache;
 pub mod credential;
 pub mod fill;
 pub mod follower;
+mod kept;
 mod load;
 mod snapshot;
 

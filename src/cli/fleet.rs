@@ -13,7 +13,7 @@ use std::time::Duration;
 pub enum Command {
     /// List the gateways that follow the store, and how far each has come.
     List,
-    /// Remove a gateway that is known to be dead, so that nobody waits for it.
+    /// Remove a gateway that is known to be dead, with no successor running, so that nobody waits for it.
     Forget {
         /// The instance, as `keygate fleet list` shows it.
         instance: String,

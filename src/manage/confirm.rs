@@ -35,10 +35,10 @@ pub struct Standing {
     pub is_settling: bool,
 }
 
-/// What two clocks may differ by between a gateway and the store, besides one part in a thousand: d of the protocols.
-const CLOCK_SLACK: Duration = Duration::from_millis(250);
-/// How often the gateways are looked at.
+/// How often the gateways are looked at: at first, and when one takes longer than that.
 const LOOK: Duration = Duration::from_millis(1);
+const LOOK_LATER: Duration = Duration::from_millis(10);
+const LATER: Duration = Duration::from_millis(100);
 
 // === impl Confirmation ===
 
@@ -74,20 +74,19 @@ impl Manage<'_> {
                 let silent = behind.into_iter().map(|member| Silent::new(member, at)).collect();
                 return Ok(Confirmation { confirmed, silent, is_settling, took });
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(if took < LATER { LOOK } else { LOOK_LATER });
         }
     }
 
     /// A store that was restored or failed over may have given the change's number to another.
     fn check_kept(&self, written: &Record) -> Result<(), StoreError> {
-        let is_kept = match written {
-            Record::Key(key) => self.store.key(key.id)?.is_some_and(|kept| {
-                kept.version >= key.version && (key.revoked_at.is_none() || kept.revoked_at.is_some())
-            }),
-            Record::Entity(entity) => self.store.entity(entity.id)?.is_some_and(|kept| {
-                kept.version >= entity.version && (entity.deleted_at.is_none() || kept.deleted_at.is_some())
-            }),
+        let kept = match written {
+            Record::Key(key) => self.store.key(key.id)?.map(Record::Key),
+            Record::Entity(entity) => self.store.entity(entity.id)?.map(Record::Entity),
         };
+        let is_kept = kept.is_some_and(|kept| {
+            kept == *written || kept.version() > written.version() && (kept.is_ended() || !written.is_ended())
+        });
         let lost = || StoreError::Unavailable("the store has lost the change; repeat the command".to_owned());
         if is_kept { Ok(()) } else { Err(lost()) }
     }
@@ -116,8 +115,7 @@ impl Manage<'_> {
 
 impl Silent {
     fn new(member: Member, at: Timestamp) -> Self {
-        let max_stale = Duration::from_millis(member.max_stale_ms);
-        let until = at.plus(max_stale).plus(CLOCK_SLACK).plus(max_stale / 1000);
+        let until = at.plus(member.may_serve_for());
         Self { gateway: member.gateway, instance: member.instance, until }
     }
 }

@@ -92,12 +92,16 @@ impl Service {
         let (mut head, incoming) = request.into_parts();
         let addr = client_addr::decide(peer.ip(), &head.headers, &self.shared.settings.trusted_proxies);
         let mut arrival = Arrival::new(&mut head, addr, peer, now);
+        // From here every way out leaves a record.
+        let Ok(Ok(exchange)) = caught_now(|| self.open(&head, &arrival, in_flight)) else {
+            return Refusal::from(Reason::AuditUnavailable).into_response(&arrival.request_id);
+        };
         if self.shared.authenticator.may_lack() {
             arrival.is_overloaded =
                 matches!(caught(self.shared.authenticator.fill(&head.headers, now)).await, Ok(Err(Overloaded)));
             arrival.judged = self.shared.clock.moment();
         }
-        let answered = match caught_now(|| self.prepare(head, incoming, addr, &arrival, in_flight)) {
+        let answered = match caught_now(|| self.prepare(head, incoming, addr, &arrival, exchange)) {
             Ok(Prepared::Call(call)) => {
                 // Boxed: the library copies this function's state when the request begins, so it is kept small.
                 let run = Box::pin(caught(call.run(&self.shared.settings.limits, &self.deadlines, &arrival)));
@@ -120,11 +124,8 @@ impl Service {
         incoming: Incoming,
         addr: Result<ClientAddr, Reason>,
         arrival: &Arrival,
-        in_flight: &Rc<InFlight>,
+        mut exchange: Exchange,
     ) -> Prepared {
-        let Ok(mut exchange) = self.open(&head, arrival, in_flight) else {
-            return Prepared::Refused(Refusal::from(Reason::AuditUnavailable).into_response(&arrival.request_id));
-        };
         let forwarded = Forwarded::take(&head.headers, arrival.addr);
         let (judged, permit) = match self.admit(head, addr, arrival, &mut exchange) {
             Ok(admitted) => admitted,

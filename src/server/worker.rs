@@ -6,11 +6,14 @@ use super::registry::Registry;
 use super::{Limits, connection};
 use crate::audit::{ConnectionEvents, Recorder};
 use crate::key::Digest;
+use crate::proxy::catch::{Panicked, caught};
 use crate::proxy::in_flight::Again;
 use crate::proxy::service::{Service, Shared};
 use std::collections::HashSet;
+use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -18,6 +21,8 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
+/// `EX_SOFTWARE` of sysexits.h.
+const EX_SOFTWARE: i32 = 70;
 /// How often a worker looks at its deadlines, closes idle upstream connections and moves along what waits in its recorder.
 const UPKEEP: Duration = Duration::from_millis(100);
 
@@ -49,8 +54,33 @@ pub struct Parts {
 ///
 /// # Errors
 /// When the machine gives no thread.
-pub fn spawn(parts: Parts) -> io::Result<JoinHandle<io::Result<()>>> {
-    std::thread::Builder::new().name(format!("worker-{}", parts.index)).spawn(move || run(parts))
+pub fn spawn(parts: Parts) -> io::Result<JoinHandle<()>> {
+    let name = format!("worker-{}", parts.index);
+    let run = move || {
+        let result = catch_unwind(AssertUnwindSafe(|| run(parts)));
+        match &result {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => die(&format!("a worker failed: {error}")),
+            Err(_) => die("a worker panicked"),
+        }
+    };
+    std::thread::Builder::new().name(name).spawn(run)
+}
+
+/// Without a worker, or without what cuts and ends what it has in flight, the process might honour keys that have ended: it does
+/// not live on (protocols I9).
+fn die(why: &str) {
+    tracing::error!("{why}; ending the process");
+    std::process::exit(EX_SOFTWARE);
+}
+
+/// Runs a task that must not end before it is stopped.
+async fn unending(what: &str, task: impl Future<Output = ()>) {
+    let why = match caught(task).await {
+        Ok(()) => "ended",
+        Err(Panicked) => "panicked",
+    };
+    die(&format!("the {what} of a worker {why}"));
 }
 
 fn run(parts: Parts) -> io::Result<()> {
@@ -101,9 +131,9 @@ async fn work(parts: Parts) -> io::Result<()> {
         }
     });
     // Goes on through the drain: what is in flight keeps its deadlines.
-    let upkeep =
-        tokio::task::spawn_local(upkeep(Rc::clone(&service), Rc::clone(&registry), Arc::clone(&shared), spread));
-    let cutting = tokio::task::spawn_local(cut(cuts, Rc::clone(&registry), shared));
+    let upkeep = upkeep(Rc::clone(&service), Rc::clone(&registry), Arc::clone(&shared), spread);
+    let upkeep = tokio::task::spawn_local(unending("upkeep", upkeep));
+    let cutting = tokio::task::spawn_local(unending("cutting", cut(cuts, Rc::clone(&registry), shared)));
 
     _ = stop.wait_for(|stop| *stop).await;
     accepting.shutdown().await;
@@ -119,6 +149,7 @@ async fn work(parts: Parts) -> io::Result<()> {
 
 /// Judges what is in flight again each time keys have changed.
 async fn cut(mut cuts: mpsc::UnboundedReceiver<CutOrder>, registry: Rc<Registry>, shared: Arc<Shared>) {
+    // Whoever sends goes last, when the process ends anyway.
     while let Some(order) = cuts.recv().await {
         registry.judge_again(&shared, Again::Changed(&order.changed), shared.clock.moment());
         drop(order.done);

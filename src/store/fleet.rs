@@ -45,6 +45,18 @@ pub struct Member {
     pub volatile: bool,
 }
 
+// === impl Member ===
+
+impl Member {
+    /// How long after its last contact it may at most act on what it knew: `max_stale`, and what two clocks may differ by in that
+    /// time, which is d of the protocols.
+    pub fn may_serve_for(&self) -> Duration {
+        const CLOCK_SLACK: Duration = Duration::from_millis(250);
+        let max_stale = Duration::from_millis(self.max_stale_ms);
+        max_stale + max_stale / 1000 + CLOCK_SLACK
+    }
+}
+
 // === impl Fleet ===
 
 impl Fleet {

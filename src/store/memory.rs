@@ -117,7 +117,7 @@ impl Changes for MemoryChanges {
         Ok(())
     }
 
-    fn leave(&mut self) {
+    fn leave(&mut self, _: &Member) {
         if let Some(row) = self.row.take() {
             self.store.data().fleet.remove(&row);
         }

@@ -222,7 +222,7 @@ pub trait Changes: Send {
     fn tell(&mut self, member: &Member) -> Result<(), StoreError>;
 
     /// Leaves the fleet, if it can be told: nobody waits for this gateway any more.
-    fn leave(&mut self);
+    fn leave(&mut self, member: &Member);
 
     /// How long it takes until everybody who knows more than the store could have told it, as of the last [`Self::tell`]: see
     /// [`Fleet::settles_in`].
@@ -246,6 +246,14 @@ impl Record {
         match self {
             Self::Key(key) => key.version,
             Self::Entity(entity) => entity.version,
+        }
+    }
+
+    /// Whether it was revoked or deleted, which is final.
+    pub const fn is_ended(&self) -> bool {
+        match self {
+            Self::Key(key) => key.revoked_at.is_some(),
+            Self::Entity(entity) => entity.deleted_at.is_some(),
         }
     }
 }

@@ -192,3 +192,30 @@ fn i7_a_gateway_that_knew_nothing_waits_until_the_store_has_settled() {
     assert_eq!((status(&first, &key), status(&cold, &key)), (200, 503));
     eventually("it serves", || (status(&cold, &key) == 200).then_some(()));
 }
+
+#[test]
+fn i11_a_clone_with_the_same_name_is_noticed_and_takes_another() {
+    let upstream = Upstream::named("erp");
+    let redis = RedisServer::start();
+    let store = format!("[store]\nurl = \"{}\"", redis.url());
+    let gateway = Gateway::builder().live(&upstream).toml(&store).start();
+    let key = gateway.key(&["orders:read"]);
+    let instances = || {
+        let members = gateway.json(&["fleet", "list", "--output", "json"]);
+        let names = members.as_array().unwrap().iter().map(|member| member["instance"].as_str().unwrap().to_owned());
+        names.collect::<Vec<_>>()
+    };
+    let [first] = &instances()[..] else { panic!() };
+    // As if a copy of the machine went on from the same moment and wrote the row first.
+    let row = format!(
+        "{{\"beat\":1,\"instance\":\"{first}\",\"gateway\":\"edge-1\",\"version\":\"0\",\"config\":\"0\",\"max_stale_ms\":900000,\"pos\":99,\"token\":7,\"keys\":0,\"complete\":true,\"caught_up_at\":0,\"volatile\":false}}"
+    );
+    assert_eq!(redis.command(&format!("HSET {{keygate}}:fleet {first} '{row}'")), ":0");
+    let both = eventually("the other has another name", || Some(instances()).filter(|names| names.len() == 2));
+    assert!(both.contains(first));
+    let (code, words) = said(&gateway.run(&["keys", "revoke", &key.id, "--yes", "--timeout", "500ms"]));
+    assert!(
+        code == Some(75) && words.starts_with(&format!("revoked on 1/2 gateways; edge-1 ({first}) unconfirmed")),
+        "{words}"
+    );
+}

@@ -89,7 +89,8 @@ impl FrameReader {
         }
         let [a, b, c, d, crc @ ..] = head;
         let (length, crc) = (u32::from_le_bytes([a, b, c, d]) as usize, u32::from_le_bytes(crc));
-        if length > FRAME_BYTES_MAX {
+        // Zeros, which a loss of power leaves, have a checksum that holds.
+        if length == 0 || length > FRAME_BYTES_MAX {
             return Ok(Next::Torn);
         }
         let mut frame = std::mem::take(&mut self.frame);

@@ -54,7 +54,8 @@ pub struct Entries(FrameReader);
 impl Log {
     /// Makes a log whose first entry will follow `base`. It has its name, and is on disk, when this returns.
     pub fn create(path: PathBuf, base: Position) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        let new = super::sibling(&path, ".new");
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         let mut header = MAGIC.to_vec();
         header.extend(base.seq.to_le_bytes());
         header.extend(base.token.to_le_bytes());
@@ -62,6 +63,7 @@ impl Log {
         header.resize(ENTRIES_AT as usize, 0);
         file.write_all_at(&header, 0)?;
         file.sync_all()?;
+        std::fs::rename(new, &path)?;
         super::sync_dir(&path)?;
         Ok(Self { path, file, len: ENTRIES_AT })
     }

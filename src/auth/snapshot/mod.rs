@@ -8,7 +8,7 @@ mod log;
 mod merge;
 mod wire;
 
-use crate::clock::{Instant, Moment};
+use crate::clock::{Instant, Moment, boot_id};
 use crate::store::{Change, Position, Record};
 use frames::{FrameReader, FrameWriter, Next};
 use log::{Contact, Log, Recorded};
@@ -16,6 +16,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use wire::Frame;
@@ -32,9 +34,12 @@ pub struct Snapshot {
     path: PathBuf,
     log: Option<Log>,
     contact: Option<Contact>,
-    stamped_at: Option<Instant>,
+    /// A write has failed: what is on disk is not what is known, until it has been removed.
+    is_broken: bool,
+    /// 0, which is never believed, where the system does not tell.
     boot: u128,
     merging: Option<JoinHandle<()>>,
+    merge_failed: Arc<AtomicBool>,
     merge_at: u64,
 }
 
@@ -63,9 +68,10 @@ impl Snapshot {
             path,
             log: None,
             contact: None,
-            stamped_at: None,
-            boot: boot_id(),
+            is_broken: false,
+            boot: boot_id().unwrap_or(0),
             merging: None,
+            merge_failed: Arc::default(),
             merge_at: LOG_BYTES_MAX,
         }
     }
@@ -78,8 +84,8 @@ impl Snapshot {
     /// Reads everything back, record by record, each at its latest state last; none when nothing is there.
     ///
     /// # Errors
-    /// When something is missing, changed or not ours to read. What was handed out before is true all the same, only not
-    /// everything.
+    /// When something is missing, changed or not ours to read. What was handed out before is not to be believed then: it may be
+    /// of another history than the store's.
     pub fn recall(&mut self, now: Moment, mut each: impl FnMut(Record)) -> io::Result<Option<Recalled>> {
         let logs = logs(&self.path)?;
         let Some(mut position) = read_snapshot(&self.path, &mut each)? else {
@@ -99,7 +105,7 @@ impl Snapshot {
             Some(recorded) => Log::reopen(recorded.path, recorded.entries.offset())?,
             None => Log::create(log_path(&self.path, position), position)?,
         });
-        self.contact = contact;
+        self.contact = contact.filter(|contact| contact.boot == self.boot);
         Ok(Some(Recalled { position, contact: contact.and_then(|contact| as_of(&contact, self.boot, now)) }))
     }
 
@@ -108,20 +114,25 @@ impl Snapshot {
     /// # Errors
     /// As of making a file.
     pub fn draft(&self) -> io::Result<Draft> {
+        self.merge_failed.store(false, Ordering::SeqCst);
         Draft::create(sibling(&self.path, ".draft"))
     }
 
-    /// Puts `draft` in place of what there is: everything up to `position`, and what came since begins anew.
+    /// Puts `draft` in place of the snapshot: everything up to `position`. Without a log another one begins there.
     ///
     /// # Errors
     /// As of writing.
     pub fn replace(&mut self, draft: Draft, position: Position) -> io::Result<()> {
         self.wait_for_merge();
-        let old = logs(&self.path)?;
         draft.finish(position, &self.path)?;
+        if self.log.is_some() {
+            // It goes on from before that position, and holds what was confirmed since.
+            return Ok(());
+        }
         let log = Log::create(log_path(&self.path, position), position)?;
+        let old = logs(&self.path)?;
         old.iter().filter(|path| **path != log.path).try_for_each(fs::remove_file)?;
-        (self.log, self.contact, self.stamped_at) = (Some(log), None, None);
+        (self.log, self.contact, self.is_broken) = (Some(log), None, false);
         sync_dir(&self.path)
     }
 
@@ -135,8 +146,11 @@ impl Snapshot {
     /// # Errors
     /// As of writing. What is on disk is not what is known any more then: [`Self::abandon`] it.
     pub fn append(&mut self, entries: &[Change]) -> io::Result<()> {
+        if self.is_broken {
+            return Err(io::Error::other("an earlier write failed"));
+        }
         let Some(log) = &mut self.log else { return Ok(()) };
-        log.append(entries)?;
+        log.append(entries).inspect_err(|_| self.is_broken = true)?;
         if let Some(last) = entries.last().filter(|_| log.len() >= self.merge_at) {
             self.merge(Position { seq: last.seq, token: last.token })?;
         }
@@ -148,10 +162,10 @@ impl Snapshot {
     /// # Errors
     /// As of writing.
     pub fn stamp(&mut self, at: Moment, position: Position) -> io::Result<()> {
-        let is_due = |last: Instant| at.mono.saturating_duration_since(last) >= STAMP_EVERY;
-        let Some(log) = self.log.as_ref().filter(|_| self.stamped_at.is_none_or(is_due)) else { return Ok(()) };
+        let is_due = |last: Contact| at.mono.saturating_duration_since(last.at.mono) >= STAMP_EVERY;
+        let Some(log) = self.log.as_ref().filter(|_| self.contact.is_none_or(is_due)) else { return Ok(()) };
         let contact = Contact { boot: self.boot, at, position };
-        (self.contact, self.stamped_at) = (Some(contact), Some(at.mono));
+        self.contact = Some(contact);
         log.stamp(Some(&contact))
     }
 
@@ -161,7 +175,10 @@ impl Snapshot {
     /// As of writing.
     pub fn retire(&mut self) -> io::Result<()> {
         self.wait_for_merge();
-        self.log.as_ref().map_or(Ok(()), |log| log.stamp(None).and_then(|()| log.sync()))
+        match &self.log {
+            Some(log) if !self.is_broken => log.stamp(None).and_then(|()| log.sync()),
+            Some(_) | None => self.abandon(),
+        }
     }
 
     /// Removes everything: what is on disk is not what is known.
@@ -170,14 +187,21 @@ impl Snapshot {
     /// When it may still be there.
     pub fn abandon(&mut self) -> io::Result<()> {
         self.wait_for_merge();
-        self.log = None;
+        self.is_broken = true;
         for path in std::iter::once(self.path.clone()).chain(logs(&self.path)?) {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}
             }
         }
-        sync_dir(&self.path)
+        sync_dir(&self.path)?;
+        (self.log, self.contact, self.is_broken) = (None, None, false);
+        Ok(())
+    }
+
+    /// Whether the snapshot is to be written anew from the store: its log could not be merged into it.
+    pub fn is_to_be_replaced(&self) -> bool {
+        self.merge_failed.load(Ordering::SeqCst)
     }
 
     /// Begins a new log at `position`, and has what is before it merged into the snapshot meanwhile.
@@ -190,10 +214,11 @@ impl Snapshot {
         let log = Log::create(log_path(&self.path, position), position)?;
         log.stamp(self.contact.as_ref())?;
         (self.log, self.merge_at) = (Some(log), LOG_BYTES_MAX);
-        let path = self.path.clone();
+        let (path, failed) = (self.path.clone(), Arc::clone(&self.merge_failed));
         let merge = move || {
             if let Err(error) = merge::merge(&path, position) {
-                tracing::error!(%error, path = %path.display(), "the log of key changes could not be merged into the snapshot; it grows on");
+                failed.store(true, Ordering::SeqCst);
+                tracing::error!(%error, path = %path.display(), "the log of key changes could not be merged into the snapshot, which is written anew");
             }
         };
         self.merging = Some(std::thread::Builder::new().name("snapshot".into()).spawn(merge)?);
@@ -218,7 +243,12 @@ impl Snapshot {
 impl Draft {
     fn create(path: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(directory(&path))?;
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        // Another file, not the same one emptied: an earlier writer that was given up may still hold that.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         io::Write::write_all(&mut &file, &MAGIC)?;
         Ok(Self { path, frames: FrameWriter::new(file) })
     }
@@ -340,12 +370,6 @@ fn damaged(path: &Path, what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()))
 }
 
-/// Which start of the machine this is; 0, which is never believed, where the system does not tell.
-fn boot_id() -> u128 {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -420,7 +444,7 @@ mod tests {
                     snapshot.append(&changes).unwrap();
                 }
                 Step::Stamp => {
-                    snapshot.stamped_at = None;
+                    snapshot.contact = None;
                     snapshot.stamp(Clock::system().moment(), at(seq)).unwrap();
                     stamped = seq;
                 }
@@ -456,8 +480,8 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_byte_or_a_cut_end_gives_no_right_to_serve_what_is_not_whole(
-            steps in steps(), file in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), flip in 0..9_u32
+        fn a_changed_byte_a_cut_end_or_zeros_give_no_right_to_serve_what_is_not_whole(
+            steps in steps(), file in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), flip in 0..10_u32
         ) {
             let dir = tempfile::tempdir().unwrap();
             let (_, model, stamped) = run(dir.path(), &steps);
@@ -468,6 +492,7 @@ mod tests {
             let place = at.index(bytes.len());
             match flip {
                 8 => bytes.truncate(place),
+                9 => bytes[place..].fill(0),
                 bit => bytes[place] ^= 1 << bit,
             }
             std::fs::write(path, bytes).unwrap();

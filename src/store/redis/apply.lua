@@ -61,7 +61,7 @@ local seq = head and tonumber(string.match(head, '^%d+')) or 0
 -- A store that has just been made has lost nothing.
 if not head then
   local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
-  table.insert(commands, {'SET', name('run'), run .. ' 0'})
+  table.insert(commands, {'SET', name('run'), run})
 end
 local seqs = {}
 for _, write in ipairs(writes) do

@@ -65,8 +65,8 @@ impl Changes for RedisChanges {
         self.row.tell(&mut self.link, member)
     }
 
-    fn leave(&mut self) {
-        self.row.leave(&mut self.link);
+    fn leave(&mut self, member: &Member) {
+        self.row.leave(&mut self.link, member);
     }
 
     fn outlives_process(&self) -> bool {

@@ -3,6 +3,7 @@
 use super::tls::Tls;
 use super::wire::{Transport, Wire};
 use super::{REPLY_BYTES, Record, StoreError, codec, schema};
+use crate::clock::Instant;
 use crate::secret::Secret;
 use ::redis::{Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisError};
 use rustls::pki_types::ServerName;
@@ -34,6 +35,8 @@ pub struct Link {
     url: Url,
     connection: Option<Wire>,
     connects: u64,
+    /// The run of the server that was last seen, and since when.
+    seen: Option<(String, Instant)>,
 }
 
 // === impl Url ===
@@ -96,7 +99,7 @@ impl Url {
 
 impl Link {
     pub fn new(url: &Url) -> Self {
-        Self { url: url.clone(), connection: None, connects: 0 }
+        Self { url: url.clone(), connection: None, connects: 0, seen: None }
     }
 
     /// Sends a command that may be repeated, over a new connection if there is none. One that broke since its last use is
@@ -145,6 +148,12 @@ impl Link {
     /// How often it has connected: another number, and the server may be another run.
     pub const fn connects(&self) -> u64 {
         self.connects
+    }
+
+    /// Since when this run of the server has been seen by this process.
+    pub fn seen_since(&mut self, run: &str, now: Instant) -> Instant {
+        let seen = self.seen.take().filter(|(seen, _)| seen == run).unwrap_or_else(|| (run.to_owned(), now));
+        self.seen.insert(seen).1
     }
 
     /// Records in the order of an index: `range` is `lex` or `score`, and the lower bound.

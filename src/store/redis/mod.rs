@@ -76,7 +76,10 @@ impl KeyStore for RedisStore {
 
     fn key_by_digest(&self, digest: &Digest) -> Result<Option<KeyRecord>, StoreError> {
         let id = self.text(&format!("digest:{digest}"))?;
-        id.map_or(Ok(None), |id| self.key_named(&id))
+        let Some(id) = id else { return Ok(None) };
+        // Never taken for "no such key": one of the two names is missing.
+        let missing = || codec::corrupt(&format!("the key {id} is missing, and its digest is there"));
+        self.key_named(&id)?.map(Some).ok_or_else(missing)
     }
 
     fn keys(&self, filter: &KeyFilter, after: Option<KeyId>, limit: usize) -> Result<Vec<KeyRecord>, StoreError> {

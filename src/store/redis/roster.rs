@@ -1,27 +1,30 @@
-//! The rows of a Redis store's gateways: one field of a hash each. A row shows that it lives by its beat alone: the store's
-//! clock decides nothing.
+//! The rows of a Redis store's gateways: one field of a hash each. A row shows that it lives by its beat alone, and how long ago
+//! that was is measured by whoever looks: the store's clock decides nothing.
 
 use super::link::{self, Link};
 use super::{Fleet, Member, StoreError, codec, schema};
-use crate::clock::{Instant, monotonic};
+use crate::clock::{Clock, Instant, monotonic};
+use crate::ulid::Ulid;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 const FLEET: &str = include_str!("fleet.lua");
+const SETTLED: &str = include_str!("settled.lua");
+const TELL: &str = include_str!("tell.lua");
 /// How long the rows of a server that has just started prove nothing: 2 L, in which every gateway that lives has told of itself
 /// again (protocols, Settle).
 const SETTLE: Duration = Duration::from_secs(4);
 /// How often a row shows that its gateway lives.
 const BEAT: Duration = Duration::from_millis(500);
+/// Of how many beats a process knows that they were its own: more than an hour's.
+const BEATS_MAX: usize = 8192;
 /// How often the others' rows are looked at.
 const OBSERVE: Duration = Duration::from_secs(5);
-/// What two clocks may differ by, besides one part in a thousand: d of the protocols.
-const CLOCK_SLACK: Duration = Duration::from_millis(250);
 
 #[derive(Serialize, Deserialize)]
 struct RowWire {
-    /// Another number each time.
+    /// Another number each time, which no other process comes upon.
     beat: u64,
     #[serde(flatten)]
     member: Member,
@@ -31,7 +34,13 @@ struct RowWire {
 #[derive(Debug, Default)]
 pub struct Row {
     told: Option<(Member, Instant)>,
-    beat: u64,
+    /// The row as it was last confirmed to be written, and as it may have been written since; empty if never.
+    text: String,
+    sent: String,
+    /// The beats of this process, the latest last.
+    beats: VecDeque<u64>,
+    /// Instead of the member's own, which another process has taken.
+    instance: Option<String>,
     observed: Option<Instant>,
     /// When nobody can be missing any more.
     settled_at: Option<Instant>,
@@ -41,34 +50,93 @@ pub struct Row {
     others: HashMap<String, (u64, Instant)>,
 }
 
+/// What came of writing a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Written {
+    Kept,
+    /// It was not there any more, or that cannot be told.
+    Anew,
+    /// It is this one, which this process has not left like that.
+    Taken(String),
+}
+
 // === impl Row ===
 
 impl Row {
     /// Tells what has changed, and in any case that this gateway lives.
+    ///
+    /// # Errors
+    /// Also when the row had to be made anew: somebody may have missed to wait for this gateway, so this turn proves nothing.
+    /// The next one does.
     pub fn tell(&mut self, link: &mut Link, member: &Member) -> Result<(), StoreError> {
         let now = monotonic();
-        if self.connects != link.connects() {
-            // It may be another run of the server: that it was seen is written down at once.
-            (self.connects, self.observed) = (link.connects(), None);
-        }
         let is_due = |told: &Instant| now.saturating_duration_since(*told) >= BEAT;
-        if self.observed.is_some() && self.told.as_ref().is_some_and(|(told, at)| told == member && !is_due(at)) {
+        let is_known = self.told.as_ref().is_some_and(|(told, at)| told == member && !is_due(at));
+        if is_known && self.connects == link.connects() {
             return Ok(());
         }
-        self.beat += 1;
-        let row = RowWire { beat: self.beat, member: member.clone() };
-        let text = serde_json::to_string(&row).map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        let added: u64 = link.call(::redis::cmd("HSET").arg(schema::name("fleet")).arg(&member.instance).arg(text))?;
+        let written = self.write(link, member)?;
+        if let Written::Taken(row) = &written {
+            self.part_from(row, member);
+            self.write(link, member)?;
+        }
         if let (None, Some(gone)) = (&self.told, &member.replaces) {
             // Not before: until this row is there, that one speaks for what this gateway may serve from its disk.
             remove(link, gone)?;
         }
-        if added > 0 && self.told.replace((member.clone(), now)).is_some() {
-            // It may have missed to be waited for: this turn proves nothing, the next one does.
-            return Err(StoreError::Unavailable("the row had been removed; joined again".to_owned()));
-        }
         self.told = Some((member.clone(), now));
-        self.observe(link, now)
+        if self.connects != link.connects() {
+            // It may be another run of the server.
+            (self.connects, self.observed) = (link.connects(), None);
+        }
+        if self.is_to_look(now) {
+            self.look(link, now)?;
+        }
+        match written {
+            Written::Kept => Ok(()),
+            Written::Anew => {
+                Err(StoreError::Unavailable("the row was gone, or may have been; joined again".to_owned()))
+            }
+            Written::Taken(_) => Err(StoreError::Unavailable("the row was not as it was left; joined anew".to_owned())),
+        }
+    }
+
+    /// The row is not as this process left it. One that it left earlier is its own, from a store that was put back; any other was
+    /// written by a process that takes itself for this one: this one takes another name.
+    fn part_from(&mut self, row: &str, member: &Member) {
+        let beat = read(&member.instance, row).map(|row| row.beat);
+        let is_own = beat.is_ok_and(|beat| self.beats.contains(&beat));
+        if is_own {
+            row.clone_into(&mut self.text);
+        } else {
+            self.instance = Some(Ulid::new(Clock::system().now(), fastrand::u128(..)).to_string());
+            self.text.clear();
+        }
+        self.sent.clear();
+    }
+
+    fn write(&mut self, link: &mut Link, member: &Member) -> Result<Written, StoreError> {
+        let failed = |error: &dyn std::fmt::Display| StoreError::Unavailable(format!("no row: {error}"));
+        let beat = getrandom::u64().map_err(|error| failed(&error))?;
+        let mut row = RowWire { beat, member: member.clone() };
+        row.member.instance = self.instance.clone().unwrap_or(row.member.instance);
+        let text = serde_json::to_string(&row).map_err(|error| failed(&error))?;
+        let mut command = link::script(TELL, &["fleet"]);
+        command.arg(&row.member.instance).arg(&self.text).arg(&self.sent).arg(&text);
+        self.sent.clone_from(&text);
+        if self.beats.len() == BEATS_MAX {
+            self.beats.pop_front();
+        }
+        self.beats.push_back(beat);
+        let (answer, found): (String, String) = link.call(&command)?;
+        let written = match answer.as_str() {
+            "kept" => Written::Kept,
+            "again" | "back" => Written::Anew,
+            "taken" => return Ok(Written::Taken(found)),
+            _ => return Err(codec::corrupt(&format!("a row was answered with '{answer}'"))),
+        };
+        (self.text, self.sent) = (text, String::new());
+        Ok(written)
     }
 
     /// How long it takes until nobody can be missing.
@@ -76,14 +144,17 @@ impl Row {
         self.settled_at.map_or(SETTLE, |at| at.saturating_duration_since(monotonic()))
     }
 
+    fn is_to_look(&self, now: Instant) -> bool {
+        let Some(observed) = self.observed else { return true };
+        let has_settled = self.settled_at.is_some_and(|at| observed < at && at <= now);
+        has_settled || now.saturating_duration_since(observed) >= OBSERVE
+    }
+
     /// Removes the rows of gateways that have been silent for so long that they cannot honour anything any more.
-    fn observe(&mut self, link: &mut Link, now: Instant) -> Result<(), StoreError> {
-        if self.observed.is_some_and(|last| now.saturating_duration_since(last) < OBSERVE) {
-            return Ok(());
-        }
+    fn look(&mut self, link: &mut Link, now: Instant) -> Result<(), StoreError> {
         self.observed = Some(now);
-        let (seen_for, texts) = rows(link)?;
-        self.settled_at = Some(now + SETTLE.saturating_sub(seen_for));
+        let (settles_in, texts) = rows(link)?;
+        self.settled_at = Some(now + settles_in);
         self.others.retain(|instance, _| texts.contains_key(instance));
         for (instance, text) in texts {
             // One that cannot be read stays until it is forgotten: who waits is told of it.
@@ -92,9 +163,8 @@ impl Row {
             if seen.0 != row.beat {
                 *seen = (row.beat, now);
             }
-            let max_stale = Duration::from_millis(row.member.max_stale_ms);
             // Its last contact may be as much as a beat later than the beat.
-            if now.saturating_duration_since(seen.1) > BEAT + max_stale + max_stale / 1000 + CLOCK_SLACK {
+            if now.saturating_duration_since(seen.1) > BEAT + row.member.may_serve_for() {
                 remove_unchanged(link, &instance, &text)?;
             }
         }
@@ -102,26 +172,33 @@ impl Row {
     }
 
     /// The gateway leaves, if the store can be told.
-    pub fn leave(&self, link: &mut Link) {
-        if let Some((member, _)) = &self.told {
-            _ = remove(link, &member.instance);
-        }
+    pub fn leave(&self, link: &mut Link, member: &Member) {
+        _ = remove(link, self.instance.as_ref().unwrap_or(&member.instance));
     }
 }
 
 /// The rows of all gateways.
 pub fn fleet(link: &mut Link) -> Result<Fleet, StoreError> {
-    let (seen_for, texts) = rows(link)?;
+    let (settles_in, texts) = rows(link)?;
     let rows = texts.into_iter().map(|(instance, text)| read(&instance, &text).map(|row| row.member));
     let mut members = rows.collect::<Result<Vec<_>, _>>()?;
     members.sort_by(|left, right| (&left.gateway, &left.instance).cmp(&(&right.gateway, &right.instance)));
-    Ok(Fleet { members, settles_in: SETTLE.saturating_sub(seen_for) })
+    Ok(Fleet { members, settles_in })
 }
 
-/// For how long the gateways have seen this run of the server, and their rows by instance.
+/// How long it takes until the rows of this run of the server are whole, and what there is of them, by instance. Whoever has
+/// seen a run for long enough tells the others.
 fn rows(link: &mut Link) -> Result<(Duration, HashMap<String, String>), StoreError> {
-    let (seen_for, texts): (i64, _) = link.call(&link::script(FLEET, &["run", "fleet"]))?;
-    Ok((Duration::from_millis(u64::try_from(seen_for).unwrap_or(0)), texts))
+    let (run, settled, texts): (String, String, _) = link.call(&link::script(FLEET, &["run", "fleet"]))?;
+    if run == settled {
+        return Ok((Duration::ZERO, texts));
+    }
+    let now = monotonic();
+    let left = SETTLE.saturating_sub(now.saturating_duration_since(link.seen_since(&run, now)));
+    if left.is_zero() {
+        link.call::<()>(link::script(SETTLED, &["run"]).arg(&run))?;
+    }
+    Ok((left, texts))
 }
 
 fn read(instance: &str, text: &str) -> Result<RowWire, StoreError> {

@@ -38,7 +38,17 @@ pub fn apply(link: &mut Link, mutation: &Mutation) -> Result<Vec<u64>, StoreErro
         // It may have been applied all the same: under its id, repeating it gives the first outcome.
         answer = link.call(&command);
     }
-    outcome(&answer?)
+    outcome(&answer.map_err(unknown)?)
+}
+
+/// Nobody can say whether a change that was not answered was made: repeating it is harmless (protocols I12).
+fn unknown(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Unavailable(why) => StoreError::Unavailable(format!(
+            "{why}; if it broke off on the way, the change may have been made all the same: repeat the command"
+        )),
+        error @ (StoreError::Refused(_) | StoreError::Conflict(_)) => error,
+    }
 }
 
 fn wire(write: &Write) -> Result<WriteWire, StoreError> {

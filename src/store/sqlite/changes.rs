@@ -139,7 +139,7 @@ impl Changes for SqliteChanges {
         told.map_err(failed)
     }
 
-    fn leave(&mut self) {
+    fn leave(&mut self, _: &Member) {
         self.row = None;
     }
 
@@ -158,7 +158,8 @@ impl Changes for SqliteChanges {
     }
 }
 
-fn identity(path: &Path) -> Result<(u64, u64), StoreError> {
+/// Device and inode: a file restored by `mv` is another file.
+pub fn identity(path: &Path) -> Result<(u64, u64), StoreError> {
     let found = fs::metadata(path).map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
     Ok((found.dev(), found.ino()))
 }

@@ -16,7 +16,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 #[derive(Debug)]
 pub struct SqliteStore {
     path: PathBuf,
-    connection: Mutex<Connection>,
+    opened: Mutex<Opened>,
+}
+
+/// A connection, and the device and inode it was opened on.
+#[derive(Debug)]
+struct Opened {
+    connection: Connection,
+    file: (u64, u64),
 }
 
 // === impl SqliteStore ===
@@ -28,35 +35,49 @@ impl SqliteStore {
     /// [`StoreError::Refused`] for a file that is not ours to use, with what to do; [`StoreError::Unavailable`] for one that
     /// cannot be read or written now.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self { path: path.to_owned(), connection: Mutex::new(open::open(path)?) })
+        Ok(Self { path: path.to_owned(), opened: Mutex::new(Opened::at(path)?) })
     }
 
-    fn connection(&self) -> MutexGuard<'_, Connection> {
+    /// The file that the path leads to now: another one may have been put in its place.
+    fn opened(&self) -> Result<MutexGuard<'_, Opened>, StoreError> {
         // A panic elsewhere leaves no transaction open: rusqlite rolls back on drop.
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if changes::identity(&self.path)? != opened.file {
+            *opened = Opened::at(&self.path)?;
+        }
+        Ok(opened)
+    }
+}
+
+// === impl Opened ===
+
+impl Opened {
+    fn at(path: &Path) -> Result<Self, StoreError> {
+        let connection = open::open(path)?;
+        Ok(Self { file: changes::identity(path)?, connection })
     }
 }
 
 impl KeyStore for SqliteStore {
     fn apply(&self, mutation: &Mutation) -> Result<Vec<u64>, StoreError> {
-        write::apply(&mut self.connection(), mutation)
+        write::apply(&mut self.opened()?.connection, mutation)
     }
 
     fn key(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
-        rows::key_by_id(&self.connection(), id)
+        rows::key_by_id(&self.opened()?.connection, id)
     }
 
     fn key_by_digest(&self, digest: &Digest) -> Result<Option<KeyRecord>, StoreError> {
-        rows::key_where(&self.connection(), "digest = ?1", [digest.to_string()])
+        rows::key_where(&self.opened()?.connection, "digest = ?1", [digest.to_string()])
     }
 
     fn keys(&self, filter: &KeyFilter, after: Option<KeyId>, limit: usize) -> Result<Vec<KeyRecord>, StoreError> {
-        let connection = self.connection();
+        let opened = self.opened()?;
         let sql = format!(
             "SELECT {} FROM keys WHERE id > ?1 AND (?2 IS NULL OR entity_id = ?2) ORDER BY id LIMIT ?3",
             rows::KEY_COLUMNS
         );
-        let mut statement = connection.prepare_cached(&sql).map_err(unavailable)?;
+        let mut statement = opened.connection.prepare_cached(&sql).map_err(unavailable)?;
         let after = after.map_or_else(String::new, |id| id.to_string());
         let entity = filter.entity.map(|entity| entity.to_string());
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -69,17 +90,17 @@ impl KeyStore for SqliteStore {
     }
 
     fn entity(&self, id: EntityId) -> Result<Option<EntityRecord>, StoreError> {
-        rows::entity_by_id(&self.connection(), id)
+        rows::entity_by_id(&self.opened()?.connection, id)
     }
 
     fn entity_by_code(&self, code: &str) -> Result<Option<EntityRecord>, StoreError> {
-        rows::entity_where(&self.connection(), "code = ?1 AND deleted_at IS NULL", [code])
+        rows::entity_where(&self.opened()?.connection, "code = ?1 AND deleted_at IS NULL", [code])
     }
 
     fn entities(&self) -> Result<Vec<EntityRecord>, StoreError> {
-        let connection = self.connection();
+        let opened = self.opened()?;
         let sql = format!("SELECT {} FROM entities ORDER BY code, id", rows::ENTITY_COLUMNS);
-        let mut statement = connection.prepare_cached(&sql).map_err(unavailable)?;
+        let mut statement = opened.connection.prepare_cached(&sql).map_err(unavailable)?;
         let mut found = statement.query([]).map_err(unavailable)?;
         let mut entities = Vec::new();
         while let Some(row) = found.next().map_err(unavailable)? {
@@ -89,12 +110,12 @@ impl KeyStore for SqliteStore {
     }
 
     fn count(&self) -> Result<u64, StoreError> {
-        let count = number(&self.connection(), "SELECT count(*) FROM keys")?;
+        let count = number(&self.opened()?.connection, "SELECT count(*) FROM keys")?;
         Ok(count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0))
     }
 
     fn holds(&self, position: Position) -> Result<bool, StoreError> {
-        changes::holds(&self.connection(), position)
+        changes::holds(&self.opened()?.connection, position)
     }
 
     fn fleet(&self) -> Result<Fleet, StoreError> {

@@ -1,0 +1,122 @@
+//! What the follower keeps on disk, and what becomes of it when it cannot (protocols I3): nothing is confirmed while files are
+//! there that are not what is known.
+
+use super::load::{self, Batches};
+use super::snapshot::{Draft, Recalled, Snapshot};
+use crate::clock::{Clock, Instant, Moment};
+use crate::store::{Change, Position, Record, StoreError};
+use std::io;
+use std::time::Duration;
+
+/// How long to wait before another snapshot is tried after one could not be kept.
+pub const RETRY: Duration = Duration::from_secs(60);
+
+/// The snapshot, if this process owns one.
+pub struct Kept {
+    snapshot: Option<Snapshot>,
+    /// Since when changes are not kept.
+    volatile_since: Option<Instant>,
+    clock: Clock,
+}
+
+// === impl Kept ===
+
+impl Kept {
+    pub const fn new(snapshot: Option<Snapshot>, clock: Clock) -> Self {
+        Self { snapshot, volatile_since: None, clock }
+    }
+
+    /// Reads everything back, page by page; none where nothing is kept.
+    ///
+    /// # Errors
+    /// As of [`Snapshot::recall`].
+    pub fn recall(&mut self, now: Moment, apply: impl FnMut(Vec<Record>)) -> io::Result<Option<Recalled>> {
+        let Some(snapshot) = &mut self.snapshot else { return Ok(None) };
+        load::pipe(|batches: &mut Batches| snapshot.recall(now, |record| batches.push(record)), apply)
+    }
+
+    /// Whether this gateway has had a position before.
+    pub fn had_position(&self) -> bool {
+        self.snapshot.as_ref().is_some_and(Snapshot::exists)
+    }
+
+    /// Whether what is known is in memory alone.
+    pub fn is_volatile(&self) -> bool {
+        !self.snapshot.as_ref().is_some_and(Snapshot::is_kept)
+    }
+
+    /// Whether another snapshot is to be written, from the store.
+    pub fn is_due(&self) -> bool {
+        let now = self.clock.moment().mono;
+        let retry = |since: Instant| now.saturating_duration_since(since) >= RETRY;
+        self.volatile_since.is_some_and(retry) || self.snapshot.as_ref().is_some_and(Snapshot::is_to_be_replaced)
+    }
+
+    /// Begins another snapshot, if this process owns one and the disk takes it.
+    pub fn draft(&mut self) -> Option<Draft> {
+        self.volatile_since = self.volatile_since.map(|_| self.clock.moment().mono);
+        let draft = self.snapshot.as_ref()?.draft();
+        draft.inspect_err(|error| tracing::error!(%error, "no snapshot of the keys can be written")).ok()
+    }
+
+    /// Makes `draft`, which holds everything up to `since`, the snapshot. Whether what came through the log since then is to be
+    /// read again, for the log beside it: where nothing was kept before.
+    ///
+    /// # Errors
+    /// As of [`Self::append`].
+    pub fn replace(&mut self, draft: Option<Draft>, since: Position) -> Result<bool, StoreError> {
+        let Some(snapshot) = &mut self.snapshot else { return Ok(false) };
+        let was_kept = snapshot.is_kept();
+        let replaced = match draft {
+            Some(draft) => snapshot.replace(draft, since),
+            None if was_kept => return Ok(false),
+            None => Err(io::Error::other("there is no snapshot")),
+        };
+        if let Err(error) = replaced {
+            self.give_up(&error)?;
+            return Ok(false);
+        }
+        self.volatile_since = None;
+        Ok(!was_kept)
+    }
+
+    /// Keeps `entries`, or keeps nothing any more: what is on disk is what is known when this returns.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], when what is outdated cannot be removed: nothing may be confirmed then.
+    pub fn append(&mut self, entries: &[Change]) -> Result<(), StoreError> {
+        let appended = self.snapshot.as_mut().map_or(Ok(()), |snapshot| snapshot.append(entries));
+        appended.or_else(|error| self.give_up(&error))
+    }
+
+    fn give_up(&mut self, error: &io::Error) -> Result<(), StoreError> {
+        tracing::error!(%error, "changes of keys cannot be kept on disk; a restart needs the store");
+        self.volatile_since = Some(self.clock.moment().mono);
+        let outdated = |error| format!("the snapshot is outdated and cannot be removed, nothing is confirmed: {error}");
+        let gone = self.snapshot.as_mut().map_or(Ok(()), Snapshot::abandon);
+        gone.map_err(|error| StoreError::Unavailable(outdated(error)))
+    }
+
+    /// Keeps when this gateway was last caught up.
+    pub fn stamp(&mut self, at: Moment, position: Position) {
+        let stamped = self.snapshot.as_mut().map_or(Ok(()), |snapshot| snapshot.stamp(at, position));
+        if let Err(error) = stamped {
+            tracing::warn!(%error, "the time of contact cannot be kept; a restart without the store serves for a shorter time");
+        }
+    }
+
+    /// What is kept must not be served from any more without the store.
+    ///
+    /// # Errors
+    /// When it may be.
+    pub fn retire(&mut self) -> io::Result<()> {
+        let retire = |snapshot: &mut Snapshot| snapshot.retire().or_else(|_| snapshot.abandon());
+        self.snapshot.as_mut().map_or(Ok(()), retire)
+    }
+
+    /// Every write fails from now on, as after an error of the disk.
+    #[cfg(test)]
+    pub fn close_for_writing(&mut self) {
+        self.snapshot.iter_mut().for_each(Snapshot::close_for_writing);
+    }
+}
