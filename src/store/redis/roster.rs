@@ -53,13 +53,14 @@ impl Row {
         if self.observed.is_some() && self.told.as_ref().is_some_and(|(told, at)| told == member && !is_due(at)) {
             return Ok(());
         }
-        if let (None, Some(gone)) = (&self.told, &member.replaces) {
-            remove(link, gone)?;
-        }
         self.beat += 1;
         let row = RowWire { beat: self.beat, member: member.clone() };
         let text = serde_json::to_string(&row).map_err(|error| StoreError::Unavailable(error.to_string()))?;
         let added: u64 = link.call(::redis::cmd("HSET").arg(schema::name("fleet")).arg(&member.instance).arg(text))?;
+        if let (None, Some(gone)) = (&self.told, &member.replaces) {
+            // Not before: until this row is there, that one speaks for what this gateway may serve from its disk.
+            remove(link, gone)?;
+        }
         if added > 0 && self.told.replace((member.clone(), now)).is_some() {
             // It may have missed to be waited for: this turn proves nothing, the next one does.
             return Err(StoreError::Unavailable("the row had been removed; joined again".to_owned()));
