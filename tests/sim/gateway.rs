@@ -364,9 +364,9 @@ impl Machine {
         let running = state.running.as_ref().filter(|running| running.is_serving && !is_paused)?;
         let service = Arc::clone(&running.service);
         let now = service.clock.moment();
-        let is_fresh = service.authenticator.is_fresh(now);
+        let (is_fresh, is_stale) = (service.authenticator.is_fresh(now), service.authenticator.is_stale(now));
         let (process, max_stale, is_cloned) = (running.process, self.max_stale, state.is_cloned);
-        Some((service, Witness { process, max_stale, wall: now.wall, is_fresh, is_cloned }, now))
+        Some((service, Witness { process, max_stale, wall: now.wall, is_fresh, is_stale, is_cloned }, now))
     }
 
     /// Presents a key, and has the answer judged.

@@ -31,6 +31,7 @@ pub struct Witness {
     pub wall: Timestamp,
     /// Its own opinion.
     pub is_fresh: bool,
+    pub is_stale: bool,
     /// There is or was another machine with its disk: no row speaks for it.
     pub is_cloned: bool,
 }
@@ -60,6 +61,7 @@ pub struct Oracle {
     confirmed: HashMap<usize, u64>,
     heard: HashMap<Process, u64>,
     refused: HashSet<(Process, Digest)>,
+    known: HashSet<(Process, Digest)>,
     pub accepted: u64,
     pub asked: u64,
 }
@@ -153,17 +155,24 @@ impl Oracle {
             Answer::Revoked => self.judge_revoked(witness, digest),
             Answer::Expired => self.judge_expired(witness, digest),
             Answer::Unknown => self.judge_unknown(now, digest),
+            Answer::Unavailable if !witness.is_stale && self.known.contains(&(witness.process, *digest)) => {
+                Err("I7: a known key is not judged although there is a right to serve".to_owned())
+            }
             Answer::Unavailable => Ok(()),
         }
     }
 
-    fn judge_accepted(&self, now: True, witness: &Witness, digest: &Digest, version: u64) -> Result<(), String> {
+    fn judge_accepted(&mut self, now: True, witness: &Witness, digest: &Digest, version: u64) -> Result<(), String> {
         if !self.keys.get(digest).is_some_and(|changes| changes.contains(&version)) {
             return Err(format!("I7: a key that was never made is accepted as version {version}"));
         }
         if self.refused.contains(&(witness.process, *digest)) {
             return Err("I5: a key that this process told to be revoked is accepted again".to_owned());
         }
+        if self.key(version).expires_at.is_some_and(|end| end <= witness.wall) {
+            return Err("a key that has expired is accepted".to_owned());
+        }
+        self.known.insert((witness.process, *digest));
         self.superseding(digest, version).into_iter().try_for_each(|seq| self.judge_outdated(now, witness, seq))
     }
 
