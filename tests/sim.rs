@@ -37,7 +37,7 @@ const SEEDS: u64 = 256;
 /// How long things go wrong, and how long it may take at most until everything is well again: the silence after which a row
 /// goes, and some rounds more.
 const STORM: u64 = 60 * SECONDS;
-const RECOVERY: u64 = 30 * SECONDS;
+const RECOVERY: u64 = 40 * SECONDS;
 
 /// What a seed came to.
 #[derive(Clone, Copy, Debug, Default)]

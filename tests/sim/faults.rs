@@ -15,10 +15,11 @@ impl World {
         let (now, index) = (self.time.now(), self.below(self.machines.len() as u64) as usize);
         let machine = &self.machines[index];
         match self.below(100) {
-            0..20 => machine.cut_off(self, now + self.span(10 * SECONDS)),
-            20..40 => machine.pause(self, now + self.span(15 * SECONDS)),
-            40..58 => machine.doom(self),
-            58..68 => machine.leave(self, now + self.span(8 * SECONDS)),
+            0..18 => machine.cut_off(self, now + self.outage(16 * SECONDS)),
+            18..34 => machine.pause(self, now + self.outage(16 * SECONDS)),
+            34..38 => machine.mute(self, now + self.outage(20 * SECONDS)),
+            38..56 => machine.doom(self),
+            56..68 => machine.leave(self, now + self.span(8 * SECONDS)),
             68..78 => self.jump(index),
             78..86 => machine.block_disk(self),
             86..93 => self.stop_server(),
@@ -46,7 +47,7 @@ impl World {
         if self.server.is_up() {
             self.note(|| "server: stops".to_owned());
             self.server.stop();
-            let back = self.time.now() + 100 * MILLIS + self.span(8 * SECONDS);
+            let back = self.time.now() + 100 * MILLIS + self.outage(12 * SECONDS);
             self.server_back_at.store(back, Ordering::Relaxed);
         }
     }

@@ -38,6 +38,7 @@ struct State {
     is_cloned: bool,
     is_doomed: bool,
     cut_off_until: True,
+    mute_until: True,
     paused_until: True,
     /// When the next turn is due, or the next process.
     due: True,
@@ -86,6 +87,10 @@ impl Machine {
         lock(&self.state).cut_off_until
     }
 
+    pub fn mute_until(&self) -> True {
+        lock(&self.state).mute_until
+    }
+
     pub fn paused_until(&self) -> True {
         lock(&self.state).paused_until
     }
@@ -99,7 +104,7 @@ impl Machine {
     pub fn is_well(&self, instance: &str, now: True) -> bool {
         let state = lock(&self.state);
         let is_here = state.running.as_ref().is_some_and(|running| running.instance == instance);
-        is_here && !state.is_doomed && state.cut_off_until <= now && state.paused_until <= now
+        is_here && !state.is_doomed && state.cut_off_until.max(state.mute_until) <= now && state.paused_until <= now
     }
 
     /// There may be something new.
@@ -267,6 +272,12 @@ impl Machine {
         lock(&self.state).cut_off_until = until;
     }
 
+    /// What it tells the server is refused; what it asks is answered.
+    pub fn mute(&self, world: &World, until: True) {
+        world.note(|| format!("machine {}: mute until {until}", self.index));
+        lock(&self.state).mute_until = until;
+    }
+
     pub fn pause(&self, world: &World, until: True) {
         world.note(|| format!("machine {}: paused until {until}", self.index));
         lock(&self.state).paused_until = until;
@@ -325,6 +336,7 @@ impl Machine {
             }
         }
         let mut theirs = lock(&original.state);
+        lock(&world.oracle).copy(original.index, self.index);
         theirs.is_cloned = true;
         let mut state = lock(&self.state);
         (state.instance, state.due) = (theirs.instance.clone(), world.time.now());
@@ -336,7 +348,7 @@ impl Machine {
             fs::remove_dir(self.draft()).unwrap();
         }
         let mut state = lock(&self.state);
-        (state.cut_off_until, state.paused_until) = (0, 0);
+        (state.cut_off_until, state.mute_until, state.paused_until) = (0, 0, 0);
         if state.running.is_none() && state.due != True::MAX {
             state.due = now;
         }

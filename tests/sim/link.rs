@@ -140,7 +140,7 @@ impl Link {
 
     /// Writes a row; whether there was none.
     pub fn put_row(&self, row: Row) -> Result<bool, StoreError> {
-        let fate = self.world.fate(self.caller, true);
+        let fate = if self.world.is_mute(self.caller) { Fate::RequestLost } else { self.world.fate(self.caller, true) };
         if fate == Fate::RequestLate {
             self.world.send_late(Late::Row(self.caller, row.clone()));
         }
@@ -231,7 +231,12 @@ impl Changes for RemoteChanges {
     fn poll(&mut self, from: Position, limit: usize) -> Result<Feed, StoreError> {
         // Replies are bounded: sometimes there is more than is given.
         let limit = if self.link.world.one_in(3) { 1 } else { limit };
-        self.link.call("poll", |server| server.poll(from, limit))?
+        let sent = self.link.world.time.now();
+        let feed = self.link.call("poll", |server| server.poll(from, limit))?;
+        if let Caller::Gateway(process) = self.link.caller {
+            lock(&self.link.world.oracle).reach(process.machine, sent);
+        }
+        feed
     }
 
     fn wait(&mut self, _: Position) {}

@@ -59,6 +59,8 @@ pub struct Oracle {
     /// The changes that all gateways have, as somebody was told: from when on.
     complete: HashMap<u64, True>,
     confirmed: HashMap<usize, u64>,
+    /// By machine, when the last poll was sent that was answered.
+    contacts: HashMap<usize, True>,
     heard: HashMap<Process, u64>,
     refused: HashSet<(Process, Digest)>,
     known: HashSet<(Process, Digest)>,
@@ -91,6 +93,19 @@ impl Oracle {
     pub fn confirm(&mut self, machine: usize, pos: u64) {
         let confirmed = self.confirmed.entry(machine).or_default();
         *confirmed = pos.max(*confirmed);
+    }
+
+    /// A poll that a machine sent at `sent` was answered.
+    pub fn reach(&mut self, machine: usize, sent: True) {
+        let contact = self.contacts.entry(machine).or_default();
+        *contact = sent.max(*contact);
+    }
+
+    /// A machine gets what another's disk says.
+    pub fn copy(&mut self, from: usize, to: usize) {
+        if let Some(contact) = self.contacts.get(&from) {
+            self.contacts.insert(to, *contact);
+        }
     }
 
     /// A process has applied the change `seq`.
@@ -172,8 +187,22 @@ impl Oracle {
         if self.key(version).expires_at.is_some_and(|end| end <= witness.wall) {
             return Err("a key that has expired is accepted".to_owned());
         }
+        self.judge_right(now, witness)?;
         self.known.insert((witness.process, *digest));
         self.superseding(digest, version).into_iter().try_for_each(|seq| self.judge_outdated(now, witness, seq))
+    }
+
+    /// Judges that somebody serves at all: no machine's clock is off by more than one part in a thousand.
+    fn judge_right(&self, now: True, witness: &Witness) -> Result<(), String> {
+        let Some(contact) = self.contacts.get(&witness.process.machine) else {
+            return Err("I2: served by a machine that never had an answer".to_owned());
+        };
+        let since = now - contact;
+        let within = |length: True| since <= length + length / 500 + MILLIS;
+        if !within(witness.max_stale) || witness.is_fresh && !within(LEASE) {
+            return Err(format!("I1: the last poll that was answered was sent {since} us ago"));
+        }
+        Ok(())
     }
 
     /// Judges that somebody acts without the change `seq`.

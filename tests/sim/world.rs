@@ -111,6 +111,11 @@ impl World {
         (1 << self.below(bits + 1)) + self.below(most / 8)
     }
 
+    /// A time from which much has run out, or not.
+    pub fn outage(&self, most: True) -> True {
+        if self.one_in(2) { self.span(most) } else { self.below(most) }
+    }
+
     pub fn is_calm(&self) -> bool {
         self.is_healed.load(Ordering::Relaxed) || self.time.now() < self.calm_until.load(Ordering::Relaxed)
     }
@@ -150,11 +155,18 @@ impl World {
         self.server.is_up() && !is_cut_off
     }
 
+    /// Whether what the caller has to say is refused.
+    pub fn is_mute(&self, caller: Caller) -> bool {
+        matches!(caller, Caller::Gateway(process) if self.time.now() < self.machines[process.machine].mute_until())
+    }
+
     // === Time ===
 
     /// Time passes on the way between a client and the server, and as long as the client does not run.
     pub fn pass_latency(self: &Arc<Self>, caller: Caller) {
-        let most = if self.one_in(20) && !self.is_calm() { 1500 * MILLIS } else { 4 * MILLIS };
+        let starts = matches!(caller, Caller::Gateway(process) if !self.machines[process.machine].is_serving());
+        let is_slow = self.one_in(if starts { 4 } else { 20 }) && !self.is_calm();
+        let most = if is_slow { 1500 * MILLIS } else { 4 * MILLIS };
         self.during(100 + self.below(most), caller);
         if let Caller::Gateway(process) = caller {
             let resumes = self.machines[process.machine].paused_until();
@@ -241,7 +253,7 @@ impl World {
 
     /// Somebody presents a key somewhere.
     fn ask(&self) {
-        for _ in 0..3 {
+        for _ in 0..2 {
             let machine = &self.machines[self.below(self.machines.len() as u64) as usize];
             let made = lock(&self.oracle).digests().len() as u64;
             // One more: a key that was never made.
