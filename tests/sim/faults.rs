@@ -17,7 +17,7 @@ impl World {
         match self.below(100) {
             0..18 => machine.cut_off(self, now + self.outage(16 * SECONDS)),
             18..34 => machine.pause(self, now + self.outage(16 * SECONDS)),
-            34..38 => machine.mute(self, now + self.outage(20 * SECONDS)),
+            34..38 => machine.mute(self),
             38..56 => machine.doom(self),
             56..68 => machine.leave(self, now + self.span(8 * SECONDS)),
             68..78 => self.jump(index),

@@ -37,7 +37,8 @@ struct State {
     processes: u64,
     is_cloned: bool,
     is_doomed: bool,
-    cut_off_until: True,
+    /// From when until when the server cannot be reached.
+    cut_off: (True, True),
     mute_until: True,
     paused_until: True,
     /// When the next turn is due, or the next process.
@@ -83,8 +84,9 @@ impl Machine {
         self.is_original
     }
 
-    pub fn cut_off_until(&self) -> True {
-        lock(&self.state).cut_off_until
+    pub fn is_cut_off(&self, now: True) -> bool {
+        let (from, until) = lock(&self.state).cut_off;
+        from <= now && now < until
     }
 
     pub fn mute_until(&self) -> True {
@@ -104,7 +106,7 @@ impl Machine {
     pub fn is_well(&self, instance: &str, now: True) -> bool {
         let state = lock(&self.state);
         let is_here = state.running.as_ref().is_some_and(|running| running.instance == instance);
-        is_here && !state.is_doomed && state.cut_off_until.max(state.mute_until) <= now && state.paused_until <= now
+        is_here && !state.is_doomed && state.cut_off.1.max(state.mute_until) <= now && state.paused_until <= now
     }
 
     /// There may be something new.
@@ -244,9 +246,15 @@ impl Machine {
 
     /// Nobody runs here until `back`.
     fn gone(&self, world: &World, back: True) {
+        // Many a machine starts again before its network does.
+        let is_cut_off = !world.is_calm() && world.one_in(3);
+        let until = if is_cut_off { back + world.outage(10 * SECONDS) } else { 0 };
         let mut state = lock(&self.state);
         let Some(running) = state.running.take() else { return };
         (state.is_doomed, state.due) = (false, back);
+        if is_cut_off {
+            state.cut_off = (world.time.now(), until);
+        }
         world.note(|| format!("machine {}: process {} is gone", self.index, running.process.number));
         if world.server.engine == Engine::Locks {
             world.server.remove_row(&running.instance);
@@ -269,13 +277,16 @@ impl Machine {
 
     pub fn cut_off(&self, world: &World, until: True) {
         world.note(|| format!("machine {}: cut off until {until}", self.index));
-        lock(&self.state).cut_off_until = until;
+        lock(&self.state).cut_off = (world.time.now(), until);
     }
 
-    /// What it tells the server is refused; what it asks is answered.
-    pub fn mute(&self, world: &World, until: True) {
-        world.note(|| format!("machine {}: mute until {until}", self.index));
-        lock(&self.state).mute_until = until;
+    /// What it tells the server is refused, and what it asks is answered, until that fails too: by then its row may be gone.
+    pub fn mute(&self, world: &World) {
+        let from = world.time.now() + world.outage(2 * self.max_stale + 8 * SECONDS);
+        let until = from + world.outage(16 * SECONDS);
+        world.note(|| format!("machine {}: mute until {until}, cut off from {from}", self.index));
+        let mut state = lock(&self.state);
+        (state.cut_off, state.mute_until) = ((from, until), until);
     }
 
     pub fn pause(&self, world: &World, until: True) {
@@ -348,7 +359,7 @@ impl Machine {
             fs::remove_dir(self.draft()).unwrap();
         }
         let mut state = lock(&self.state);
-        (state.cut_off_until, state.mute_until, state.paused_until) = (0, 0, 0);
+        (state.cut_off, state.mute_until, state.paused_until) = ((0, 0), 0, 0);
         if state.running.is_none() && state.due != True::MAX {
             state.due = now;
         }

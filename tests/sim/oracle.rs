@@ -130,6 +130,14 @@ impl Oracle {
         &self.digests
     }
 
+    /// The key that was changed last.
+    pub fn latest(&self) -> Option<Digest> {
+        self.written.iter().rev().take(2).find_map(|(_, change)| match &change.after {
+            Record::Key(key) => Some(key.digest),
+            Record::Entity(_) => None,
+        })
+    }
+
     /// The numbers of the changes that ended what version `version` of a key says.
     pub fn superseding(&self, digest: &Digest, version: u64) -> Vec<u64> {
         let Some(changes) = self.keys.get(digest) else { return Vec::new() };

@@ -131,6 +131,10 @@ impl World {
         if self.is_calm() {
             return Fate::Arrives;
         }
+        // The first steps are those in which most can be lost.
+        let starts = matches!(caller, Caller::Gateway(process) if !self.machines[process.machine].is_serving());
+        let harder = if starts { 3 } else { 1 };
+        let (lost, answer_lost, dies) = (lost * harder, answer_lost * harder, dies * harder);
         let may_die = matches!(caller, Caller::Gateway(_));
         match self.below(10_000) {
             at if at < lost => Fate::RequestLost,
@@ -148,7 +152,7 @@ impl World {
     pub fn reaches(&self, caller: Caller) -> bool {
         let now = self.time.now();
         let is_cut_off = match caller {
-            Caller::Gateway(process) => now < self.machines[process.machine].cut_off_until(),
+            Caller::Gateway(process) => self.machines[process.machine].is_cut_off(now),
             Caller::Manager => now < self.manager.cut_off_until(),
             Caller::Nobody => false,
         };
@@ -258,7 +262,10 @@ impl World {
             let made = lock(&self.oracle).digests().len() as u64;
             // One more: a key that was never made.
             let index = self.below(made + 1) as usize;
-            let digest = lock(&self.oracle).digests().get(index).copied();
+            let oracle = lock(&self.oracle);
+            let latest = oracle.latest().filter(|_| self.one_in(2));
+            let digest = latest.or_else(|| oracle.digests().get(index).copied());
+            drop(oracle);
             let never = || keygate::key::Digest::of(&self.below(u64::MAX).to_be_bytes());
             machine.ask(self, digest.unwrap_or_else(never));
         }
