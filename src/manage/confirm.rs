@@ -54,6 +54,15 @@ impl Confirmation {
     }
 }
 
+// === impl Standing ===
+
+impl Standing {
+    /// Nobody is left to wait for.
+    pub const fn is_done(&self) -> bool {
+        self.behind.is_empty() && !self.is_settling
+    }
+}
+
 // === impl Manage ===
 
 impl Manage<'_> {
@@ -67,15 +76,28 @@ impl Manage<'_> {
         loop {
             let looked = self.look(written.version());
             let took = monotonic().saturating_duration_since(begun);
-            let is_done = looked.as_ref().is_ok_and(|standing| standing.behind.is_empty() && !standing.is_settling);
-            if is_done || took >= timeout {
-                let Standing { confirmed, behind, is_settling } = looked?;
-                self.check_kept(written)?;
-                let silent = behind.into_iter().map(|member| Silent::new(member, at)).collect();
-                return Ok(Confirmation { confirmed, silent, is_settling, took });
+            if took >= timeout || looked.as_ref().is_ok_and(Standing::is_done) {
+                return self.conclude(written, looked?, at, took);
             }
             std::thread::sleep(if took < LATER { LOOK } else { LOOK_LATER });
         }
+    }
+
+    /// What is said of `written`, of which `standing` was seen after it had been written at `at` or before.
+    ///
+    /// # Errors
+    /// The store's, also when it has lost the change.
+    pub fn conclude(
+        &self,
+        written: &Record,
+        standing: Standing,
+        at: Timestamp,
+        took: Duration,
+    ) -> Result<Confirmation, StoreError> {
+        self.check_kept(written)?;
+        let Standing { confirmed, behind, is_settling } = standing;
+        let silent = behind.into_iter().map(|member| Silent::new(member, at)).collect();
+        Ok(Confirmation { confirmed, silent, is_settling, took })
     }
 
     /// A store that was restored or failed over may have given the change's number to another.

@@ -6,7 +6,7 @@ mod grant;
 mod keys;
 mod rotate;
 
-pub use confirm::{Confirmation, Silent};
+pub use confirm::{Confirmation, Silent, Standing};
 pub use entities::NewEntity;
 pub use keys::{Created, ImportKey, NewKey, UpdateKey};
 pub use rotate::{Overlap, Revoked};
