@@ -105,6 +105,13 @@ def cpu_seconds(process):
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
+def core_seconds(core):
+    """Time that a core has been busy so far, or was kept from us by the host."""
+    fields = re.search(rf"^cpu{core} (.*)", Path("/proc/stat").read_text(), re.M).group(1).split()
+    user, nice, system, _idle, _waiting, *interrupts = map(int, fields[:8])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
 def pss(process):
     """Proportional set size in bytes: private memory, and its share of what is shared."""
     rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
