@@ -1,34 +1,47 @@
-//! Fills a store with keys: `seed_keys DB COUNT KEYS_FILE`. Makes the entity `bench` and COUNT live keys with the scope
-//! orders:read, allowed from 127.0.0.0/8, and writes their texts to KEYS_FILE, one a line. Prints the entity's id.
+//! Fills a store with keys: `seed_keys STORE COUNT KEYS_FILE`. STORE is the path of an SQLite file, or a Redis URL. Makes the
+//! entity `bench` and COUNT live keys with the scope orders:read, allowed from 127.0.0.0/8, and writes their texts to KEYS_FILE,
+//! one a line. Prints the entity's id.
 
 use keygate::clock::Clock;
 use keygate::key::{EntityId, EntityRecord, KeyId, KeyRecord, Mode, Prefix, ScopeList, Token};
 use keygate::net::Networks;
-use keygate::store::{self, Action, KeyStore, Mutation, OperationId, Record, Settings, Write};
+use keygate::store::{self, Action, KeyStore, Mutation, OperationId, Record, Settings, Write, redis};
 use keygate::ulid::Ulid;
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
-
-/// Keys written in one step.
-const BATCH: usize = 5000;
 
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [db, count, keys] = args.as_slice() else { return Err("usage: seed_keys DB COUNT KEYS_FILE".into()) };
-    println!("{}", seed(db.as_ref(), count.parse()?, keys.as_ref())?);
+    let [store, count, keys] = args.as_slice() else { return Err("usage: seed_keys STORE COUNT KEYS_FILE".into()) };
+    println!("{}", seed(&settings(store)?, count.parse()?, keys.as_ref())?);
     Ok(())
 }
 
-/// Makes the entity and `count` keys in the store `db`, and writes the keys' texts to `keys`.
-pub fn seed(db: &Path, count: usize, keys: &Path) -> Result<EntityId, Failure> {
-    let store = store::open(&Settings::Sqlite { path: db.to_owned() })?;
+fn settings(store: &str) -> Result<Settings, Failure> {
+    Ok(match store.contains("://") {
+        true => Settings::Redis { url: redis::Url::parse(store)? },
+        false => Settings::Sqlite { path: store.into() },
+    })
+}
+
+/// Keys written in one step. Redis answers nobody else meanwhile, and has 2 s for it.
+const fn batch(settings: &Settings) -> usize {
+    match settings {
+        Settings::Redis { .. } => 500,
+        Settings::Sqlite { .. } | Settings::Memory => 5000,
+    }
+}
+
+/// Makes the entity and `count` keys in a store, and writes the keys' texts to `keys`.
+pub fn seed(settings: &Settings, count: usize, keys: &Path) -> Result<EntityId, Failure> {
+    let store = store::open(settings)?;
     let entity = make_entity(store.as_ref())?;
     let mut out = BufWriter::new(std::fs::File::create(keys)?);
     let mut left = count;
     while left > 0 {
-        let batch = left.min(BATCH);
+        let batch = left.min(batch(settings));
         let writes = (0..batch).map(|_| make_key(entity, &mut out)).collect::<Result<Vec<_>, _>>()?;
         apply(store.as_ref(), writes)?;
         left -= batch;

@@ -24,8 +24,8 @@ struct Load {
     next_request: usize,
     connections: Vec<Connection>,
     idle: Vec<usize>,
-    latencies: Vec<u64>,
-    statuses: BTreeMap<u16, u64>,
+    /// In nanoseconds, by the status of the answer.
+    latencies: BTreeMap<u16, Vec<u64>>,
 }
 
 /// `ADDR PATH CONNECTIONS SECONDS RATE KEYS_FILE`; prints one JSON object.
@@ -53,8 +53,8 @@ impl Load {
             return Err("the key file is empty".into());
         }
         let connections = (0..count).map(|_| Connection::open(address)).collect::<Result<Vec<_>, _>>()?;
-        let (idle, latencies) = ((0..count).collect(), Vec::new());
-        Ok(Self { requests, next_request: 0, connections, idle, latencies, statuses: BTreeMap::new() })
+        let idle = (0..count).collect();
+        Ok(Self { requests, next_request: 0, connections, idle, latencies: BTreeMap::new() })
     }
 
     fn drive(&mut self, end: Instant, rate: f64) -> Result<(), Failure> {
@@ -118,33 +118,40 @@ impl Load {
             return Ok(());
         }
         let status = connection.take_status().ok_or("an answer that is not HTTP")?;
-        *self.statuses.entry(status).or_default() += 1;
         if let Some(due) = connection.due.take() {
-            self.latencies.push(u64::try_from(due.elapsed().as_nanos())?);
+            self.latencies.entry(status).or_default().push(u64::try_from(due.elapsed().as_nanos())?);
         }
         self.idle.insert(0, index);
         Ok(())
     }
 
     fn print(&mut self, elapsed: Duration) {
-        self.latencies.sort_unstable();
-        let at = |part: f64| {
-            let index = (self.latencies.len() as f64 * part) as usize;
-            self.latencies
-                .get(index.min(self.latencies.len().saturating_sub(1)))
-                .map_or(0.0, |nanos| *nanos as f64 / 1000.0)
-        };
-        let statuses: Vec<_> = self.statuses.iter().map(|(status, count)| format!("\"{status}\":{count}")).collect();
+        let statuses: Vec<_> =
+            self.latencies.iter().map(|(status, all)| format!("\"{status}\":{}", all.len())).collect();
+        let by_status: Vec<_> = (self.latencies.iter_mut())
+            .map(|(status, latencies)| format!("\"{status}\":{{{}}}", percentiles(latencies)))
+            .collect();
+        let mut all: Vec<u64> = self.latencies.values().flatten().copied().collect();
         println!(
-            "{{\"answered\":{},\"seconds\":{:.3},\"p50_us\":{:.1},\"p99_us\":{:.1},\"p999_us\":{:.1},\"statuses\":{{{}}}}}",
-            self.latencies.len(),
+            "{{\"answered\":{},\"seconds\":{:.3},{},\"statuses\":{{{}}},\"by_status\":{{{}}}}}",
+            all.len(),
             elapsed.as_secs_f64(),
-            at(0.5),
-            at(0.99),
-            at(0.999),
-            statuses.join(",")
+            percentiles(&mut all),
+            statuses.join(","),
+            by_status.join(",")
         );
     }
+}
+
+/// Members of a JSON object, in microseconds.
+fn percentiles(latencies: &mut [u64]) -> String {
+    latencies.sort_unstable();
+    let at = |part: f64| {
+        let index = (latencies.len() as f64 * part) as usize;
+        let nanos = latencies.get(index.min(latencies.len().saturating_sub(1)));
+        nanos.map_or(0.0, |nanos| *nanos as f64 / 1000.0)
+    };
+    format!("\"p50_us\":{:.1},\"p99_us\":{:.1},\"p999_us\":{:.1}", at(0.5), at(0.99), at(0.999))
 }
 
 impl Connection {

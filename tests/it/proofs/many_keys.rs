@@ -3,6 +3,7 @@
 use super::process::{cpu_time, pss};
 use super::seed_keys::seed;
 use crate::harness::{Client, Gateway, Upstream};
+use keygate::store::Settings;
 use std::time::{Duration, Instant};
 
 /// What is to hold for `keys` keys.
@@ -61,7 +62,8 @@ fn start(upstream: &Upstream, count: usize) -> Full {
     gateway.signal("KILL");
     gateway.wait();
     let file = tempfile::NamedTempFile::new().unwrap();
-    let entity = seed(&gateway.dir.path().join("data/keygate.db"), count, file.path()).unwrap();
+    let store = Settings::Sqlite { path: gateway.dir.path().join("data/keygate.db") };
+    let entity = seed(&store, count, file.path()).unwrap();
     let keys: Vec<String> = std::fs::read_to_string(file.path()).unwrap().lines().map(str::to_owned).collect();
     assert_eq!(keys.len(), count);
     let path = format!("/v1/entities/{entity}/orders");
