@@ -6,10 +6,10 @@ use super::cache::KeyCache;
 use crate::clock::Instant;
 use crate::key::{Digest, KeyRecord};
 use crate::store::{KeyStore, Record, StoreError};
+use crate::sync::{Mutex, MutexGuard, Receiver, Sender, channel};
 use crate::telemetry::{self, Filled};
 use std::collections::HashMap;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
 

@@ -10,9 +10,9 @@ use super::snapshot::{Draft, Snapshot};
 use crate::clock::{Clock, Instant, Moment, Timestamp};
 use crate::key::Digest;
 use crate::store::{Change, Changes, Feed, KeyStore, Member, Position, StoreError};
+use crate::sync::{Mutex, MutexGuard, Receiver};
 use crate::telemetry;
-use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// Log entries read at a time.
