@@ -171,6 +171,7 @@ impl Follower {
     /// Leaves the fleet: nobody waits for this gateway any more. What it keeps on disk must not be served from again without
     /// the store, or it stays a member (protocols, Rows).
     pub fn leave(mut self) {
+        self.fills.close();
         let retired =
             self.snapshot.as_mut().map_or(Ok(()), |snapshot| snapshot.retire().or_else(|_| snapshot.abandon()));
         match retired {
