@@ -12,6 +12,7 @@ use keygate::auth::cache::Lookup;
 use keygate::auth::follower::Turn;
 use keygate::key::ScopeList;
 use keygate::reason::Reason;
+use std::sync::Arc;
 use std::time::Duration;
 use world::{Answer, Follow, NOW, Watched, Work, Worker, World};
 
@@ -99,25 +100,74 @@ fn a_fill_never_brings_a_revoked_key_back() {
 #[test]
 fn a_fill_never_brings_taken_scopes_back() {
     explore("a fill and a narrowing", ORDERS_MAX, || {
-        let narrow = |store: &Watched| store.change(KEY, |key| key.scopes = ScopeList::parse("read"));
-        let work = one_request(Method::POST, Answer::Refused(Reason::ScopeMissing), Reason::ScopeMissing);
-        let world = World::new(1, &[OTHER, KEY]).race(follow(narrow), vec![work]);
-        assert!(matches!(world.look_up(KEY), Lookup::Known(principal) if principal.grant.header == "read"));
+        let world = World::new(1, &[OTHER, KEY]);
+        let narrow = then_lose(&world, narrow);
+        let world = world.race(narrow, vec![one_narrowed_request()]);
+        assert!(!is_over(&world) && !may_write(&world));
     });
+}
+
+#[test]
+fn a_page_that_was_read_before_a_narrowing_does_not_undo_it() {
+    explore("a load and a narrowing", ORDERS_MAX, || {
+        let world = World::new(10, &[OTHER, KEY]);
+        world.lose(OTHER);
+        let reload: Follow = Box::new(|store, follower| {
+            follower.turn().unwrap();
+            narrow(store);
+            follower.turn().unwrap();
+        });
+        let mut world = world.race(reload, vec![one_narrowed_request()]);
+        world.catch_up();
+        assert!(matches!(world.look_up(KEY), Lookup::Known(_)) && !may_write(&world));
+    });
+}
+
+fn narrow(store: &Watched) {
+    store.change(KEY, |key| key.scopes = ScopeList::parse("read"));
+}
+
+/// The store changes, the follower takes the change up, and the cache loses what it knows: an older answer finds nothing that
+/// is newer.
+fn then_lose(world: &World, change: impl FnOnce(&Watched) + Send + 'static) -> Follow {
+    let cache = Arc::clone(&world.cache);
+    Box::new(move |store, follower| {
+        change(store);
+        take_up(follower);
+        cache.lose(&world::token(KEY).digest);
+    })
+}
+
+fn may_write(world: &World) -> bool {
+    matches!(world.look_up(KEY), Lookup::Known(principal) if principal.grant.header != "read")
+}
+
+/// A request that the key may not make any more once it is narrowed. It is never told to have ended.
+fn one_narrowed_request() -> Work {
+    Box::new(|mut worker| {
+        let confirmed = worker.is_confirmed();
+        worker.fill(KEY);
+        let answer = worker.request(KEY, &Method::POST);
+        assert!(answer != REVOKED && !(confirmed && answer == Answer::Admitted), "{answer:?}, confirmed: {confirmed}");
+        worker.obey_to_the_end();
+        assert!(worker.cuts().into_iter().all(|reason| reason == Some(Reason::ScopeMissing)), "{:?}", worker.cuts());
+    })
 }
 
 #[test]
 fn a_key_that_was_made_is_never_told_absent() {
     explore("a fill and a creation", ORDERS_MAX, || {
+        let world = World::new(1, &[OTHER, SUCCESSOR]);
+        let create = then_lose(&world, |store| store.create(KEY));
         let work: Work = Box::new(|mut worker| {
             let confirmed = worker.is_confirmed();
             worker.fill(KEY);
             let answer = worker.request(KEY, &Method::GET);
-            assert!(!confirmed || answer == Answer::Admitted, "{answer:?} after the creation was confirmed");
+            assert!(!confirmed || answer != NO_SUCH_KEY, "told absent");
             worker.obey_to_the_end();
         });
-        let world = World::new(1, &[OTHER, SUCCESSOR]).race(follow(|store| store.create(KEY)), vec![work]);
-        assert!(matches!(world.look_up(KEY), Lookup::Known(_)));
+        let world = world.race(create, vec![work]);
+        assert!(!matches!(world.look_up(KEY), Lookup::Absent));
     });
 }
 
@@ -168,7 +218,7 @@ fn a_page_that_was_read_before_a_revocation_does_not_undo_it() {
     explore("a load and a revocation", ORDERS_MAX, || {
         let world = World::new(10, &[OTHER, KEY]);
         world.lose(OTHER);
-        let cache = std::sync::Arc::clone(&world.cache);
+        let cache = Arc::clone(&world.cache);
         let reload: Follow = Box::new(move |store, follower| {
             follower.turn().unwrap();
             store.revoke(KEY);
@@ -201,7 +251,7 @@ fn a_miss_is_told_absent_only_while_the_set_is_whole() {
     });
     explore("a look-up and an eviction", ORDERS_MAX, || {
         let world = World::new(10, &[OTHER, KEY]);
-        let cache = std::sync::Arc::clone(&world.cache);
+        let cache = Arc::clone(&world.cache);
         let evict: Follow = Box::new(move |_, follower| {
             cache.lose(&world::token(KEY).digest);
             follower.turn().unwrap();
@@ -231,7 +281,7 @@ fn one_look(number: u8) -> Work {
 fn an_exchange_is_cut_though_the_cache_has_lost_its_entry_and_asked_again() {
     explore("an eviction, a fill and a revocation", ORDERS_MAX, || {
         let world = World::new(1, &[OTHER, KEY]);
-        let cache = std::sync::Arc::clone(&world.cache);
+        let cache = Arc::clone(&world.cache);
         let lose_and_revoke = follow(move |store| {
             cache.lose(&world::token(KEY).digest);
             store.revoke(KEY);
