@@ -314,7 +314,7 @@ fn spawn_follower(follower: Follower, state: Arc<State>) -> Result<JoinHandle<()
         .map_err(|error| StartError::Other(format!("cannot start the follower: {error}")))
 }
 
-/// Ends by itself when no worker can ask any more.
+/// Ends when the follower leaves.
 fn spawn_filler(filler: auth::Filler) -> Result<(), StartError> {
     let run = move || {
         // What it leaves half done would be the cache: the process does not live on with that.

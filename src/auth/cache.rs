@@ -7,13 +7,14 @@
 
 use crate::clock::{Instant, Moment, Timestamp};
 use crate::key::{Digest, Principal};
+use crate::sync::{self, AtomicBool, AtomicI64, AtomicU64, RwLock};
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use std::collections::HashSet;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{self, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// How long after the last caught-up poll the feed counts as fresh: L of protocols I1.
@@ -41,7 +42,8 @@ pub struct KeyCache {
     holds_imported: AtomicBool,
     caught_up: Contact,
     max_stale: Duration,
-    lookups: AtomicU64,
+    /// Decides nothing, hence `std`'s.
+    lookups: atomic::AtomicU64,
 }
 
 /// What is in the map, as far as it is known.
@@ -49,7 +51,8 @@ pub struct KeyCache {
 struct Census {
     /// 0 while a miss proves nothing; a new non-zero value each time the set has become complete.
     generation: AtomicU64,
-    records: AtomicU64,
+    /// Changed by the one writer, hence `std`'s.
+    records: atomic::AtomicU64,
     /// A key has gone that nobody removed.
     evicted: AtomicBool,
     /// There are more keys than room: that one goes when another comes is as it should be.
@@ -113,7 +116,7 @@ impl KeyCache {
             holds_imported: AtomicBool::new(false),
             caught_up: Contact::new(),
             max_stale,
-            lookups: AtomicU64::new(0),
+            lookups: atomic::AtomicU64::new(0),
         }
     }
 
@@ -137,12 +140,12 @@ impl KeyCache {
     /// The entry and whether it is live, judged once. One that was replaced meanwhile has ended too, but its successor is in
     /// the map already, because the writer publishes before it ends: only an entry that is still there has ended for good.
     fn current(&self, digest: &Digest) -> Option<(Arc<Principal>, bool)> {
-        let mut found = self.map.get(digest)?;
+        let mut found = self.peek(digest)?;
         loop {
             if found.is_live() {
                 return Some((found, true));
             }
-            let again = self.map.get(digest)?;
+            let again = self.peek(digest)?;
             if Arc::ptr_eq(&again, &found) {
                 return Some((found, false));
             }
@@ -152,7 +155,11 @@ impl KeyCache {
 
     /// Whether the store has just said that there is no such key.
     fn is_absent(&self, digest: &Digest) -> bool {
-        self.trust() != 0 && self.absent.contains_key(digest)
+        if self.trust() == 0 {
+            return false;
+        }
+        sync::will_read(&self.absent);
+        self.absent.contains_key(digest)
     }
 
     /// Whether the store's word on a single key counts: 0 if not. What was asked for under another number does not.
@@ -217,11 +224,13 @@ impl KeyCache {
 
     /// The entry of `digest`, ended or not.
     pub(super) fn peek(&self, digest: &Digest) -> Option<Arc<Principal>> {
+        sync::will_read(&self.map);
         self.map.get(digest)
     }
 
     /// Publishes `principal`, then ends the entry it replaces.
     pub(super) fn publish(&self, digest: Digest, principal: Arc<Principal>, replaced: Option<&Principal>) {
+        sync::will_write(&self.map);
         self.map.insert(digest, principal);
         match replaced {
             Some(old) => old.end(),
@@ -235,17 +244,21 @@ impl KeyCache {
 
     /// The store was asked and does not have it.
     pub(super) fn note_absent(&self, digest: &Digest) {
+        sync::will_write(&self.absent);
         self.absent.insert(*digest, ());
     }
 
     pub(super) fn forget_absence(&self, digest: &Digest) {
+        sync::will_write(&self.absent);
         self.absent.invalidate(digest);
     }
 
     pub(super) fn trust_store(&self, trusts: bool) {
         if trusts && self.trust() == 0 {
             self.trust.store(self.trusts.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-        } else if !trusts && self.trust.swap(0, Ordering::SeqCst) != 0 {
+        } else if !trusts && self.trust() != 0 {
+            self.trust.store(0, Ordering::SeqCst);
+            sync::will_write(&self.absent);
             self.absent.invalidate_all();
         }
     }
@@ -253,6 +266,7 @@ impl KeyCache {
     /// Everything but what was revoked is forgotten: it may be another store's.
     pub(super) fn clear(&self) {
         self.set_incomplete();
+        sync::will_write(&self.map);
         self.map.invalidate_all();
         self.census.records.store(0, Ordering::Relaxed);
     }
@@ -276,8 +290,9 @@ impl KeyCache {
     }
 
     /// As if moka had evicted a key.
-    #[cfg(test)]
-    pub(super) fn lose(&self, digest: &Digest) {
+    #[cfg(any(test, feature = "model"))]
+    pub fn lose(&self, digest: &Digest) {
+        sync::will_write(&self.map);
         self.map.invalidate(digest);
         self.census.lose();
     }

@@ -6,10 +6,10 @@ use super::cache::KeyCache;
 use crate::clock::Instant;
 use crate::key::{Digest, KeyRecord};
 use crate::store::{KeyStore, Record, StoreError};
+use crate::sync::{Mutex, MutexGuard, Receiver, Sender, channel};
 use crate::telemetry::{self, Filled};
 use std::collections::HashMap;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -26,12 +26,13 @@ const PATIENCE: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct Fills {
     flights: Mutex<Flights>,
-    queue: Sender<Digest>,
 }
 
 #[derive(Debug)]
 struct Flights {
     by_digest: HashMap<Digest, Flight>,
+    /// None once nothing is to be asked for any more.
+    queue: Option<Sender<Digest>>,
     /// Begun in the second that began then.
     begun: u32,
     since: Instant,
@@ -67,8 +68,9 @@ impl Fills {
     /// None yet, and the queue for a [`Filler`]. Without one nothing is filled.
     pub fn new() -> (Arc<Self>, Receiver<Digest>) {
         let (queue, asked) = channel();
-        let flights = Flights { by_digest: HashMap::new(), begun: 0, since: Instant::from_nanos(0) };
-        (Arc::new(Self { flights: Mutex::new(flights), queue }), asked)
+        let (by_digest, queue, since) = (HashMap::new(), Some(queue), Instant::from_nanos(0));
+        let flights = Flights { by_digest, queue, begun: 0, since };
+        (Arc::new(Self { flights: Mutex::new(flights) }), asked)
     }
 
     /// Has the store asked for a key, and waits for the answer, but not for long: then look again.
@@ -99,12 +101,17 @@ impl Fills {
             (flights.begun, flights.since) = (0, now);
         }
         let is_full = flights.begun >= FILLS_PER_SECOND || flights.by_digest.len() >= FLIGHTS_MAX;
-        if is_full || self.queue.send(digest).is_err() {
+        if is_full || !flights.enqueue(digest) {
             return None;
         }
         flights.begun += 1;
         flights.by_digest.insert(digest, Flight { waiting: vec![answered], changed: false, trust });
         Some(waiting)
+    }
+
+    /// Nothing is asked for any more, and the [`Filler`] ends.
+    pub fn close(&self) {
+        self.flights().queue = None;
     }
 
     /// The log tells of this key: an answer that is on its way may be older.
@@ -123,6 +130,14 @@ impl Fills {
     }
 }
 
+// === impl Flights ===
+
+impl Flights {
+    fn enqueue(&self, digest: Digest) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.send(digest).is_ok())
+    }
+}
+
 // === impl Filler ===
 
 impl Filler {
@@ -136,7 +151,7 @@ impl Filler {
         Self { store, cache, applier, fills, queue }
     }
 
-    /// Answers until nobody can ask any more.
+    /// Answers until [`Fills::close`].
     pub fn run(self) {
         while let Ok(digest) = self.queue.recv() {
             let found = self.find(&digest);

@@ -11,9 +11,9 @@ use super::snapshot::Snapshot;
 use crate::clock::{Clock, Moment, Timestamp};
 use crate::key::Digest;
 use crate::store::{Change, Changes, Feed, KeyStore, Member, Position, StoreError};
+use crate::sync::{Mutex, MutexGuard, Receiver};
 use crate::telemetry;
-use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// Log entries read at a time.
@@ -180,6 +180,7 @@ impl Follower {
     /// Leaves the fleet: nobody waits for this gateway any more. What it keeps on disk must not be served from again without
     /// the store, or it stays a member (protocols, Rows).
     pub fn leave(mut self) {
+        self.fills.close();
         match self.kept.retire() {
             Ok(()) => self.changes.leave(&self.member),
             Err(error) => {

@@ -5,9 +5,10 @@ use super::applier::{Applier, Origin};
 use super::snapshot::Draft;
 use crate::clock::Clock;
 use crate::store::{Changes, Position, Record, StoreError};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
-use std::thread::JoinHandle;
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Mutex, Receiver, SyncSender, sync_channel};
+use std::sync::PoisonError;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 /// Records read at a time.
@@ -46,10 +47,11 @@ pub struct Batches {
 /// Has `read` produce records on a thread of its own while `apply` takes them here.
 pub fn pipe<T: Send>(read: impl FnOnce(&mut Batches) -> T + Send, apply: impl FnMut(Vec<Record>)) -> T {
     let (sender, pages) = sync_channel(PAGES_AHEAD);
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let reading = scope.spawn(|| read(&mut Batches { sender, batch: Vec::new() }));
-        // By value: if applying panics, who reads is not left waiting.
-        pages.into_iter().for_each(apply);
+        // Owned here: if applying panics, who reads is not left waiting.
+        let pages = pages;
+        pages.iter().for_each(apply);
         reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
@@ -80,7 +82,7 @@ impl Load {
         reason: Reload,
     ) -> Result<Self, StoreError> {
         let (sender, pages) = sync_channel(PAGES_AHEAD);
-        let reader = std::thread::Builder::new().name("load".into()).spawn(move || read_pages(changes, draft, &sender));
+        let reader = thread::Builder::new().name("load".into()).spawn(move || read_pages(changes, draft, &sender));
         let reader = reader.map_err(|error| StoreError::Unavailable(format!("no thread to load the keys: {error}")))?;
         Ok(Self { pages, reader, since, reason })
     }

@@ -3,9 +3,10 @@
 use super::{EntityId, KeyId, KeyRecord, Mode, ScopeSet};
 use crate::clock::Timestamp;
 use crate::net::Networks;
+use crate::sync::AtomicBool;
 use http::HeaderValue;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 /// What policy and forwarding need to know of a key, in the form they need it. A gateway holds one for each key, so
 /// whatever many keys have in common is shared behind an `Arc`. Immutable but for its state word.
