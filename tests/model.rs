@@ -93,7 +93,7 @@ fn fill_and_revocation() {
 }
 
 #[test]
-fn a_fill_never_brings_a_revoked_key_back() {
+fn i5_a_fill_never_brings_a_revoked_key_back() {
     explore("a fill and a revocation", ORDERS_MAX, fill_and_revocation);
 }
 
@@ -172,7 +172,7 @@ fn a_key_that_was_made_is_never_told_absent() {
 }
 
 #[test]
-fn a_request_that_meets_a_revocation_is_refused_or_cut() {
+fn i8_a_request_that_meets_a_revocation_is_refused_or_cut() {
     explore("two workers and a revocation", ORDERS_MAX, || {
         let world = World::new(10, &[OTHER, KEY]);
         let world = world.race(follow(|store| store.revoke(KEY)), vec![two_requests(), two_requests()]);
@@ -214,7 +214,7 @@ fn every_key_of_a_deleted_entity_has_ended() {
 }
 
 #[test]
-fn a_page_that_was_read_before_a_revocation_does_not_undo_it() {
+fn i5_a_page_that_was_read_before_a_revocation_does_not_undo_it() {
     explore("a load and a revocation", ORDERS_MAX, || {
         let world = World::new(10, &[OTHER, KEY]);
         world.lose(OTHER);
@@ -241,7 +241,7 @@ fn a_page_that_was_read_before_a_revocation_does_not_undo_it() {
 }
 
 #[test]
-fn a_miss_is_told_absent_only_while_the_set_is_whole() {
+fn i7_a_miss_is_told_absent_only_while_the_set_is_whole() {
     explore("a look-up and a divergence", ORDERS_MAX, || {
         let diverge: Follow = Box::new(|store, follower| {
             store.diverge();

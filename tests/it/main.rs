@@ -4,6 +4,7 @@ mod addresses;
 mod audit;
 mod canary;
 mod cli;
+mod clock;
 mod config;
 mod confirm;
 mod corpora;

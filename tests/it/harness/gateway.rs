@@ -5,7 +5,7 @@ use super::{Canary, Client, PATIENCE, Upstream, eventually};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -139,7 +139,7 @@ impl Builder {
             let created = run(dir.path(), &["entities", "create", "--code", "acme", "--id", ENTITY]);
             assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
         }
-        let (child, log, address, admin) = spawn(dir.path());
+        let (child, log, address, admin) = spawn(dir.path(), &[]);
         let (canary, refusals) = (Canary::default(), Refusals::default());
         Gateway {
             address,
@@ -316,10 +316,15 @@ impl Gateway {
 
     /// Stops the gateway if it runs, and starts it again on the same directory.
     pub fn restart(&mut self) {
+        self.restart_with(&[]);
+    }
+
+    /// The same with more variables in its environment.
+    pub fn restart_with(&mut self, environment: &[(&str, &str)]) {
         _ = self.child.kill();
         _ = self.child.wait();
         self.earlier_logs.push_str(&self.log_text());
-        let (child, log, address, admin) = spawn(self.dir.path());
+        let (child, log, address, admin) = spawn(self.dir.path(), environment);
         (self.child, self.log, self.address, self.admin) = (child, log, address, admin);
     }
 }
@@ -354,10 +359,10 @@ fn run(dir: &Path, args: &[&str]) -> Output {
 }
 
 /// Starts `keygate serve` in `dir` and waits until it is ready.
-fn spawn(dir: &Path) -> (Child, Arc<Mutex<String>>, SocketAddr, SocketAddr) {
-    let dir: PathBuf = dir.to_owned();
-    let mut child =
-        keygate(&dir).arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+fn spawn(dir: &Path, environment: &[(&str, &str)]) -> (Child, Arc<Mutex<String>>, SocketAddr, SocketAddr) {
+    let mut command = keygate(dir);
+    command.arg("serve").envs(environment.iter().copied());
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let (mut address, mut admin, mut text) = (None, None, String::new());
     while admin.is_none() {
