@@ -490,7 +490,8 @@ impl ControlPlane for State {
     }
 
     fn metrics(&self) -> String {
-        let staleness = self.cache.staleness(self.clock.moment());
+        let now = self.clock.moment();
+        let staleness = self.cache.staleness(now);
         self.page.render(&[
             ("keygate_cache_records", "keys held, revoked ones included", self.cache.records() as f64),
             (
@@ -504,6 +505,11 @@ impl ControlPlane for State {
                 self.cache.lookups() as f64,
             ),
             ("keygate_feed_lag_seconds", "time since the last caught-up poll of the store", staleness.as_secs_f64()),
+            (
+                "keygate_right_to_serve_seconds",
+                "for how long known keys are served if nothing more is heard of the store",
+                self.cache.serves_for(now).as_secs_f64(),
+            ),
             (
                 "keygate_journal_healthy",
                 "1 while audit records can be written",

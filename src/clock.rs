@@ -145,9 +145,10 @@ impl Clock {
         Self(Source::System)
     }
 
-    /// A clock that stands at `start` until the returned hand moves it.
+    /// A clock that stands at `start`, an hour after the machine's start, until the returned hand moves it.
     pub fn manual(start: Timestamp) -> (Self, Arc<Hand>) {
-        let hand = Hand { wall_micros: AtomicI64::new(start.0), mono_nanos: AtomicU64::new(monotonic().0) };
+        const HOUR_NANOS: u64 = 3600 * 1_000_000_000;
+        let hand = Hand { wall_micros: AtomicI64::new(start.0), mono_nanos: AtomicU64::new(HOUR_NANOS) };
         let hand = Arc::new(hand);
         (Self(Source::Manual(Arc::clone(&hand))), hand)
     }

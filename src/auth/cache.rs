@@ -211,6 +211,11 @@ impl KeyCache {
         self.caught_up.age(now)
     }
 
+    /// For how long known keys work from now on if nothing more is heard of the store (protocols I1).
+    pub fn serves_for(&self, now: Moment) -> Duration {
+        self.max_stale.saturating_sub(self.staleness(now))
+    }
+
     /// Whether known keys no longer work, because nothing was heard of the store for too long.
     pub fn is_stale(&self, now: Moment) -> bool {
         self.staleness(now) >= self.max_stale

@@ -123,7 +123,10 @@ fn i1_a_store_that_can_be_read_and_not_written_renews_no_right() {
     assert_eq!(status(&gateway, &key), 200);
     // Demoted: it answers with what it had, whatever is revoked elsewhere.
     assert_eq!(redis.command("REPLICAOF 127.0.0.1 1"), "+OK");
+    let left = gateway.metric("keygate_right_to_serve_seconds");
+    assert!(left > 0.0 && left <= 3.0, "{left}");
     eventually("the right to serve runs out", || (status(&gateway, &key) == 503).then_some(()));
+    assert_eq!(gateway.metric("keygate_right_to_serve_seconds"), 0.0);
     assert_eq!(redis.command("REPLICAOF NO ONE"), "+OK");
     eventually("it is back", || (status(&gateway, &key) == 200).then_some(()));
 }
