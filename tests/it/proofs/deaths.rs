@@ -27,6 +27,8 @@ fn die(times: usize) {
         gateway.restart();
         assert_eq!((status(&gateway, key), status(&gateway, &kept)), (401, 200));
         redis.restart();
+        // It may still read its file.
+        assert_eq!(redis.command("PING"), "+PONG");
         eventually("the store is followed again", || (gateway.metric("keygate_feed_lag_seconds") < 1.0).then_some(()));
     }
 }
