@@ -51,7 +51,7 @@ pub struct KeyCache {
 struct Census {
     /// 0 while a miss proves nothing; a new non-zero value each time the set has become complete.
     generation: AtomicU64,
-    /// Changed by the one writer, hence `std`'s.
+    /// Told, and compared with the bound by the one writer, hence `std`'s.
     records: atomic::AtomicU64,
     /// A key has gone that nobody removed.
     evicted: AtomicBool,
@@ -274,6 +274,7 @@ impl KeyCache {
         sync::will_write(&self.map);
         self.map.invalidate_all();
         self.census.records.store(0, Ordering::Relaxed);
+        self.census.overflowed.store(false, Ordering::SeqCst);
     }
 
     pub(super) fn note_imported(&self) {

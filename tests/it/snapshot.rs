@@ -91,7 +91,7 @@ fn i2_a_right_to_serve_is_not_taken_over_where_nobody_would_wait_for_the_dead() 
 }
 
 #[test]
-fn i3_what_was_confirmed_is_on_disk_when_both_die_at_once() {
+fn i3_what_was_confirmed_outlives_both_when_they_die_at_once() {
     let mut scene = Scene::new("max_stale = \"15m\"");
     for _ in 0..3 {
         let key = scene.gateway.key(&["orders:read"]);
@@ -167,7 +167,7 @@ fn a_damaged_snapshot_is_named_and_the_store_is_asked_instead() {
 }
 
 #[test]
-fn a_second_process_in_one_place_keeps_nothing_there() {
+fn a_second_process_in_one_place_is_listed_as_one_that_keeps_nothing() {
     let scene = Scene::new("max_stale = \"15m\"");
     let mut other = crate::harness::gateway::keygate(scene.gateway.dir.path()).arg("serve").spawn().unwrap();
     eventually("both are listed", || {
