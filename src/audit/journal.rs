@@ -2,6 +2,7 @@
 
 use super::events::{Anonymous, ChangeEntry, Changes, ConnectionEvents, Health};
 use super::json::ObjectWriter;
+use super::reader::LOCK_FILE;
 use super::recorder::{LENGTH_BYTES, Recorder};
 use super::segment::{self, Kind, write_line};
 use super::{RECORD_BYTES_MAX, Settings};
@@ -166,7 +167,7 @@ fn take_slot(dir: &Path) -> io::Result<(usize, PathBuf, File)> {
     for slot in 0..SLOTS_MAX {
         let path = dir.join(slot.to_string());
         fs::create_dir_all(&path)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(path.join("lock"))?;
+        let lock = File::options().create(true).truncate(false).write(true).open(path.join(LOCK_FILE))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok((slot, path, lock)),
             Err(rustix::io::Errno::WOULDBLOCK) => {}

@@ -7,10 +7,12 @@
 pub mod events;
 pub mod journal;
 mod json;
+pub mod pieces;
 pub mod query;
 pub mod reader;
 pub mod record;
 pub mod recorder;
+pub mod seal;
 pub mod segment;
 
 pub use events::{Cause, ChangeEntry, Changes, ConnectionEvents, Health};

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 const CRC_MEMBER: &str = ",\"crc\":\"";
 const CRC_DIGITS: usize = 8;
 const SUFFIX: &str = ".ndjson";
-/// Where in a line `seq` is looked for: what stands before it is shorter, whatever the gateway's id.
-const SEQ_WITHIN: usize = 200;
+/// Where in a line the writer's own members and `ts` are looked for: they are shorter, whatever the gateway's id.
+const HEAD_BYTES: usize = 200;
 
 /// The kinds of record (contract, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,7 @@ pub enum Kind {
     Summary,
     Connection,
     Start,
+    Seal,
 }
 
 // === impl Kind ===
@@ -36,6 +37,7 @@ impl Kind {
             Self::Summary => "summary",
             Self::Connection => "connection",
             Self::Start => "start",
+            Self::Seal => "seal",
         }
     }
 }
@@ -68,11 +70,29 @@ pub fn is_whole(line: &[u8]) -> bool {
 
 /// The `seq` of a line, without parsing the rest.
 pub fn seq_of(line: &[u8]) -> Option<u64> {
-    const MEMBER: &[u8] = b"\"seq\":";
-    let head = line.get(..SEQ_WITHIN).unwrap_or(line);
-    let at = head.windows(MEMBER.len()).position(|part| part == MEMBER)? + MEMBER.len();
-    let digits = line.get(at..)?.split(|byte| !byte.is_ascii_digit()).next()?;
+    number(line, b"\"seq\":")
+}
+
+/// A line's kind, as text: another version may know more of them.
+pub fn kind_of(line: &[u8]) -> Option<&str> {
+    text(line, b"\"kind\":\"")
+}
+
+/// The first number that stands behind `member` in the head of a line.
+fn number(line: &[u8], member: &[u8]) -> Option<u64> {
+    let digits = behind(line, member)?.split(|byte| !byte.is_ascii_digit()).next()?;
     std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// The string that stands behind `member`, which ends with its opening quote.
+fn text<'a>(line: &'a [u8], member: &[u8]) -> Option<&'a str> {
+    let text = behind(line, member)?;
+    std::str::from_utf8(text.get(..memchr::memchr(b'"', text)?)?).ok()
+}
+
+fn behind<'a>(line: &'a [u8], member: &[u8]) -> Option<&'a [u8]> {
+    let head = line.get(..HEAD_BYTES).unwrap_or(line);
+    line.get(memchr::memmem::find(head, member)? + member.len()..)
 }
 
 /// The name of the segment whose first record is `seq`.
