@@ -4,6 +4,7 @@
 //! them to the journal's segments. On the request path there is no lock and no system call. The format is described in
 //! the manual's page on the audit format.
 
+pub mod block;
 pub mod events;
 pub mod journal;
 mod json;
