@@ -7,6 +7,7 @@
 mod appender;
 #[cfg(test)]
 mod death;
+pub mod block;
 pub mod events;
 pub mod journal;
 mod json;

@@ -13,6 +13,10 @@ pub const LOCK_FILE: &str = "lock";
 /// A slot's file with the last synced `seq`: 8 bytes, little endian.
 pub const SYNCED_FILE: &str = "synced";
 
+/// Between the look at a directory and the opening of a segment it may be replaced by its compressed form, and then be
+/// deleted.
+const ATTEMPTS: u32 = 3;
+
 /// One record as it stands in the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
@@ -24,7 +28,7 @@ pub struct Line {
 /// What a journal should hold and does not. Its text is a sentence for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Bytes in a segment that are no whole record.
+    /// Bytes in a segment that are no whole record; in a compressed one, no whole block.
     Damage {
         segment: PathBuf,
         /// From this byte on.
@@ -92,11 +96,20 @@ pub fn is_held(slot: &Path) -> io::Result<bool> {
 #[derive(Debug)]
 pub struct Follow {
     dir: PathBuf,
-    /// The segment that is being read, by its first `seq`, and how far.
-    at: Option<(u64, u64)>,
+    at: Option<Place>,
     last_seq: Option<u64>,
     /// Found, and not yet taken.
     faults: Vec<Fault>,
+}
+
+/// How far a segment has been read.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// The segment's first `seq`.
+    first: u64,
+    /// Of which of its forms `offset` is.
+    is_compressed: bool,
+    offset: u64,
 }
 
 // === impl Follow ===
@@ -132,17 +145,30 @@ impl Follow {
     /// # Errors
     /// As of reading the files, with the one that cannot be read.
     pub fn read_through(&mut self, through: u64, mut take: impl FnMut(Line)) -> io::Result<()> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match self.read_listed(through, &mut take) {
+                // Since the look at the directory the segment was compressed, or its time was over.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempts < ATTEMPTS => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn read_listed(&mut self, through: u64, take: &mut impl FnMut(Line)) -> io::Result<()> {
         let segments = segment::list(&self.dir).map_err(|error| unreadable(&self.dir, &error))?;
         for (index, (first, path)) in segments.iter().enumerate() {
             // Records at and after the next segment's first number were written again there.
             let next = segments.get(index + 1).map(|(next, _)| *next);
-            let from = match self.at {
-                Some((current, offset)) if current == *first => offset,
-                Some((current, _)) if current > *first => continue,
-                None if next.is_some_and(|next| self.last_seq.is_some_and(|last| next <= last + 1)) => continue,
-                Some(_) | None => 0,
+            let read_before = match self.at {
+                Some(place) => *first < place.first,
+                None => next.is_some_and(|next| self.last_seq.is_some_and(|last| next <= last + 1)),
             };
-            let whole = self.read_segment(*first, path, from, next, through, &mut take);
+            if read_before {
+                continue;
+            }
+            let whole = self.read_segment(*first, path, next, through, take);
             if !whole.map_err(|error| unreadable(path, &error))? {
                 break;
             }
@@ -150,18 +176,20 @@ impl Follow {
         Ok(())
     }
 
-    /// Reads a segment from byte `from`; false when there is more in it, after `through`.
+    /// Reads a segment from where it was left; false when there is more in it, after `through`.
     fn read_segment(
         &mut self,
         first: u64,
         path: &Path,
-        from: u64,
         next: Option<u64>,
         through: u64,
         take: &mut impl FnMut(Line),
     ) -> io::Result<bool> {
-        let mut pieces = Pieces::open(path, from)?;
-        self.at = Some((first, from));
+        let is_compressed = segment::is_compressed(path);
+        // In its other form a segment is read anew, and what was given of it is passed over.
+        let left = self.at.filter(|place| place.first == first && place.is_compressed == is_compressed);
+        let mut pieces = Pieces::open(path, left.map_or(0, |place| place.offset))?;
+        self.at = Some(Place { first, is_compressed, offset: pieces.position() });
         while let Some(piece) = pieces.read()? {
             match piece {
                 Piece::Record { seq, .. } if seq > through => return Ok(false),
@@ -176,7 +204,7 @@ impl Follow {
                 Piece::Torn { start, bytes } if next.is_some() => self.add_damage(path, start, bytes),
                 Piece::Torn { .. } => return Ok(true),
             }
-            self.at = Some((first, pieces.position()));
+            self.at = Some(Place { first, is_compressed, offset: pieces.position() });
         }
         Ok(true)
     }
