@@ -5,6 +5,7 @@
 //! the manual's page on the audit format.
 
 pub mod events;
+pub mod fields;
 pub mod journal;
 mod json;
 pub mod query;
@@ -12,6 +13,7 @@ pub mod reader;
 pub mod record;
 pub mod recorder;
 pub mod segment;
+pub mod usage;
 
 pub use events::{Cause, ChangeEntry, Changes, ConnectionEvents, Health};
 pub use journal::{AuditError, Journal};
