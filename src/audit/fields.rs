@@ -110,6 +110,11 @@ impl<'a> Fields<'a> {
 // === impl Text ===
 
 impl<'a> Text<'a> {
+    /// A text as JSON has it between its quotes.
+    pub fn of(raw: &'a str) -> Self {
+        Self { raw, has_escapes: raw.contains('\\') }
+    }
+
     /// The bytes of the line between the quotes: equal texts written by the journal have equal ones.
     pub const fn raw(self) -> &'a str {
         self.raw

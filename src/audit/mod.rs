@@ -6,6 +6,7 @@
 
 pub mod events;
 pub mod fields;
+pub mod index;
 pub mod journal;
 mod json;
 pub mod query;

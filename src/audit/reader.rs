@@ -72,6 +72,11 @@ impl Follow {
         Self { dir, at: None, last_seq: None, faults: Vec::new() }
     }
 
+    /// From the record after `seq` on. Older segments are not read.
+    pub const fn after(dir: PathBuf, seq: u64) -> Self {
+        Self { dir, at: None, last_seq: Some(seq), faults: Vec::new() }
+    }
+
     /// The faults found since the last call.
     pub fn take_faults(&mut self) -> Vec<Fault> {
         std::mem::take(&mut self.faults)
@@ -85,13 +90,14 @@ impl Follow {
     pub fn read(&mut self, mut take: impl FnMut(Line)) -> io::Result<()> {
         let segments = segment::list(&self.dir).map_err(|error| unreadable(&self.dir, &error))?;
         for (index, (first, path)) in segments.iter().enumerate() {
+            // Records at and after the next segment's first number were written again there.
+            let next = segments.get(index + 1).map(|(next, _)| *next);
             let from = match self.at {
                 Some((current, offset)) if current == *first => offset,
                 Some((current, _)) if current > *first => continue,
+                None if next.is_some_and(|next| self.last_seq.is_some_and(|last| next <= last + 1)) => continue,
                 Some(_) | None => 0,
             };
-            // Records at and after the next segment's first number were written again there.
-            let next = segments.get(index + 1).map(|(next, _)| *next);
             let read = self.read_segment(path, from, next, &mut take).map_err(|error| unreadable(path, &error))?;
             self.at = Some((*first, read));
         }

@@ -103,6 +103,11 @@ impl Usage {
         }
     }
 
+    /// Sets what is known of a day.
+    pub(super) fn set_day(&mut self, day: Day, usage: DayUsage) {
+        self.days.insert(day, usage);
+    }
+
     pub fn days(&self) -> impl DoubleEndedIterator<Item = (Day, &DayUsage)> {
         self.days.iter().map(|(day, usage)| (*day, usage))
     }
