@@ -9,6 +9,8 @@ mod appender;
 mod death;
 pub mod block;
 pub mod events;
+pub mod fields;
+pub mod index;
 pub mod journal;
 mod json;
 pub mod pieces;
@@ -22,6 +24,7 @@ pub mod segment;
 mod slot;
 mod words;
 mod writer;
+pub mod usage;
 
 pub use events::{Cause, ChangeEntry, Changes, ConnectionEvents, Health};
 pub use journal::{AuditError, Journal, Tellers};
