@@ -4,6 +4,7 @@ mod confirm;
 mod entities;
 mod grant;
 mod keys;
+pub mod reporter;
 mod rotate;
 
 pub use confirm::{Confirmation, Silent, Standing};

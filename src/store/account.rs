@@ -41,7 +41,7 @@ pub struct JournalAccount {
     pub whole_since: Timestamp,
     /// Everything that was recorded up to this time, by the gateway's clock, is reported.
     pub through: Timestamp,
-    /// The last record of a process that ended in good order; 0: none ever did. A later record opens the journal again.
+    /// The last record of a process that ended in good order; 0: none ever did.
     pub closed_seq: u64,
 }
 
@@ -134,9 +134,10 @@ impl JournalAccount {
         self.journal.split('/').next().unwrap_or_default()
     }
 
-    /// Its process ended in good order: nothing is to be expected of it until it is opened again.
+    /// Its process ended in good order, and all of it is reported: nothing is to be expected of it until a later record opens it
+    /// again.
     pub const fn is_closed(&self) -> bool {
-        self.closed_seq > 0 && self.closed_seq >= self.seq
+        self.closed_seq > 0 && self.closed_seq == self.seq
     }
 
     /// Takes over what `other` knows more of the same journal.
