@@ -116,7 +116,7 @@ impl Reporter {
 
     /// Everything that could be read back of the journals at `read_at` has been taken.
     pub fn caught_up(&mut self, read_at: Timestamp) {
-        let through = Timestamp::from_micros(read_at.as_micros().saturating_sub_unsigned(micros(RECORDED_WITHIN)));
+        let through = read_at.minus(RECORDED_WITHIN);
         let journals = self.accounts.values_mut().map(|account| &mut account.journal);
         for journal in journals.filter(|journal| journal.through < through && (self.is_written)(&journal.journal)) {
             journal.through = through;
@@ -226,10 +226,6 @@ impl Line<'_> {
     fn is_sinks(&self) -> bool {
         self.kind == "gap" && self.reason.as_deref().is_some_and(|reason| SINK_GAPS.contains(&reason))
     }
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl std::fmt::Debug for Reporter {
