@@ -12,6 +12,7 @@ pub mod reader;
 pub mod record;
 pub mod recorder;
 pub mod segment;
+pub mod sinks;
 
 pub use events::{Cause, ChangeEntry, Changes, ConnectionEvents, Health};
 pub use journal::{AuditError, Journal};

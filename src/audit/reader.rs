@@ -4,6 +4,7 @@ use super::segment;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// No line is longer: the longest are changes of keys with very long allowlists. More bytes without a newline are damage,
@@ -64,12 +65,35 @@ pub struct Follow {
     faults: Vec<Fault>,
 }
 
+/// Which records of a segment count.
+#[derive(Clone, Copy)]
+struct Bounds {
+    /// None beyond this is taken yet.
+    through: Option<u64>,
+    /// The next segment's first number: from there on records were written again.
+    next: Option<u64>,
+}
+
+/// What a line with its newline is.
+enum Judged {
+    Next(Line),
+    /// Not to be taken yet.
+    Beyond,
+    /// Damage, or a record that was taken or written again.
+    Nothing,
+}
+
 // === impl Follow ===
 
 impl Follow {
     /// From the journal's beginning.
     pub const fn new(dir: PathBuf) -> Self {
         Self { dir, at: None, last_seq: None, faults: Vec::new() }
+    }
+
+    /// From the record after `seq`. Segments that end before it are not opened; what is missing behind it is a fault.
+    pub const fn after(dir: PathBuf, seq: u64) -> Self {
+        Self { dir, at: None, last_seq: Some(seq), faults: Vec::new() }
     }
 
     /// The faults found since the last call.
@@ -83,8 +107,25 @@ impl Follow {
     /// # Errors
     /// As of reading the files, with the one that cannot be read.
     pub fn read(&mut self, mut take: impl FnMut(Line)) -> io::Result<()> {
+        self.read_through(None, |line| {
+            take(line);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// The same, but ends before the first record beyond `through`, and behind the one with which `take` breaks off: the
+    /// next call goes on there.
+    ///
+    /// # Errors
+    /// As of [`Follow::read`].
+    pub fn read_through(
+        &mut self,
+        through: Option<u64>,
+        mut take: impl FnMut(Line) -> ControlFlow<()>,
+    ) -> io::Result<()> {
         let segments = segment::list(&self.dir).map_err(|error| unreadable(&self.dir, &error))?;
-        for (index, (first, path)) in segments.iter().enumerate() {
+        let begin = self.begin(&segments);
+        for (index, (first, path)) in segments.iter().enumerate().skip(begin) {
             let from = match self.at {
                 Some((current, offset)) if current == *first => offset,
                 Some((current, _)) if current > *first => continue,
@@ -92,20 +133,31 @@ impl Follow {
             };
             // Records at and after the next segment's first number were written again there.
             let next = segments.get(index + 1).map(|(next, _)| *next);
-            let read = self.read_segment(path, from, next, &mut take).map_err(|error| unreadable(path, &error))?;
+            let bounds = Bounds { through, next };
+            let (read, flow) =
+                self.read_segment(path, from, bounds, &mut take).map_err(|error| unreadable(path, &error))?;
             self.at = Some((*first, read));
+            if flow.is_break() {
+                return Ok(());
+            }
         }
         Ok(())
     }
 
-    /// Reads a segment from byte `from`; gives the byte after the last newline.
+    /// The first segment that is worth opening: the one that holds the record after the last.
+    fn begin(&self, segments: &[(u64, PathBuf)]) -> usize {
+        let sought = self.last_seq.filter(|_| self.at.is_none()).map(|last| last.saturating_add(1));
+        sought.map_or(0, |seq| segments.partition_point(|(first, _)| *first <= seq).saturating_sub(1))
+    }
+
+    /// Reads a segment from byte `from`; gives the byte after the last newline that was read.
     fn read_segment(
         &mut self,
         path: &Path,
         from: u64,
-        next: Option<u64>,
-        take: &mut impl FnMut(Line),
-    ) -> io::Result<u64> {
+        bounds: Bounds,
+        take: &mut impl FnMut(Line) -> ControlFlow<()>,
+    ) -> io::Result<(u64, ControlFlow<()>)> {
         let mut file = File::open(path)?;
         file.seek(SeekFrom::Start(from))?;
         let (mut reader, mut line, mut at) = (BufReader::new(file), Vec::new(), from);
@@ -113,27 +165,39 @@ impl Follow {
             line.clear();
             let length = reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? as u64;
             if let Some(text) = line.strip_suffix(b"\n") {
-                self.judge(path, at, text, next, take);
-            } else if length == LINE_BYTES_MAX || (length > 0 && next.is_some()) {
+                match self.judge(path, at, text, bounds) {
+                    Judged::Beyond => return Ok((at, ControlFlow::Break(()))),
+                    Judged::Next(line) => {
+                        if take(line).is_break() {
+                            return Ok((at + length, ControlFlow::Break(())));
+                        }
+                    }
+                    Judged::Nothing => {}
+                }
+            } else if length == LINE_BYTES_MAX || (length > 0 && bounds.next.is_some()) {
                 // Too long for a line, or a torn end to which nothing more will be written.
                 self.add_damage(path, at, length);
             } else {
-                return Ok(at);
+                return Ok((at, ControlFlow::Continue(())));
             }
             at += length;
         }
     }
 
-    fn judge(&mut self, path: &Path, at: u64, text: &[u8], next: Option<u64>, take: &mut impl FnMut(Line)) {
+    fn judge(&mut self, path: &Path, at: u64, text: &[u8], bounds: Bounds) -> Judged {
         let seq = segment::seq_of(text).filter(|_| segment::is_whole(text));
         let (Some(seq), Ok(text)) = (seq, std::str::from_utf8(text)) else {
             self.add_damage(path, at, text.len() as u64 + 1);
-            return;
+            return Judged::Nothing;
         };
-        if self.last_seq.is_none_or(|last| seq > last) && next.is_none_or(|next| seq < next) {
-            self.advance(seq);
-            take(Line { seq, text: text.to_owned() });
+        if self.last_seq.is_some_and(|last| seq <= last) || bounds.next.is_some_and(|next| seq >= next) {
+            return Judged::Nothing;
         }
+        if bounds.through.is_some_and(|through| seq > through) {
+            return Judged::Beyond;
+        }
+        self.advance(seq);
+        Judged::Next(Line { seq, text: text.to_owned() })
     }
 
     /// The next whole record is `seq`: it ends what was damaged before it, and what lacks shows.

@@ -75,6 +75,13 @@ pub fn seq_of(line: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
+/// The journal of a line, without parsing the rest.
+pub fn journal_of(line: &str) -> Option<&str> {
+    const MEMBER: &str = "\"journal\":\"";
+    let (_, rest) = line.split_once(MEMBER)?;
+    rest.split_once('"').map(|(journal, _)| journal)
+}
+
 /// The name of the segment whose first record is `seq`.
 pub fn file_name(seq: u64) -> String {
     format!("{seq:020}{SUFFIX}")
@@ -181,6 +188,8 @@ mod tests {
             write_line(&mut line, Kind::Change, &format!("{id}/63"), seq, "cfg", body.as_bytes());
             prop_assert_eq!(line.pop(), Some(b'\n'));
             prop_assert_eq!((seq_of(&line), is_whole(&line)), (Some(seq), true));
+            let journal = format!("{id}/63");
+            prop_assert_eq!(journal_of(std::str::from_utf8(&line).unwrap()), Some(&*journal));
         }
     }
 
