@@ -287,3 +287,6 @@ fn written_at(line: &Line) -> Option<Timestamp> {
     let (_, rest) = line.text.split_once("\"ts\":\"")?;
     Timestamp::parse(rest.split_once('"')?.0)
 }
+
+#[cfg(test)]
+mod tests;

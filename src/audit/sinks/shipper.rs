@@ -73,8 +73,7 @@ impl Shipper {
     pub fn start(parts: ShipperParts) -> io::Result<Self> {
         let ShipperParts { dir, gateway, sinks, clock } = parts;
         let statuses = sinks.iter().map(|(sink, _)| Arc::new(Status::new(sink.name()))).collect();
-        let shared = Shared { dir, clock, stop: Stop::default(), told: Told::default(), gateway, statuses };
-        let shared = Arc::new(shared);
+        let shared = Arc::new(Shared::new(dir, gateway, clock, statuses));
         let mut lead = None;
         if !sinks.is_empty() {
             let shared = Arc::clone(&shared);
@@ -115,6 +114,10 @@ impl Watch {
 // === impl Shared ===
 
 impl Shared {
+    pub fn new(dir: PathBuf, gateway: String, clock: Clock, statuses: Vec<Arc<Status>>) -> Self {
+        Self { dir, clock, stop: Stop::default(), told: Told::default(), gateway, statuses }
+    }
+
     /// Whether a journal is this gateway's.
     pub fn is_ours(&self, journal: &str) -> bool {
         journal.rsplit_once('/').is_some_and(|(gateway, _)| gateway == self.gateway)
