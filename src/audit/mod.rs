@@ -5,9 +5,9 @@
 //! the manual's page on the audit format.
 
 mod appender;
+pub mod block;
 #[cfg(test)]
 mod death;
-pub mod block;
 pub mod events;
 pub mod fields;
 pub mod index;
@@ -21,10 +21,11 @@ pub mod recorder;
 mod ring;
 pub mod seal;
 pub mod segment;
+pub mod sinks;
 mod slot;
+pub mod usage;
 mod words;
 mod writer;
-pub mod usage;
 
 pub use events::{Cause, ChangeEntry, Changes, ConnectionEvents, Health};
 pub use journal::{AuditError, Journal, Tellers};
