@@ -1,0 +1,10 @@
+//! What the journal promises, held against what clients and an upstream saw: deaths, lost power, disks that are full or fail,
+//! and floods of strangers.
+
+pub mod deaths;
+mod disk;
+mod ledger;
+mod lines;
+mod load;
+pub mod power;
+mod site;
