@@ -84,6 +84,22 @@ fn l2_what_was_answered_is_in_the_journal_when_the_power_has_failed_100_times() 
     audit::power::prove(&deaths_at_full_size(100));
 }
 
+#[test]
+fn l4_l5_while_the_disk_is_full_or_fails_requests_are_refused_or_dropped_and_counted() {
+    let _alone = alone();
+    for failure in [audit::failures::Failure::FullDisk, audit::failures::Failure::FailingSync] {
+        audit::failures::refuse(failure);
+        audit::failures::drop_records(failure);
+    }
+}
+
+#[test]
+fn a_flood_of_20000_strangers_a_second_is_counted_exactly_and_takes_2_mib_a_minute_of_the_disk() {
+    let _alone = alone();
+    let length = Duration::from_secs(60);
+    audit::flood::prove(&audit::flood::Size { rate: 20_000, length, mib_per_minute_max: 2.0 });
+}
+
 fn deaths_at_full_size(times: usize) -> audit::deaths::Run {
     let seed = number("KEYGATE_DEATHS_SEED").unwrap_or_else(|| fastrand::u64(..));
     audit::deaths::Run { seed, times, rate: Some(5000), life: Duration::from_millis(200) }

@@ -1,5 +1,6 @@
 //! A gateway is killed at random moments under load, again and again: whatever anybody saw of a request is in the journal.
 
+use super::load::Clients;
 use super::site::{Plan, Site};
 use fastrand::Rng;
 use std::time::Duration;
@@ -23,7 +24,7 @@ pub fn prove(run: &Run) {
     println!("deaths: seed {}, {} times", run.seed, run.times);
     let mut random = Rng::with_seed(run.seed);
     let audit = format!("durability = \"written\"\n{STRANGERS}");
-    let mut site = Site::start(&Plan { audit: &audit, dir: None, rate: run.rate, strangers: true });
+    let mut site = Site::start(&Plan { audit: &audit, dir: None, rate: run.rate, clients: Clients::All, workers: 2 });
     for death in 1..=run.times {
         site.kill_under_load(&mut random, run.life);
         site.gateway.restart();
@@ -43,7 +44,8 @@ pub fn prove(run: &Run) {
 pub fn window(run: &Run) -> Vec<Duration> {
     println!("loss window: seed {}, {} times", run.seed, run.times);
     let mut random = Rng::with_seed(run.seed);
-    let plan = Plan { audit: "durability = \"async\"\n", dir: None, rate: run.rate, strangers: false };
+    let plan =
+        Plan { audit: "durability = \"async\"\n", dir: None, rate: run.rate, clients: Clients::Known, workers: 2 };
     let mut site = Site::start(&plan);
     let (mut ages, mut lost) = (Vec::new(), 0);
     for death in 1..=run.times {

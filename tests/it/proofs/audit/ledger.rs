@@ -18,6 +18,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub struct Ledger {
     arrived: Mutex<Vec<String>>,
     answered: Mutex<Vec<Answer>>,
+    /// Answers that ended before their end, or did not come.
+    aborted: AtomicU64,
     /// Requests without a key: begun, and answered whole.
     strangers_sent: AtomicU64,
     strangers_answered: AtomicU64,
@@ -42,17 +44,38 @@ pub struct Strangers {
     pub answered: u64,
 }
 
+// === impl Answer ===
+
+impl Answer {
+    /// Whether the request was refused because it could not be recorded. The answer to HEAD has no body that would say so.
+    pub fn is_unrecordable(&self) -> bool {
+        self.code.as_deref().map_or(self.status == 503, |code| code == "audit_unavailable")
+    }
+}
+
 // === impl Ledger ===
 
 impl Ledger {
-    /// Writes an answer down, if it was received whole.
+    /// Writes down an answer that was received whole.
     pub fn note(&self, response: &Response) {
-        if response.complete {
-            let id = response.header("x-request-id").expect("every answer has an id").to_owned();
-            let is_own = response.status >= 400 && !response.body.is_empty();
-            let code = is_own.then(|| response.code());
-            self.answered.lock().unwrap().push(Answer { id, status: response.status, code, at: Instant::now() });
-        }
+        let id = response.header("x-request-id").expect("every answer has an id").to_owned();
+        let is_own = response.status >= 400 && !response.body.is_empty();
+        let code = is_own.then(|| response.code());
+        self.answered.lock().unwrap().push(Answer { id, status: response.status, code, at: Instant::now() });
+    }
+
+    pub fn note_abort(&self) {
+        self.aborted.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// All answers so far that were not received whole.
+    pub fn aborted(&self) -> u64 {
+        self.aborted.load(Ordering::SeqCst)
+    }
+
+    /// How many answers there are that meet a condition, of those that have not been taken.
+    pub fn count_answered(&self, condition: impl Fn(&Answer) -> bool) -> usize {
+        self.answered.lock().unwrap().iter().filter(|answer| condition(answer)).count()
     }
 
     pub fn stranger_sends(&self) {

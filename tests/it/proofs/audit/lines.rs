@@ -33,7 +33,8 @@ impl Reader {
         Self { dir: dir.to_owned(), read: BTreeMap::new() }
     }
 
-    /// Reads what has been written since the last call. Nothing may be written meanwhile.
+    /// Reads what has been written since the last call. A line without its end, in the last segment, is being written; in
+    /// another one it is the torn end after which a failed write has begun a new segment.
     pub fn read(&mut self) -> Lines {
         let mut lines = Lines::default();
         let entries = std::fs::read_dir(&self.dir).unwrap().map(|entry| entry.unwrap().path());
@@ -55,7 +56,7 @@ fn read_slot(slot: &Path, mut last: u64, lines: &mut Lines) -> u64 {
         if end <= last + 1 {
             continue;
         }
-        for line in text(path).split_inclusive('\n') {
+        for line in text(path).split_inclusive('\n').filter(|line| line.ends_with('\n')) {
             let Some(record) = whole(line) else {
                 lines.damaged.push(format!("{}: {:.80}", path.display(), line));
                 continue;

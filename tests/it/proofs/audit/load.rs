@@ -24,8 +24,19 @@ pub struct Load<'a> {
     pub bearer: &'a str,
     /// Requests a second of the clients with a good key; none for as many as there can be.
     pub rate: Option<u32>,
-    pub strangers: bool,
+    pub clients: Clients,
     pub stop: AtomicBool,
+}
+
+/// Which clients there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clients {
+    /// Those that leave and are held as well, and strangers.
+    All,
+    /// All but strangers.
+    Known,
+    /// Those that ask one thing at a time and wait for the answer's end, which a refusal in the middle of an upload may not have.
+    Patient,
 }
 
 /// What a client does again and again; none when its connection is of no use any more.
@@ -36,9 +47,15 @@ type Act<'a> = fn(&Load<'a>, &mut Rng, &mut Client) -> Option<()>;
 impl<'a> Load<'a> {
     /// Runs the clients until the load ends, while `meanwhile` runs; then ends it.
     pub fn while_running(&self, random: &mut Rng, meanwhile: impl FnOnce()) {
-        let mut acts: Vec<Act<'a>> = vec![Self::be_refused, Self::download, Self::upload, Self::be_strange];
+        let mut acts: Vec<Act<'a>> = vec![Self::be_refused, Self::download];
         acts.extend([Self::work as Act<'a>; GOOD as usize]);
-        acts.extend([Self::be_held as Act<'a>; HELD]);
+        if self.clients != Clients::Patient {
+            acts.push(Self::upload);
+            acts.extend([Self::be_held as Act<'a>; HELD]);
+        }
+        if self.clients == Clients::All {
+            acts.push(Self::be_strange);
+        }
         std::thread::scope(|scope| {
             for act in acts {
                 let random = random.fork();
@@ -70,16 +87,19 @@ impl<'a> Load<'a> {
     }
 
     fn read(&self, client: &mut Client, method: &str) -> Option<()> {
-        let answer = client.try_read(method)?;
+        let Some(answer) = client.try_read(method).filter(|answer| answer.complete) else {
+            self.ledger.note_abort();
+            return None;
+        };
         self.ledger.note(&answer);
-        (answer.complete && answer.header("connection") != Some("close")).then_some(())
+        (answer.header("connection") != Some("close")).then_some(())
     }
 
-    /// Up to three requests at once, with answers of every kind of end.
+    /// Some requests, with answers of every kind of end.
     fn work(&self, random: &mut Rng, client: &mut Client) -> Option<()> {
         let started = Instant::now();
-        let methods: Vec<&str> =
-            (0..random.u32(1..4)).map(|_| random.choice(["GET", "HEAD", "DELETE"]).unwrap()).collect();
+        let count = if self.clients == Clients::Patient { 1 } else { random.u32(1..4) };
+        let methods: Vec<&str> = (0..count).map(|_| random.choice(["GET", "HEAD", "DELETE"]).unwrap()).collect();
         client.send(methods.iter().map(|method| self.head(method, "orders/1", &[])).collect::<String>());
         methods.iter().try_for_each(|method| self.read(client, method))?;
         if let Some(rate) = self.rate {
@@ -99,7 +119,7 @@ impl<'a> Load<'a> {
     /// A long answer, read to its end or left in its middle.
     fn download(&self, random: &mut Rng, client: &mut Client) -> Option<()> {
         client.send(self.head("GET", "orders/long", &[]));
-        if random.u8(..4) > 0 {
+        if self.clients == Clients::Patient || random.u8(..4) > 0 {
             return self.read(client, "GET");
         }
         std::thread::sleep(Duration::from_micros(random.u64(..6000)));
@@ -118,9 +138,6 @@ impl<'a> Load<'a> {
     /// A request without a key.
     fn be_strange(&self, _: &mut Rng, client: &mut Client) -> Option<()> {
         std::thread::sleep(Duration::from_millis(1));
-        if !self.strangers {
-            return Some(());
-        }
         self.ledger.stranger_sends();
         let answer = client.send(head("GET", &format!("/v1/entities/{ENTITY}/orders"), &[])).try_read("GET")?;
         (answer.complete && answer.status == 401).then(|| self.ledger.stranger_is_answered())

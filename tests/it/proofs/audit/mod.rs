@@ -3,6 +3,9 @@
 
 pub mod deaths;
 mod disk;
+mod failing_sync;
+pub mod failures;
+pub mod flood;
 mod ledger;
 mod lines;
 mod load;

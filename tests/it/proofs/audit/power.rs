@@ -2,6 +2,7 @@
 
 use super::deaths::Run;
 use super::disk::Disk;
+use super::load::Clients;
 use super::site::{Plan, Site};
 use fastrand::Rng;
 use rustix::process::{Signal, kill_process};
@@ -20,13 +21,19 @@ pub fn prove(run: &Run) {
     println!("power losses: seed {}, {} times", run.seed, run.times);
     let (mut random, disk) = (Rng::with_seed(run.seed), Disk::new(DISK_BYTES));
     let dir = disk.path().join("audit");
-    let plan = Plan { audit: "durability = \"synced\"\n", dir: Some(&dir), rate: run.rate, strangers: false };
+    let plan = Plan {
+        audit: "durability = \"synced\"\n",
+        dir: Some(&dir),
+        rate: run.rate,
+        clients: Clients::Known,
+        workers: 2,
+    };
     let mut site = Site::start(&plan);
     for loss in 1..=run.times {
         fail_under_load(&mut site, &disk, &mut random, run.life);
         site.gateway.restart();
         let mut missing = site.settle();
-        missing.answered.retain(|answer| answer.code.as_deref() != Some("audit_unavailable"));
+        missing.answered.retain(|answer| !answer.is_unrecordable());
         assert!(missing.answered.is_empty(), "seed {}, loss {loss}: {missing}", run.seed);
         assert_eq!(site.tally.lacking, 0, "seed {}, loss {loss}: numbers lack", run.seed);
     }

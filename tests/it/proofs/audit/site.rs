@@ -2,12 +2,12 @@
 
 use super::ledger::{Answer, Ledger};
 use super::lines::Reader;
-use super::load::Load;
+use super::load::{Clients, Load};
 use crate::harness::{Gateway, Key, eventually};
 use fastrand::Rng;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,19 +20,19 @@ pub struct Plan<'a> {
     pub dir: Option<&'a Path>,
     /// Requests a second of clients with a good key; none for as many as there can be.
     pub rate: Option<u32>,
-    /// Whether there are requests without a key as well.
-    pub strangers: bool,
+    pub clients: Clients,
+    pub workers: usize,
 }
 
 pub struct Site {
     pub gateway: Gateway,
     pub tally: Tally,
-    ledger: Arc<Ledger>,
+    pub ledger: Arc<Ledger>,
     key: Key,
     reader: Reader,
     fates: HashMap<String, Fate>,
     rate: Option<u32>,
-    strangers: bool,
+    clients: Clients,
 }
 
 /// What is compared of a request's record.
@@ -53,6 +53,9 @@ pub struct Tally {
     pub strangers_counted: u64,
     /// Numbers without a record.
     pub lacking: u64,
+    /// How many gap records there are, and what they tell in all, by member.
+    pub gaps: usize,
+    pub told: BTreeMap<String, u64>,
 }
 
 /// What was seen and is not in the journal.
@@ -71,12 +74,12 @@ impl Site {
         let ledger = Arc::new(Ledger::default());
         let dir = plan.dir.map_or_else(String::new, |dir| format!("dir = \"{}\"\n", dir.display()));
         let toml = format!("[audit]\n{dir}{}", plan.audit);
-        let gateway = Gateway::builder().live_at(ledger.upstream()).toml(&toml).start();
+        let gateway = Gateway::builder().workers(plan.workers).live_at(ledger.upstream()).toml(&toml).start();
         let key = gateway.key(&["orders:read", "orders:write"]);
         let audit = plan.dir.map_or_else(|| gateway.dir.path().join("data/audit"), Path::to_owned);
         let reader = Reader::new(&audit);
-        let (rate, strangers) = (plan.rate, plan.strangers);
-        Self { gateway, tally: Tally::default(), ledger, key, reader, fates: HashMap::new(), rate, strangers }
+        let (rate, clients) = (plan.rate, plan.clients);
+        Self { gateway, tally: Tally::default(), ledger, key, reader, fates: HashMap::new(), rate, clients }
     }
 
     /// Runs clients of every kind while `meanwhile` runs, and until they have ended.
@@ -87,7 +90,7 @@ impl Site {
             address: self.gateway.address,
             bearer: &bearer,
             rate: self.rate,
-            strangers: self.strangers,
+            clients: self.clients,
             stop: false.into(),
         };
         load.while_running(random, meanwhile);
@@ -117,21 +120,48 @@ impl Site {
         eventually("the upstream has seen the end of every connection", || self.ledger.is_quiet().then_some(()));
     }
 
-    /// Reads what is new in the journal, and gives what it lacks. Nothing may be written meanwhile.
+    /// Reads what is new in the journal, and gives what was seen since the last time and is not there.
     pub fn settle(&mut self) -> Missing {
+        let seen = Missing { answered: self.ledger.take_answered(), arrived: self.ledger.take_arrived() };
+        self.tally.answered += seen.answered.len();
+        self.tally.arrived += seen.arrived.len();
+        self.settle_again(seen)
+    }
+
+    /// Reads what is new in the journal, and gives what is still not there of what was missing.
+    pub fn settle_again(&mut self, mut missing: Missing) -> Missing {
         let lines = self.reader.read();
         assert_eq!(lines.damaged, Vec::<String>::new(), "damage in the journal");
         self.tally.lacking += lines.lacking;
         lines.records.iter().for_each(|record| self.enter(record));
-        self.compare()
+        let is_complete = |answer: &Answer| {
+            self.fates.get(&answer.id).is_some_and(|fate| !fate.is_dead && fate.status == Some(answer.status.into()))
+        };
+        missing.answered.retain(|answer| !is_complete(answer));
+        missing.arrived.retain(|id| !self.fates.contains_key(id));
+        missing
     }
 
     fn enter(&mut self, record: &Value) {
         let counts = record["counts"].as_object().filter(|_| record["kind"] == "summary");
         self.tally.strangers_counted += counts.map_or(0, |counts| counts.values().filter_map(Value::as_u64).sum());
-        if record["kind"] != "request" {
-            return;
+        match record["kind"].as_str() {
+            Some("request") => self.enter_request(record),
+            Some("gap") => self.enter_gap(record),
+            _ => {}
         }
+    }
+
+    fn enter_gap(&mut self, record: &Value) {
+        self.tally.gaps += 1;
+        let members =
+            record.as_object().unwrap().iter().filter(|(name, _)| !["schema", "seq"].contains(&name.as_str()));
+        for (name, count) in members.filter_map(|(name, value)| Some((name, value.as_u64()?))) {
+            *self.tally.told.entry(name.clone()).or_default() += count;
+        }
+    }
+
+    fn enter_request(&mut self, record: &Value) {
         let is_dead = record["reason"] == "gateway_died";
         self.tally.records += 1;
         self.tally.died += usize::from(is_dead);
@@ -139,18 +169,6 @@ impl Site {
         let (id, fate) = (record["request_id"].as_str().unwrap(), Fate { status: record["status"].as_u64(), is_dead });
         assert!(fate.status.is_none() || !is_dead, "a request that died has a status: {record}");
         assert!(self.fates.insert(id.to_owned(), fate).is_none(), "two records of {id}");
-    }
-
-    fn compare(&mut self) -> Missing {
-        let (mut answered, mut arrived) = (self.ledger.take_answered(), self.ledger.take_arrived());
-        self.tally.answered += answered.len();
-        self.tally.arrived += arrived.len();
-        let is_complete = |answer: &Answer| {
-            self.fates.get(&answer.id).is_some_and(|fate| !fate.is_dead && fate.status == Some(answer.status.into()))
-        };
-        answered.retain(|answer| !is_complete(answer));
-        arrived.retain(|id| !self.fates.contains_key(id));
-        Missing { answered, arrived }
     }
 
     /// Every stranger that was answered is recorded or counted, and none that never was there.
