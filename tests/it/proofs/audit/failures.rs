@@ -77,8 +77,8 @@ pub fn drop_records(failure: Failure) {
     let mut missing = site.settle();
     eventually("everything is told", || {
         missing = site.settle_again(std::mem::take(&mut missing));
-        assert!(told(&site, "records_lost") <= missing.answered.len() as u64, "{missing}, told {:?}", site.tally);
-        (told(&site, "records_lost") == missing.answered.len() as u64).then_some(())
+        assert!(told(&site, "records_dropped") <= missing.answered.len() as u64, "{missing}, told {:?}", site.tally);
+        (told(&site, "records_dropped") == missing.answered.len() as u64).then_some(())
     });
     println!("{failure:?}: {:?}", site.tally);
     assert!(!missing.answered.is_empty(), "nothing was dropped, so that nothing is proved");

@@ -4,6 +4,7 @@ use super::deaths::Run;
 use super::disk::Disk;
 use super::load::Clients;
 use super::site::{Plan, Site};
+use crate::harness::Gateway;
 use fastrand::Rng;
 use rustix::process::{Signal, kill_process};
 use std::time::Duration;
@@ -31,7 +32,7 @@ pub fn prove(run: &Run) {
     let mut site = Site::start(&plan);
     for loss in 1..=run.times {
         fail_under_load(&mut site, &disk, &mut random, run.life);
-        site.gateway.restart();
+        boot(&mut site.gateway, loss);
         let mut missing = site.settle();
         missing.answered.retain(|answer| !answer.is_unrecordable());
         assert!(missing.answered.is_empty(), "seed {}, loss {loss}: {missing}", run.seed);
@@ -41,6 +42,14 @@ pub fn prove(run: &Run) {
     assert!(site.tally.answered > 10 * run.times, "too little was answered to prove anything");
     // Its files are on the disk.
     drop(site);
+}
+
+/// Starts the gateway as after a start of the machine: what tells one from another is another number.
+fn boot(gateway: &mut Gateway, number: usize) {
+    let file = gateway.dir.path().join("boot-id");
+    std::fs::write(&file, format!("00000000-0000-4000-8000-{number:012}\n")).unwrap();
+    let script = r#"mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@""#;
+    gateway.restart_through("unshare", &["--map-current-user", "--mount", "sh", "-c", script, &file.to_string_lossy()]);
 }
 
 fn fail_under_load(site: &mut Site, disk: &Disk, random: &mut Rng, life: Duration) {
