@@ -81,6 +81,19 @@ pub struct Rotation {
     pub age: Duration,
 }
 
+// === impl Durability ===
+
+impl Durability {
+    /// Whether a response waits for its record to be synced: also where only that can keep the record from a kill.
+    fn waits_for_sync(self, health: &Health) -> bool {
+        match self {
+            Self::Async => false,
+            Self::Written => health.has_lost_rings(),
+            Self::Synced => true,
+        }
+    }
+}
+
 // === impl Settings ===
 
 impl Settings {
