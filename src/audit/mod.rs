@@ -15,6 +15,7 @@ pub mod record;
 pub mod recorder;
 pub mod seal;
 pub mod segment;
+pub mod verify;
 
 pub use events::{Cause, ChangeEntry, Changes, ConnectionEvents, Health};
 pub use journal::{AuditError, Journal};
