@@ -24,6 +24,7 @@ pub mod segment;
 pub mod sinks;
 mod slot;
 pub mod usage;
+pub mod verify;
 mod words;
 mod writer;
 

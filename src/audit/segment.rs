@@ -3,6 +3,7 @@
 use super::SCHEMA;
 use super::json::push_hex;
 use super::pieces::{Piece, Pieces};
+use crate::clock::Timestamp;
 use crate::net::push_number;
 use std::fs::{self, File};
 use std::io::{self, Seek as _, SeekFrom};
@@ -78,6 +79,21 @@ pub fn seq_of(line: &[u8]) -> Option<u64> {
 /// A line's kind, as text: another version may know more of them.
 pub fn kind_of(line: &[u8]) -> Option<&str> {
     text(line, b"\"kind\":\"")
+}
+
+/// A line's journal, `gateway/slot`.
+pub fn journal_of(line: &[u8]) -> Option<&str> {
+    text(line, b"\"journal\":\"")
+}
+
+/// The version of the format that a line is in.
+pub fn schema_of(line: &[u8]) -> Option<u64> {
+    number(line, b"{\"schema\":")
+}
+
+/// A line's time.
+pub fn time_of(line: &[u8]) -> Option<Timestamp> {
+    Timestamp::parse(text(line, b"\"ts\":\"")?)
 }
 
 /// The first number that stands behind `member` in the head of a line.

@@ -31,3 +31,4 @@ mod snapshot;
 mod streaming;
 mod upstream_lies;
 mod upstreams;
+mod verify;
