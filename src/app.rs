@@ -4,7 +4,7 @@ mod sinks;
 
 use crate::admin::{self, ControlPlane};
 use crate::audit::sinks::{self as audit_sinks, Shipper, ShipperParts};
-use crate::audit::{self, Journal};
+use crate::audit::{self, Journal, Tellers};
 use crate::auth::follower::{self, Turn};
 use crate::auth::{self, Authenticator, Fills, Follower, KeyCache, Snapshot};
 use crate::clock::{self, Clock, Timestamp};
@@ -111,8 +111,10 @@ impl Gateway {
         let bound = bound.collect::<Result<Vec<_>, _>>()?;
         let admin_listener = std::net::TcpListener::bind(config.admin.address)
             .map_err(|error| StartError::Bind { address: config.admin.address, error })?;
-        let (journal, recorders) =
-            Journal::open(&config.audit, &gateway, &config.hash, clock.clone(), config.server.workers)?;
+        let workers = config.server.workers;
+        let requests_max = config.server.limits.connections_max.div_ceil(workers);
+        let (journal, tellers) =
+            Journal::open(&config.audit, &gateway, &config.hash, clock.clone(), workers, requests_max)?;
         let cache = Arc::new(KeyCache::new(config.auth.keys_max, config.auth.max_stale, store.count().unwrap_or(0)));
         let (cutter, cuts) = Cutter::new(config.server.workers);
         let place = Place::take(&config.snapshot, clock.now())?;
@@ -147,7 +149,7 @@ impl Gateway {
         let authenticator = Authenticator::new(config.auth.prefix.clone(), cache, fills);
         let shared = Arc::new(shared(&config, authenticator, clock)?);
         let listening = bound.iter().map(|(address, _)| *address).collect();
-        let workers = spawn_workers(&config, bound, &shared, recorders, cuts, &journal, &stopped)?;
+        let workers = spawn_workers(&config, bound, &shared, tellers, cuts, &stopped)?;
         let control = control_plane(admin_listener, &state)?;
         let admin = control.1;
         spawn_filler(follower.filler(asked))?;
@@ -256,9 +258,8 @@ fn spawn_workers(
     config: &Config,
     bound: Vec<(SocketAddr, Vec<std::net::TcpListener>)>,
     shared: &Arc<Shared>,
-    recorders: Vec<audit::Recorder>,
+    tellers: Vec<Tellers>,
     cuts: Vec<mpsc::UnboundedReceiver<CutOrder>>,
-    journal: &Journal,
     stopped: &watch::Receiver<bool>,
 ) -> Result<Workers, StartError> {
     let workers = config.server.workers;
@@ -268,7 +269,7 @@ fn spawn_workers(
     // By address, then by worker; wanted by worker.
     let mut by_address: Vec<_> = bound.into_iter().map(|(_, listeners)| listeners.into_iter()).collect();
     let mut threads = Vec::with_capacity(workers);
-    for (index, ((recorder, handed_over), cuts)) in recorders.into_iter().zip(receivers).zip(cuts).enumerate() {
+    for (index, ((tellers, handed_over), cuts)) in tellers.into_iter().zip(receivers).zip(cuts).enumerate() {
         let parts = worker::Parts {
             index,
             listeners: by_address.iter_mut().filter_map(Iterator::next).collect(),
@@ -277,8 +278,8 @@ fn spawn_workers(
             limits: config.server.limits.clone(),
             connections_max: config.server.limits.connections_max.div_ceil(workers),
             shared: Arc::clone(shared),
-            recorder,
-            events: journal.connection_events(),
+            recorder: tellers.recorder,
+            events: tellers.events,
             cuts,
             stop: stopped.clone(),
         };
@@ -545,6 +546,11 @@ impl ControlPlane for State {
                 "keygate_journal_faults",
                 "damages and gaps that the sinks came upon in the journals, since the start",
                 self.sinks.faults() as f64,
+            ),
+            (
+                "keygate_journal_dropped",
+                "audit records dropped because there was no room, as overload = \"drop\" allows",
+                self.health.dropped() as f64,
             ),
         ])
     }

@@ -1,5 +1,7 @@
 //! What every store promises, as one suite: run for each engine. SQLite's own promises follow it.
 
+#[path = "store_contract/accounts.rs"]
+mod accounts;
 #[path = "it/harness/redis.rs"]
 mod server;
 

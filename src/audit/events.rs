@@ -1,7 +1,7 @@
 //! What is not a request but belongs into the journal or onto the metrics page: counts, changes, health.
 
+use super::ring::{Counter, Ring};
 use crate::clock::Timestamp;
-use crate::reason::Reason;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, OnceLock};
@@ -16,25 +16,27 @@ pub enum Cause {
     Evicted,
 }
 
-/// Counts of connections that ended without a request, by cause; told to the journal once a second.
-#[derive(Clone, Debug, Default)]
-pub struct ConnectionEvents(Arc<[AtomicU64; Cause::ALL.len()]>);
+/// One worker's counts of connections that ended without a request, by cause; told to the journal once a second.
+#[derive(Clone, Debug)]
+pub struct ConnectionEvents(pub(super) Arc<Ring>);
 
 /// The journal's condition, for metrics and readiness.
 #[derive(Debug)]
 pub struct Health {
     healthy: AtomicBool,
+    /// The rings' files are gone: they do not outlive the process any more.
+    rings_lost: AtomicBool,
     records: AtomicU64,
     refused: AtomicU64,
+    dropped: AtomicU64,
 }
 
-/// Refusals without a valid key: the first `per_second` of a second are recorded, the rest are counted exactly.
+/// Refusals without a valid key: the first `per_second` of a second are recorded, the rest are counted exactly, by each worker.
 #[derive(Debug)]
 pub struct Anonymous {
     per_second: u32,
     second: AtomicI64,
     recorded: AtomicU32,
-    counts: Box<[AtomicU64]>,
 }
 
 /// A change of a key or an entity, as the store's log has it.
@@ -78,18 +80,7 @@ impl Cause {
 
 impl ConnectionEvents {
     pub fn count(&self, cause: Cause) {
-        if let Some(count) = self.0.get(cause as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Takes what has been counted since the last call.
-    pub(super) fn take(&self) -> Vec<(&'static str, u64)> {
-        let counts = Cause::ALL.iter().zip(self.0.iter());
-        counts
-            .map(|(cause, count)| (cause.as_str(), count.swap(0, Ordering::Relaxed)))
-            .filter(|(_, n)| *n > 0)
-            .collect()
+        self.0.count(Counter::Connection(cause));
     }
 }
 
@@ -97,7 +88,13 @@ impl ConnectionEvents {
 
 impl Health {
     pub(super) const fn new() -> Self {
-        Self { healthy: AtomicBool::new(true), records: AtomicU64::new(0), refused: AtomicU64::new(0) }
+        Self {
+            healthy: AtomicBool::new(true),
+            rings_lost: AtomicBool::new(false),
+            records: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+        }
     }
 
     /// Whether records can be written now.
@@ -115,6 +112,20 @@ impl Health {
         self.refused.load(Ordering::Relaxed)
     }
 
+    /// Records dropped since the start because there was no room.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Whether the rings' files were removed.
+    pub(super) fn has_lost_rings(&self) -> bool {
+        self.rings_lost.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_rings_lost(&self) {
+        self.rings_lost.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn set_healthy(&self, healthy: bool) {
         self.healthy.store(healthy, Ordering::Relaxed);
     }
@@ -126,42 +137,26 @@ impl Health {
     pub(super) fn add_refused(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
+
+    pub(super) fn add_dropped(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 // === impl Anonymous ===
 
 impl Anonymous {
-    pub(super) fn new(per_second: u32) -> Self {
-        Self {
-            per_second,
-            second: AtomicI64::new(0),
-            recorded: AtomicU32::new(0),
-            counts: Reason::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
-        }
+    pub(super) const fn new(per_second: u32) -> Self {
+        Self { per_second, second: AtomicI64::new(0), recorded: AtomicU32::new(0) }
     }
 
-    /// Whether a refusal gets a record of its own; counts it otherwise.
-    pub(super) fn admits(&self, reason: Reason, now: Timestamp) -> bool {
+    /// Whether a refusal gets a record of its own.
+    pub(super) fn admits(&self, now: Timestamp) -> bool {
         let second = now.as_micros().div_euclid(1_000_000);
         if self.second.swap(second, Ordering::Relaxed) != second {
             self.recorded.store(0, Ordering::Relaxed);
         }
-        if self.recorded.fetch_add(1, Ordering::Relaxed) < self.per_second {
-            return true;
-        }
-        if let Some(count) = self.counts.get(reason as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-        false
-    }
-
-    /// Takes what has been counted since the last call.
-    pub(super) fn take(&self) -> Vec<(&'static str, u64)> {
-        let counts = Reason::ALL.iter().zip(self.counts.iter());
-        counts
-            .map(|(reason, count)| (reason.as_str(), count.swap(0, Ordering::Relaxed)))
-            .filter(|(_, n)| *n > 0)
-            .collect()
+        self.recorded.fetch_add(1, Ordering::Relaxed) < self.per_second
     }
 }
 

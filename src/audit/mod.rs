@@ -1,36 +1,104 @@
 //! Exactly one record for every request: the recorder, the rings, the journal and what reads it.
 //!
-//! A worker encodes a record and puts it into its own ring; one thread drains the rings, numbers the records and appends
-//! them to the journal's segments. On the request path there is no lock and no system call. The format is described in
+//! A worker encodes a record and puts it into its own ring, a mapped file; one thread drains the rings, numbers the records,
+//! appends them to the journal's segments and syncs. On the request path there is no lock and no system call. The format is described in
 //! the manual's page on the audit format.
 
+mod appender;
+pub mod block;
+#[cfg(test)]
+mod death;
 pub mod events;
+pub mod fields;
+pub mod index;
 pub mod journal;
 mod json;
+pub mod pieces;
 pub mod query;
 pub mod reader;
 pub mod record;
 pub mod recorder;
+mod ring;
+pub mod seal;
 pub mod segment;
 pub mod sinks;
+mod slot;
+pub mod usage;
+mod words;
+mod writer;
 
 pub use events::{Cause, ChangeEntry, Changes, ConnectionEvents, Health};
-pub use journal::{AuditError, Journal};
+pub use journal::{AuditError, Journal, Tellers};
 pub use record::Pending;
-pub use recorder::{Recorder, Unavailable};
+pub use recorder::{NotSynced, Recorder, Unavailable};
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// `[audit]`.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// `dir`: where the journal's segments are.
     pub dir: PathBuf,
+    /// `durability`: what a record survives before its response is over.
+    pub durability: Durability,
+    /// `overload`: what happens to requests that cannot be recorded.
+    pub overload: Overload,
     /// `anonymous_per_second`: refusals without a valid key beyond this become exact counts.
     pub anonymous_per_second: u32,
+    /// `query_names`: the parameters whose values a record may show.
+    pub query_names: Vec<String>,
+    /// `rotate`: when a segment is closed.
+    pub rotation: Rotation,
+}
+
+/// What a record survives before the last byte of its response goes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Nothing: it is written some milliseconds later.
+    Async,
+    /// The end of the process.
+    Written,
+    /// The end of the machine.
+    Synced,
+}
+
+/// What happens to requests that cannot be recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overload {
+    /// They are refused, and counted.
+    Reject,
+    /// They are served, and the records that have no room are counted.
+    Drop,
+}
+
+/// When a segment is closed.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation {
+    /// It has grown to this.
+    pub bytes: u64,
+    /// It has been written to for so long.
+    pub age: Duration,
+}
+
+// === impl Settings ===
+
+impl Settings {
+    /// The settings that an operator who says nothing gets, for this directory.
+    pub const fn of(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            durability: Durability::Written,
+            overload: Overload::Reject,
+            // What a stranger can fill a disk with: less than 2 MiB a minute.
+            anonymous_per_second: 50,
+            query_names: Vec::new(),
+            rotation: Rotation { bytes: 64 * 1024 * 1024, age: Duration::from_secs(24 * 3600) },
+        }
+    }
 }
 
 /// The version of the record format: the `schema` member.
 pub const SCHEMA: u32 = 1;
-/// The longest encoded record.
-pub const RECORD_BYTES_MAX: usize = 4096;
+/// The longest encoded record, before what the writer adds to it: a line is at most 4 KiB.
+pub const RECORD_BYTES_MAX: usize = 3072;

@@ -1,15 +1,22 @@
 //! Reads a journal back: every whole record in order, and what is damaged or missing.
 
+use super::pieces::{Piece, Pieces};
 use super::segment;
+use rustix::fs::{FlockOperation, flock};
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-/// No line is longer: the longest are changes of keys with very long allowlists. More bytes without a newline are damage,
-/// and are not held at once.
-const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// A slot's file that its process holds locked.
+pub const LOCK_FILE: &str = "lock";
+/// A slot's file with the last synced `seq`: 8 bytes, little endian.
+pub const SYNCED_FILE: &str = "synced";
+
+/// Between the look at a directory and the opening of a segment it may be replaced by its compressed form, and then be
+/// deleted.
+const ATTEMPTS: u32 = 3;
 
 /// One record as it stands in the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +29,7 @@ pub struct Line {
 /// What a journal should hold and does not. Its text is a sentence for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Bytes in a segment that are no whole record.
+    /// Bytes in a segment that are no whole record; in a compressed one, no whole block.
     Damage {
         segment: PathBuf,
         /// From this byte on.
@@ -54,33 +61,56 @@ pub fn journals(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(slots.into_iter().map(|(_, path)| path).collect())
 }
 
+/// Up to which `seq` a slot's records may be shown to somebody who cannot take them back: while a process holds the slot, up
+/// to the last one that is synced; none means all that are there, as nobody writes.
+///
+/// # Errors
+/// As of reading the slot's files.
+pub fn synced_through(slot: &Path) -> io::Result<Option<u64>> {
+    // Read first: a writer that takes the slot meanwhile has synced no less.
+    let synced = match fs::read(slot.join(SYNCED_FILE)) {
+        Ok(bytes) => <[u8; 8]>::try_from(bytes).ok().map(u64::from_le_bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    Ok(synced.filter(|_| is_held(slot).unwrap_or(true)))
+}
+
+/// Whether a process holds the slot. Asks by taking its lock for a moment: whoever starts then must ask twice.
+///
+/// # Errors
+/// As of opening and locking the file.
+pub fn is_held(slot: &Path) -> io::Result<bool> {
+    let lock = match File::open(slot.join(LOCK_FILE)) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Follows one journal: each call of [`Follow::read`] gives what has been written since the last.
 #[derive(Debug)]
 pub struct Follow {
     dir: PathBuf,
-    /// The segment that is being read, by its first `seq`, and how far.
-    at: Option<(u64, u64)>,
+    at: Option<Place>,
     last_seq: Option<u64>,
     /// Found, and not yet taken.
     faults: Vec<Fault>,
 }
 
-/// Which records of a segment count.
-#[derive(Clone, Copy)]
-struct Bounds {
-    /// None beyond this is taken yet.
-    through: Option<u64>,
-    /// The next segment's first number: from there on records were written again.
-    next: Option<u64>,
-}
-
-/// What a line with its newline is.
-enum Judged {
-    Next(Line),
-    /// Not to be taken yet.
-    Beyond,
-    /// Damage, or a record that was taken or written again.
-    Nothing,
+/// How far a segment has been read.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// The segment's first `seq`.
+    first: u64,
+    /// Of which of its forms `offset` is.
+    is_compressed: bool,
+    offset: u64,
 }
 
 // === impl Follow ===
@@ -91,7 +121,7 @@ impl Follow {
         Self { dir, at: None, last_seq: None, faults: Vec::new() }
     }
 
-    /// From the record after `seq`. Segments that end before it are not opened; what is missing behind it is a fault.
+    /// From the record after `seq` on. Older segments are not read.
     pub const fn after(dir: PathBuf, seq: u64) -> Self {
         Self { dir, at: None, last_seq: Some(seq), faults: Vec::new() }
     }
@@ -107,97 +137,84 @@ impl Follow {
     /// # Errors
     /// As of reading the files, with the one that cannot be read.
     pub fn read(&mut self, mut take: impl FnMut(Line)) -> io::Result<()> {
-        self.read_through(None, |line| {
+        self.read_through(u64::MAX, |line| {
             take(line);
             ControlFlow::Continue(())
         })
     }
 
-    /// The same, but ends before the first record beyond `through`, and behind the one with which `take` breaks off: the
-    /// next call goes on there.
+    /// The same up to the record `through`, or the one with which `take` breaks off; the next call goes on after it. With
+    /// [`synced_through`]: what no loss of power takes back.
     ///
     /// # Errors
-    /// As of [`Follow::read`].
-    pub fn read_through(
-        &mut self,
-        through: Option<u64>,
-        mut take: impl FnMut(Line) -> ControlFlow<()>,
-    ) -> io::Result<()> {
+    /// As of reading the files, with the one that cannot be read.
+    pub fn read_through(&mut self, through: u64, mut take: impl FnMut(Line) -> ControlFlow<()>) -> io::Result<()> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match self.read_listed(through, &mut take) {
+                // Since the look at the directory the segment was compressed, or its time was over.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempts < ATTEMPTS => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn read_listed(&mut self, through: u64, take: &mut impl FnMut(Line) -> ControlFlow<()>) -> io::Result<()> {
         let segments = segment::list(&self.dir).map_err(|error| unreadable(&self.dir, &error))?;
-        let begin = self.begin(&segments);
-        for (index, (first, path)) in segments.iter().enumerate().skip(begin) {
-            let from = match self.at {
-                Some((current, offset)) if current == *first => offset,
-                Some((current, _)) if current > *first => continue,
-                Some(_) | None => 0,
-            };
+        for (index, (first, path)) in segments.iter().enumerate() {
             // Records at and after the next segment's first number were written again there.
             let next = segments.get(index + 1).map(|(next, _)| *next);
-            let bounds = Bounds { through, next };
-            let (read, flow) =
-                self.read_segment(path, from, bounds, &mut take).map_err(|error| unreadable(path, &error))?;
-            self.at = Some((*first, read));
-            if flow.is_break() {
-                return Ok(());
+            let read_before = match self.at {
+                Some(place) => *first < place.first,
+                None => next.is_some_and(|next| self.last_seq.is_some_and(|last| next <= last + 1)),
+            };
+            if read_before {
+                continue;
+            }
+            let whole = self.read_segment(*first, path, next, through, take);
+            if !whole.map_err(|error| unreadable(path, &error))? {
+                break;
             }
         }
         Ok(())
     }
 
-    /// The first segment that is worth opening: the one that holds the record after the last.
-    fn begin(&self, segments: &[(u64, PathBuf)]) -> usize {
-        let sought = self.last_seq.filter(|_| self.at.is_none()).map(|last| last.saturating_add(1));
-        sought.map_or(0, |seq| segments.partition_point(|(first, _)| *first <= seq).saturating_sub(1))
-    }
-
-    /// Reads a segment from byte `from`; gives the byte after the last newline that was read.
+    /// Reads a segment from where it was left; false when there may be more in it, after `through` or what `take` broke off with.
     fn read_segment(
         &mut self,
+        first: u64,
         path: &Path,
-        from: u64,
-        bounds: Bounds,
+        next: Option<u64>,
+        through: u64,
         take: &mut impl FnMut(Line) -> ControlFlow<()>,
-    ) -> io::Result<(u64, ControlFlow<()>)> {
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(from))?;
-        let (mut reader, mut line, mut at) = (BufReader::new(file), Vec::new(), from);
-        loop {
-            line.clear();
-            let length = reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? as u64;
-            if let Some(text) = line.strip_suffix(b"\n") {
-                match self.judge(path, at, text, bounds) {
-                    Judged::Beyond => return Ok((at, ControlFlow::Break(()))),
-                    Judged::Next(line) => {
-                        if take(line).is_break() {
-                            return Ok((at + length, ControlFlow::Break(())));
-                        }
+    ) -> io::Result<bool> {
+        let is_compressed = segment::is_compressed(path);
+        // In its other form a segment is read anew, and what was given of it is passed over.
+        let left = self.at.filter(|place| place.first == first && place.is_compressed == is_compressed);
+        let mut pieces = Pieces::open(path, left.map_or(0, |place| place.offset))?;
+        self.at = Some(Place { first, is_compressed, offset: pieces.position() });
+        while let Some(piece) = pieces.read()? {
+            let mut flow = ControlFlow::Continue(());
+            match piece {
+                Piece::Record { seq, .. } if seq > through => return Ok(false),
+                Piece::Record { seq, line } => {
+                    if self.last_seq.is_none_or(|last| seq > last) && next.is_none_or(|next| seq < next) {
+                        self.advance(seq);
+                        flow = take(Line { seq, text: line.trim_end_matches('\n').to_owned() });
                     }
-                    Judged::Nothing => {}
                 }
-            } else if length == LINE_BYTES_MAX || (length > 0 && bounds.next.is_some()) {
-                // Too long for a line, or a torn end to which nothing more will be written.
-                self.add_damage(path, at, length);
-            } else {
-                return Ok((at, ControlFlow::Continue(())));
+                Piece::Damage { start, bytes } => self.add_damage(path, start, bytes),
+                // Nothing more will be written to it.
+                Piece::Torn { start, bytes } if next.is_some() => self.add_damage(path, start, bytes),
+                Piece::Torn { .. } => return Ok(true),
             }
-            at += length;
+            self.at = Some(Place { first, is_compressed, offset: pieces.position() });
+            if flow.is_break() {
+                return Ok(false);
+            }
         }
-    }
-
-    fn judge(&mut self, path: &Path, at: u64, text: &[u8], bounds: Bounds) -> Judged {
-        let seq = segment::seq_of(text).filter(|_| segment::is_whole(text));
-        let (Some(seq), Ok(text)) = (seq, std::str::from_utf8(text)) else {
-            self.add_damage(path, at, text.len() as u64 + 1);
-            return Judged::Nothing;
-        };
-        if self.last_seq.is_some_and(|last| seq <= last) || bounds.next.is_some_and(|next| seq >= next) {
-            return Judged::Nothing;
-        }
-        if bounds.through.is_some_and(|through| seq > through) {
-            return Judged::Beyond;
-        }
-        self.advance(seq);
-        Judged::Next(Line { seq, text: text.to_owned() })
+        Ok(true)
     }
 
     /// The next whole record is `seq`: it ends what was damaged before it, and what lacks shows.
@@ -256,6 +273,53 @@ impl fmt::Display for Fault {
             Self::Missing { journal, first, last } => {
                 write!(f, "the journal in {} lacks records {first} to {last}", journal.display())
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_held_slot_is_read_as_far_as_it_is_synced_and_one_that_nobody_holds_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(synced_through(dir.path()).unwrap(), None);
+        let lock = File::create(dir.path().join(LOCK_FILE)).unwrap();
+        fs::write(dir.path().join(SYNCED_FILE), 7_u64.to_le_bytes()).unwrap();
+        assert_eq!(synced_through(dir.path()).unwrap(), None);
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert_eq!(synced_through(dir.path()).unwrap(), Some(7));
+        drop(lock);
+        assert_eq!(synced_through(dir.path()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_reader_stops_where_it_is_told_and_goes_on_there() {
+        let dir = tempfile::tempdir().unwrap();
+        for first in [1, 4] {
+            let mut lines = Vec::new();
+            (first..first + 3)
+                .for_each(|seq| segment::write_line(&mut lines, segment::Kind::Gap, "gw/0", seq, "c", b""));
+            fs::write(dir.path().join(segment::file_name(first)), lines).unwrap();
+        }
+        let read = |follow: &mut Follow, through| {
+            let mut seqs = Vec::new();
+            follow
+                .read_through(through, |line| {
+                    seqs.push(line.seq);
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+            assert_eq!(follow.take_faults(), []);
+            seqs
+        };
+        let mut follow = Follow::new(dir.path().to_owned());
+        let turns = [0, 2, 2, 3, 5, 9].map(|through| read(&mut follow, through));
+        assert_eq!(turns, [vec![], vec![1, 2], vec![], vec![3], vec![4, 5], vec![6]]);
+        for after in 0..=6 {
+            let mut follow = Follow::after(dir.path().to_owned(), after);
+            assert_eq!(read(&mut follow, u64::MAX), (after + 1..=6).collect::<Vec<_>>());
         }
     }
 }

@@ -18,11 +18,18 @@ const HOST_MAX: usize = 100;
 const USER_AGENT_MAX: usize = 120;
 const NAME_MAX: usize = 64;
 const ROUTE_MAX: usize = 200;
+const QUERY_MAX: usize = 200;
+/// The reason in the record of a request that was under way when its gateway died.
+pub const GATEWAY_DIED: &str = "gateway_died";
 
 /// An open record. What it holds are cheap copies; nothing of it is a header dump, a query or a body.
 #[derive(Debug)]
 pub struct Pending {
     recorder: Rc<Recorder>,
+    /// Where it is from beginning to end, in the worker's ring.
+    slot: usize,
+    /// It may be upstream.
+    open: bool,
     started: Moment,
     request_id: Option<HeaderValue>,
     trace_id: [u8; 16],
@@ -47,9 +54,11 @@ pub struct Pending {
 // === impl Pending ===
 
 impl Pending {
-    pub(super) const fn new(recorder: Rc<Recorder>, started: Moment) -> Self {
+    pub(super) const fn new(recorder: Rc<Recorder>, slot: usize, started: Moment) -> Self {
         Self {
             recorder,
+            slot,
+            open: false,
             started,
             request_id: None,
             trace_id: [0; 16],
@@ -108,8 +117,16 @@ impl Pending {
         self.allowed
     }
 
-    pub fn set_upstream(&mut self, name: Arc<str>) {
-        self.upstream = Some(name);
+    /// It goes to this upstream: to be called before its first byte does.
+    pub fn open(&mut self, upstream: Arc<str>) {
+        self.upstream = Some(upstream);
+        self.open = true;
+        self.recorder.open(self);
+    }
+
+    /// Whose record it is.
+    pub const fn recorder(&self) -> &Rc<Recorder> {
+        &self.recorder
     }
 
     /// The upstream's head arrived at `now`.
@@ -148,16 +165,47 @@ impl Pending {
         self.principal.is_none() && !self.allowed
     }
 
-    /// Encodes everything but what the journal's writer adds: schema, kind, journal, seq and crc.
-    pub(super) fn encode(&self, out: &mut Vec<u8>, ts: &str, reason: Option<Reason>, duration: Duration) {
-        let mut object = ObjectWriter::new(out);
-        object.plain("ts", ts);
-        self.encode_request(&mut object);
-        self.encode_key(&mut object);
-        self.encode_outcome(&mut object, reason, duration);
+    pub(super) const fn slot(&self) -> usize {
+        self.slot
     }
 
-    fn encode_request(&self, object: &mut ObjectWriter<'_>) {
+    pub(super) const fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// Encodes what does not change any more once the request is on its way. What the journal's writer adds is not among it:
+    /// schema, kind, journal, seq and crc.
+    pub(super) fn encode_request(&self, out: &mut Vec<u8>, ts: &str, query_names: &[String]) {
+        let mut object = ObjectWriter::new(out);
+        object.plain("ts", ts);
+        self.encode_head(&mut object, query_names);
+        self.encode_key(&mut object);
+    }
+
+    /// Encodes what came of it.
+    pub(super) fn encode_outcome(&self, out: &mut Vec<u8>, reason: Option<Reason>, duration: Duration) {
+        let mut object = ObjectWriter::new(out);
+        object.plain("decision", if self.allowed { "allow" } else { "deny" });
+        or_null(&mut object, "reason", reason.map(Reason::as_str), |object, name, text| object.plain(name, text));
+        or_null(&mut object, "status", self.status.map(|status| status.as_u16().into()), |object, name, number| {
+            object.number(name, number)
+        });
+        object.number("bytes_in", self.bytes_in);
+        object.number("bytes_out", self.bytes_out);
+        object.number("duration_us", micros(duration));
+        self.encode_upstream(&mut object);
+    }
+
+    /// The same for a request whose gateway died: nothing is known but that it had been sent on.
+    pub(super) fn encode_death(&self, out: &mut Vec<u8>) {
+        let mut object = ObjectWriter::new(out);
+        object.plain("decision", "allow");
+        object.plain("reason", GATEWAY_DIED);
+        ["status", "bytes_in", "bytes_out", "duration_us"].into_iter().for_each(|name| object.null(name));
+        self.encode_upstream(&mut object);
+    }
+
+    fn encode_head(&self, object: &mut ObjectWriter<'_>, query_names: &[String]) {
         text_or_null(object, "request_id", self.request_id.as_ref().map(HeaderValue::as_bytes), 128);
         object.hex("trace_id", &self.trace_id);
         or_null(object, "client_ip", self.client_ip, |object, name, ip| object.ip(name, ip));
@@ -165,6 +213,10 @@ impl Pending {
         object.text("method", self.method.as_str().as_bytes(), 32);
         text_or_null(object, "host", self.host.as_ref().map(HeaderValue::as_bytes), HOST_MAX);
         text_or_null(object, "path", self.target.as_ref().map(|target| target.path().as_bytes()), PATH_MAX);
+        if let Some(query) = self.target.as_ref().and_then(|target| target.query()).filter(|_| !query_names.is_empty())
+        {
+            object.text("query", allowed_query(query, query_names).as_bytes(), QUERY_MAX);
+        }
         text_or_null(object, "route", self.route.as_ref().map(|route| route.as_bytes()), ROUTE_MAX);
         object.plain("protocol", if self.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" });
         text_or_null(object, "user_agent", self.user_agent.as_ref().map(HeaderValue::as_bytes), USER_AGENT_MAX);
@@ -181,15 +233,7 @@ impl Pending {
         object.plain("mode", principal.mode.as_str());
     }
 
-    fn encode_outcome(&self, object: &mut ObjectWriter<'_>, reason: Option<Reason>, duration: Duration) {
-        object.plain("decision", if self.allowed { "allow" } else { "deny" });
-        or_null(object, "reason", reason.map(Reason::as_str), |object, name, text| object.plain(name, text));
-        or_null(object, "status", self.status.map(|status| status.as_u16().into()), |object, name, number| {
-            object.number(name, number)
-        });
-        object.number("bytes_in", self.bytes_in);
-        object.number("bytes_out", self.bytes_out);
-        object.number("duration_us", micros(duration));
+    fn encode_upstream(&self, object: &mut ObjectWriter<'_>) {
         text_or_null(object, "upstream", self.upstream.as_ref().map(|name| name.as_bytes()), NAME_MAX);
         or_null(object, "upstream_us", self.upstream_time.map(micros), |object, name, number| {
             object.number(name, number)
@@ -204,6 +248,12 @@ impl Drop for Pending {
     }
 }
 
+/// The parts of a query whose names the operator allows (`audit.query_names`).
+fn allowed_query(query: &str, names: &[String]) -> String {
+    let is_allowed = |part: &&str| names.iter().any(|name| part.split('=').next() == Some(name));
+    query.split('&').filter(is_allowed).collect::<Vec<_>>().join("&")
+}
+
 fn text_or_null(object: &mut ObjectWriter<'_>, name: &str, value: Option<&[u8]>, bytes_max: usize) {
     match value {
         Some(value) => object.text(name, value, bytes_max),
@@ -212,7 +262,12 @@ fn text_or_null(object: &mut ObjectWriter<'_>, name: &str, value: Option<&[u8]>,
 }
 
 /// A member by `write`, or null.
-fn or_null<T>(object: &mut ObjectWriter<'_>, name: &str, value: Option<T>, write: fn(&mut ObjectWriter<'_>, &str, T)) {
+fn or_null<T>(
+    object: &mut ObjectWriter<'_>,
+    name: &str,
+    value: Option<T>,
+    write: impl FnOnce(&mut ObjectWriter<'_>, &str, T),
+) {
     match value {
         Some(value) => write(object, name, value),
         None => object.null(name),

@@ -1,101 +1,204 @@
-//! The worker's side of the journal: a ring that only this worker fills and only the writer empties.
+//! The worker's side of the journal: no lock, no system call.
 
-use super::RECORD_BYTES_MAX;
 use super::events::{Anonymous, Health};
 use super::record::Pending;
+use super::ring::{Counter, RING_BYTES, Ring};
+use super::{Durability, Overload, RECORD_BYTES_MAX};
 use crate::clock::{Moment, Timestamp};
 use crate::reason::Reason;
-use rtrb::{Consumer, Producer, RingBuffer};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 
-/// Bytes of a worker's ring: what the writer can be late by, about 7,000 records.
-pub(super) const RING_BYTES: usize = 4 * 1024 * 1024;
 /// New requests are refused while the ring is fuller than this: what has begun must still fit.
-const RING_BYTES_HIGH: usize = RING_BYTES / 4 * 3;
-/// Each record's length stands before it.
-pub(super) const LENGTH_BYTES: usize = 4;
+const RING_BYTES_HIGH: u64 = RING_BYTES / 4 * 3;
+/// How long a response is held for a journal that does not sync.
+const HOLD_MAX: Duration = Duration::from_secs(1);
 
-/// The request cannot be recorded, so it is not served.
+/// The request cannot be recorded, so it is not served; that is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unavailable;
+pub enum Unavailable {
+    /// The journal cannot be written, or is too far behind.
+    Journal,
+    /// Too many are under way on this worker.
+    Slots,
+}
+
+/// The record is not synced, and the journal does not get on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotSynced;
+
+/// On what terms a process records: the same for all its recorders.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    pub health: Arc<Health>,
+    pub anonymous: Arc<Anonymous>,
+    pub durability: Durability,
+    pub overload: Overload,
+    pub query_names: Arc<[String]>,
+}
 
 /// One worker's recorder.
 pub struct Recorder {
-    producer: RefCell<Producer<u8>>,
+    ring: Arc<Ring>,
+    /// Rung by the writer after each sync.
+    synced: Arc<Notify>,
+    terms: Terms,
+    /// Slots without a request; the one used last is the next.
+    free: RefCell<Vec<usize>>,
+    /// Slots whose records found the ring full. While there are any, no request begins.
+    kept: RefCell<VecDeque<usize>>,
     scratch: RefCell<Vec<u8>>,
-    /// Records that found the ring full: at most one for each request that had begun. While there are any, none begins.
-    overflow: RefCell<VecDeque<Vec<u8>>>,
     second: Cell<(i64, [u8; 19])>,
-    health: Arc<Health>,
-    anonymous: Arc<Anonymous>,
 }
 
 // === impl Recorder ===
 
 impl Recorder {
-    pub(super) fn new(health: Arc<Health>, anonymous: Arc<Anonymous>) -> (Self, Consumer<u8>) {
-        let (producer, consumer) = RingBuffer::new(RING_BYTES);
-        let recorder = Self {
-            producer: RefCell::new(producer),
-            scratch: RefCell::new(Vec::with_capacity(LENGTH_BYTES + RECORD_BYTES_MAX)),
-            overflow: RefCell::default(),
+    pub(super) fn new(ring: Arc<Ring>, synced: Arc<Notify>, terms: Terms) -> Self {
+        let free = (0..ring.slots()).rev().collect();
+        Self {
+            ring,
+            synced,
+            terms,
+            free: RefCell::new(free),
+            kept: RefCell::default(),
+            scratch: RefCell::new(Vec::with_capacity(RECORD_BYTES_MAX)),
             second: Cell::new((i64::MIN, [b' '; 19])),
-            health,
-            anonymous,
-        };
-        (recorder, consumer)
+        }
     }
 
     /// Opens a request's record.
     ///
     /// # Errors
-    /// [`Unavailable`] when the journal cannot be written or is too far behind; the refusal is counted exactly.
+    /// [`Unavailable`]; the refusal is counted exactly.
     pub fn begin(self: &Rc<Self>, started: Moment) -> Result<Pending, Unavailable> {
-        self.flush();
-        let used = RING_BYTES - self.producer.borrow().slots();
-        if !self.health.is_healthy() || used > RING_BYTES_HIGH || !self.overflow.borrow().is_empty() {
-            self.health.add_refused();
-            return Err(Unavailable);
+        if !self.kept.borrow().is_empty() {
+            self.flush();
         }
-        Ok(Pending::new(Rc::clone(self), started))
+        let has_room = self.terms.overload == Overload::Drop || self.has_room();
+        let slot =
+            if has_room { self.free.borrow_mut().pop().ok_or(Unavailable::Slots) } else { Err(Unavailable::Journal) };
+        match slot {
+            Ok(slot) => Ok(Pending::new(Rc::clone(self), slot, started)),
+            Err(unavailable) => {
+                self.ring.count(Counter::Refused);
+                self.terms.health.add_refused();
+                Err(unavailable)
+            }
+        }
     }
 
-    pub(super) fn commit(&self, pending: &Pending, reason: Option<Reason>, duration: Duration) {
-        if let Some(reason) = reason.filter(|_| pending.is_anonymous())
-            && !self.anonymous.admits(reason, pending.started())
-        {
+    fn has_room(&self) -> bool {
+        self.terms.health.is_healthy() && self.ring.used() <= RING_BYTES_HIGH && self.kept.borrow().is_empty()
+    }
+
+    /// The request goes upstream: from here on it leaves a record even if the process dies.
+    pub(super) fn open(&self, pending: &Pending) {
+        if self.terms.durability == Durability::Async {
             return;
         }
         let mut record = self.scratch.borrow_mut();
         record.clear();
-        record.extend_from_slice(&[0; LENGTH_BYTES]);
+        self.encode_request(pending, &mut record);
+        let known = record.len();
+        pending.encode_death(&mut record);
+        self.ring.open(pending.slot(), &record, known);
+    }
+
+    pub(super) fn commit(&self, pending: &Pending, reason: Option<Reason>, duration: Duration) {
+        let slot = pending.slot();
+        if cfg!(feature = "without-audit") || self.is_counted_only(pending, reason) {
+            return self.release(slot);
+        }
+        let mut record = self.scratch.borrow_mut();
+        record.clear();
+        if pending.is_open() && self.terms.durability != Durability::Async {
+            self.ring.known(slot, &mut record);
+        } else {
+            self.encode_request(pending, &mut record);
+        }
+        pending.encode_outcome(&mut record, reason, duration);
+        debug_assert!(record.len() <= RECORD_BYTES_MAX);
+        if self.kept.borrow().is_empty() && self.ring.place(&record, slot) {
+            return self.free.borrow_mut().push(slot);
+        }
+        match self.terms.overload {
+            Overload::Reject => {
+                self.ring.keep(slot, &record);
+                self.kept.borrow_mut().push_back(slot);
+            }
+            Overload::Drop => {
+                self.ring.count(Counter::Dropped);
+                self.terms.health.add_dropped();
+                self.release(slot);
+            }
+        }
+    }
+
+    fn is_counted_only(&self, pending: &Pending, reason: Option<Reason>) -> bool {
+        let Some(reason) = reason.filter(|_| pending.is_anonymous()) else { return false };
+        let is_beyond = !self.terms.anonymous.admits(pending.started());
+        if is_beyond {
+            self.ring.count(Counter::Anonymous(reason));
+        }
+        is_beyond
+    }
+
+    fn release(&self, slot: usize) {
+        self.ring.release(slot);
+        self.free.borrow_mut().push(slot);
+    }
+
+    fn encode_request(&self, pending: &Pending, record: &mut Vec<u8>) {
         let ts = self.timestamp(pending.started());
-        pending.encode(&mut record, std::str::from_utf8(&ts).unwrap_or_default(), reason, duration);
-        let length = record.len() - LENGTH_BYTES;
-        debug_assert!(length <= RECORD_BYTES_MAX);
-        if let (Some(prefix), Ok(length)) = (record.first_chunk_mut(), u32::try_from(length)) {
-            *prefix = length.to_le_bytes();
-        }
-        if !self.overflow.borrow().is_empty() || !self.push(&record) {
-            self.overflow.borrow_mut().push_back(record.clone());
-        }
+        pending.encode_request(record, std::str::from_utf8(&ts).unwrap_or_default(), &self.terms.query_names);
     }
 
     /// Moves records that found the ring full into it.
     pub fn flush(&self) {
-        let mut overflow = self.overflow.borrow_mut();
-        while overflow.front().is_some_and(|record| self.push(record)) {
-            overflow.pop_front();
+        let mut kept = self.kept.borrow_mut();
+        let mut record = self.scratch.borrow_mut();
+        while let Some(slot) = kept.front() {
+            record.clear();
+            self.ring.kept(*slot, &mut record);
+            if !self.ring.place(&record, *slot) {
+                return;
+            }
+            self.free.borrow_mut().extend(kept.pop_front());
         }
     }
 
-    /// Puts a record, its length before it, into the ring; false when there is no room.
-    fn push(&self, record: &[u8]) -> bool {
-        self.producer.borrow_mut().push_entire_slice(record).is_ok()
+    /// Whether a response is held back until its record is synced.
+    pub fn holds(&self) -> bool {
+        match self.terms.durability {
+            Durability::Async => false,
+            Durability::Written => self.terms.health.has_lost_rings(),
+            Durability::Synced => true,
+        }
+    }
+
+    /// Waits until everything that this worker has recorded is synced.
+    ///
+    /// # Errors
+    /// [`NotSynced`] when that takes longer than a second.
+    pub async fn synced(&self) -> Result<(), NotSynced> {
+        let produced = self.ring.produced();
+        let is_synced = || self.kept.borrow().is_empty() && self.ring.freed() >= produced;
+        let synced = async {
+            loop {
+                let rung = self.synced.notified();
+                if is_synced() {
+                    return;
+                }
+                rung.await;
+                self.flush();
+            }
+        };
+        tokio::time::timeout(HOLD_MAX, synced).await.map_err(|_| NotSynced)
     }
 
     /// RFC 3339 with microseconds. The second's text is kept, because thousands of records share it.
@@ -119,16 +222,20 @@ impl Recorder {
 }
 
 impl Drop for Recorder {
-    /// The worker ends: what still waits goes to the writer, which is emptying the ring meanwhile.
+    /// The worker ends: what still waits goes to the writer, which is emptying the ring meanwhile. What it does not take stays in
+    /// its slot, for the next start.
     fn drop(&mut self) {
         for _ in 0..1000 {
             self.flush();
-            if self.overflow.borrow().is_empty() {
+            if self.kept.borrow().is_empty() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        tracing::error!(records = self.overflow.borrow().len(), "audit records lost: the journal did not take them");
+        tracing::error!(
+            records = self.kept.borrow().len(),
+            "audit records wait in the ring: the journal did not take them"
+        );
     }
 }
 

@@ -2,17 +2,19 @@
 
 use super::SCHEMA;
 use super::json::push_hex;
+use super::pieces::{Piece, Pieces};
 use crate::net::push_number;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// The end of every line: the CRC-32 (IEEE) of all bytes before this member, in hex.
 const CRC_MEMBER: &str = ",\"crc\":\"";
 const CRC_DIGITS: usize = 8;
 const SUFFIX: &str = ".ndjson";
-/// Where in a line `seq` is looked for: what stands before it is shorter, whatever the gateway's id.
-const SEQ_WITHIN: usize = 200;
+const COMPRESSED_SUFFIX: &str = ".ndjson.gz";
+/// Where in a line the writer's own members and `ts` are looked for: they are shorter, whatever the gateway's id.
+const HEAD_BYTES: usize = 200;
 
 /// The kinds of record (contract, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,7 @@ pub enum Kind {
     Summary,
     Connection,
     Start,
+    Seal,
 }
 
 // === impl Kind ===
@@ -36,6 +39,7 @@ impl Kind {
             Self::Summary => "summary",
             Self::Connection => "connection",
             Self::Start => "start",
+            Self::Seal => "seal",
         }
     }
 }
@@ -68,18 +72,34 @@ pub fn is_whole(line: &[u8]) -> bool {
 
 /// The `seq` of a line, without parsing the rest.
 pub fn seq_of(line: &[u8]) -> Option<u64> {
-    const MEMBER: &[u8] = b"\"seq\":";
-    let head = line.get(..SEQ_WITHIN).unwrap_or(line);
-    let at = head.windows(MEMBER.len()).position(|part| part == MEMBER)? + MEMBER.len();
-    let digits = line.get(at..)?.split(|byte| !byte.is_ascii_digit()).next()?;
+    number(line, b"\"seq\":")
+}
+
+/// A line's kind, as text: another version may know more of them.
+pub fn kind_of(line: &[u8]) -> Option<&str> {
+    text(line, b"\"kind\":\"")
+}
+
+/// The first number that stands behind `member` in the head of a line.
+fn number(line: &[u8], member: &[u8]) -> Option<u64> {
+    let digits = behind(line, member)?.split(|byte| !byte.is_ascii_digit()).next()?;
     std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// The string that stands behind `member`, which ends with its opening quote.
+fn text<'a>(line: &'a [u8], member: &[u8]) -> Option<&'a str> {
+    let text = behind(line, member)?;
+    std::str::from_utf8(text.get(..memchr::memchr(b'"', text)?)?).ok()
+}
+
+fn behind<'a>(line: &'a [u8], member: &[u8]) -> Option<&'a [u8]> {
+    let head = line.get(..HEAD_BYTES).unwrap_or(line);
+    line.get(memchr::memmem::find(head, member)? + member.len()..)
 }
 
 /// The journal of a line, without parsing the rest.
 pub fn journal_of(line: &str) -> Option<&str> {
-    const MEMBER: &str = "\"journal\":\"";
-    let (_, rest) = line.split_once(MEMBER)?;
-    rest.split_once('"').map(|(journal, _)| journal)
+    text(line.as_bytes(), b"\"journal\":\"")
 }
 
 /// The name of the segment whose first record is `seq`.
@@ -87,7 +107,25 @@ pub fn file_name(seq: u64) -> String {
     format!("{seq:020}{SUFFIX}")
 }
 
-/// The segments of a journal's directory, oldest first, each with its first `seq`.
+/// The name of the same segment once it is compressed.
+pub fn compressed(path: &Path) -> PathBuf {
+    path.with_extension("ndjson.gz")
+}
+
+/// Whether this is a compressed segment's name.
+pub fn is_compressed(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "gz")
+}
+
+/// The first `seq` of the segment that has this name; none if it is no segment's name.
+pub fn first_of(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?;
+    let digits = name.strip_suffix(SUFFIX).or_else(|| name.strip_suffix(COMPRESSED_SUFFIX))?;
+    digits.parse().ok().filter(|first| format!("{first:020}") == digits)
+}
+
+/// The segments of a journal's directory, oldest first, each with its first `seq`. Of one that has been compressed while its
+/// original is still there, the original.
 ///
 /// # Errors
 /// As of reading the directory.
@@ -95,12 +133,11 @@ pub fn list(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut segments = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(SUFFIX));
-        if let Some(first) = name.filter(|digits| digits.len() == 20).and_then(|digits| digits.parse().ok()) {
-            segments.push((first, path));
-        }
+        segments.extend(first_of(&path).map(|first| (first, path)));
     }
+    // An original's name is the beginning of the compressed one's.
     segments.sort();
+    segments.dedup_by_key(|(first, _)| *first);
     Ok(segments)
 }
 
@@ -121,8 +158,7 @@ pub struct Recovered {
 pub fn recover(dir: &Path) -> io::Result<Recovered> {
     let mut recovered = Recovered::default();
     for (first, path) in list(dir)?.into_iter().rev() {
-        let bytes = fs::read(&path)?;
-        let (end, last) = last_whole(&bytes);
+        let (end, last) = last_whole(&path)?;
         let Some(last) = last else {
             // Nothing in it counts: the older segment goes on, and never below what this one's name says was given.
             fs::rename(&path, free_name(&path, "void"))?;
@@ -130,8 +166,8 @@ pub fn recover(dir: &Path) -> io::Result<Recovered> {
             recovered.last_seq = recovered.last_seq.max(first.saturating_sub(1));
             continue;
         };
-        if end < bytes.len() {
-            recovered.torn = Some(move_aside(&path, &bytes, end)?);
+        if end < fs::metadata(&path)?.len() && !is_compressed(&path) {
+            recovered.torn = Some(move_aside(&path, end)?);
         }
         recovered.last_seq = recovered.last_seq.max(last);
         break;
@@ -139,26 +175,27 @@ pub fn recover(dir: &Path) -> io::Result<Recovered> {
     Ok(recovered)
 }
 
-/// Where the last whole line ends, and its `seq`.
-fn last_whole(bytes: &[u8]) -> (usize, Option<u64>) {
-    let (mut end, mut last, mut at) = (0, None, 0);
-    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-        at += line.len();
-        if let Some(line) = line.strip_suffix(b"\n").filter(|line| is_whole(line)) {
-            end = at;
-            last = seq_of(line);
+/// Where the last whole record ends, and its `seq`.
+fn last_whole(path: &Path) -> io::Result<(u64, Option<u64>)> {
+    let mut pieces = Pieces::open(path, 0)?;
+    let (mut end, mut last) = (0, None);
+    while let Some(piece) = pieces.read()? {
+        if let Piece::Record { seq, .. } = piece {
+            last = Some(seq);
+            end = pieces.position();
         }
     }
-    (end, last)
+    Ok((end, last))
 }
 
-fn move_aside(path: &Path, bytes: &[u8], end: usize) -> io::Result<PathBuf> {
+fn move_aside(path: &Path, end: u64) -> io::Result<PathBuf> {
     let torn = free_name(path, "torn");
+    let mut segment = File::options().read(true).write(true).open(path)?;
+    segment.seek(SeekFrom::Start(end))?;
     let mut file = File::create_new(&torn)?;
-    file.write_all(bytes.get(end..).unwrap_or_default())?;
+    io::copy(&mut segment, &mut file)?;
     file.sync_all()?;
-    let segment = File::options().write(true).open(path)?;
-    segment.set_len(end as u64)?;
+    segment.set_len(end)?;
     segment.sync_all()?;
     sync_dir(path)?;
     Ok(torn)
@@ -171,7 +208,11 @@ pub fn free_name(path: &Path, extension: &str) -> PathBuf {
     std::iter::once(first.clone()).chain(numbered).find(|name| !name.exists()).unwrap_or(first)
 }
 
-fn sync_dir(path: &Path) -> io::Result<()> {
+/// Syncs the directory that holds `path`.
+///
+/// # Errors
+/// As of opening and syncing it.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 

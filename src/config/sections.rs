@@ -2,6 +2,7 @@
 
 use super::diagnostics::Diagnostic;
 use super::reader::{Located, Section};
+use crate::audit::{Durability, Overload, Rotation};
 use crate::key::Prefix;
 use crate::net::{Networks, parse_network};
 use crate::{admin, audit, proxy, server};
@@ -14,7 +15,6 @@ use std::time::Duration;
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
 const KEYS_MAX: u64 = 1_000_000;
 const MAX_STALE: Duration = Duration::from_secs(15 * 60);
-const ANONYMOUS_PER_SECOND: u64 = 100;
 const WORKERS_MAX: u64 = 256;
 /// Deadlines are at least a millisecond and at most a day.
 const DEADLINE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
@@ -138,10 +138,47 @@ pub fn cache(mut section: Section<'_, '_>, dir: &Path) -> (u64, Duration, PathBu
 /// `[audit]`.
 pub fn audit(mut section: Section<'_, '_>, dir: &Path) -> audit::Settings {
     let path = section.string("dir").map_or_else(|| "data/audit".to_owned(), |path| path.value);
-    let anonymous = section.number("anonymous_per_second", 1..=1_000_000).unwrap_or(ANONYMOUS_PER_SECOND);
+    let durability = section.parsed("durability", |text| match text {
+        "async" => Ok(Durability::Async),
+        "written" => Ok(Durability::Written),
+        "synced" => Ok(Durability::Synced),
+        _ => Err(format!("'{text}' is none of async, written and synced")),
+    });
+    let overload = section.parsed("overload", |text| match text {
+        "reject" => Ok(Overload::Reject),
+        "drop" => Ok(Overload::Drop),
+        _ => Err(format!("'{text}' is neither reject nor drop")),
+    });
+    let anonymous = section.number("anonymous_per_second", 1..=1_000_000);
+    let query_names = section.list("query_names", query_name);
+    let unsaid = audit::Settings::of(dir.join(path));
+    let rotation = rotation(section.table("rotate"), unsaid.rotation);
     section.finish();
-    let anonymous_per_second = u32::try_from(anonymous).unwrap_or(u32::MAX);
-    audit::Settings { dir: dir.join(path), anonymous_per_second }
+    audit::Settings {
+        durability: durability.map_or(unsaid.durability, |durability| durability.value),
+        overload: overload.map_or(unsaid.overload, |overload| overload.value),
+        anonymous_per_second: anonymous
+            .and_then(|count| u32::try_from(count).ok())
+            .unwrap_or(unsaid.anonymous_per_second),
+        query_names: query_names.into_iter().map(|name| name.value).collect(),
+        rotation,
+        ..unsaid
+    }
+}
+
+/// A name as it stands in a query, encoded.
+fn query_name(text: &str) -> Result<String, String> {
+    let is_name = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"&=#\"\\".contains(&byte));
+    if is_name { Ok(text.to_owned()) } else { Err(format!("'{text}' is no parameter's name")) }
+}
+
+/// `rotate` in `[audit]`.
+fn rotation(mut section: Section<'_, '_>, unsaid: Rotation) -> Rotation {
+    let bytes = section.size("size", 1024 * 1024..=1024 * 1024 * 1024).unwrap_or(unsaid.bytes);
+    let age =
+        section.duration("age", Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600)).unwrap_or(unsaid.age);
+    section.finish();
+    Rotation { bytes, age }
 }
 
 /// `[client_ip]`.

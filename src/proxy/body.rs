@@ -2,6 +2,7 @@
 
 use super::exchange::Exchange;
 use super::upstream::conversation::Conversation;
+use crate::audit::NotSynced;
 use crate::clock::{Instant, monotonic};
 use crate::reason::Reason;
 use bytes::Bytes;
@@ -52,6 +53,13 @@ pub struct ResponseBody {
     watch: IdleWatch,
     /// It broke off; the library is told when it has had a turn to send what it was given.
     broken: Option<Reason>,
+    held: Option<Held>,
+}
+
+/// The last of a body, whose record is not synced yet.
+struct Held {
+    last: Option<Frame<Bytes>>,
+    synced: Pin<Box<dyn Future<Output = Result<(), NotSynced>>>>,
 }
 
 /// A timer that runs only while a body stands still.
@@ -159,7 +167,7 @@ fn is_gone(error: &hyper::Error) -> bool {
 
 impl ResponseBody {
     pub fn new(conversation: Conversation, exchange: Exchange, idle_max: Duration) -> Self {
-        Self { conversation: Some(conversation), exchange, watch: IdleWatch::new(idle_max), broken: None }
+        Self { conversation: Some(conversation), exchange, watch: IdleWatch::new(idle_max), broken: None, held: None }
     }
 
     /// The last byte is at hand: the record is committed before it goes out, and the connection can serve another request.
@@ -168,6 +176,35 @@ impl ResponseBody {
         self.exchange.complete(now);
         if let Some(conversation) = self.conversation.take() {
             conversation.give_back(now);
+        }
+    }
+
+    /// Hands the last of the body over, where the operator wants that once its record is synced (protocols J5).
+    fn last(
+        &mut self,
+        last: Option<Frame<Bytes>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.finish();
+        let recorder = self.exchange.recorder();
+        if !recorder.holds() {
+            return Poll::Ready(last.map(Ok));
+        }
+        let recorder = Rc::clone(recorder);
+        self.held = Some(Held { last, synced: Box::pin(async move { recorder.synced().await }) });
+        self.poll_held(cx)
+    }
+
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(held) = &mut self.held else { return Poll::Ready(self.broken.map(|reason| Err(BodyError(reason)))) };
+        let synced = ready!(held.synced.as_mut().poll(cx));
+        let last = self.held.take().and_then(|held| held.last);
+        match synced {
+            Ok(()) => Poll::Ready(last.map(Ok)),
+            Err(NotSynced) => {
+                self.broken = Some(Reason::AuditUnavailable);
+                Poll::Ready(Some(Err(BodyError(Reason::AuditUnavailable))))
+            }
         }
     }
 
@@ -189,7 +226,7 @@ impl HttpBody for ResponseBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let Some(conversation) = &mut this.conversation else {
-            return Poll::Ready(this.broken.map(|reason| Err(BodyError(reason))));
+            return this.poll_held(cx);
         };
         if let Some(cut) = this.exchange.in_flight().cut() {
             return this.abort(cut, cx);
@@ -202,30 +239,35 @@ impl HttpBody for ResponseBody {
             Poll::Ready(Some(Ok(frame))) => {
                 this.watch.moved();
                 this.exchange.add_bytes_out(frame.data_ref().map_or(0, Bytes::len));
-                if conversation.is_done() {
-                    this.finish();
-                }
-                Poll::Ready(Some(Ok(frame)))
+                if conversation.is_done() { this.last(Some(frame), cx) } else { Poll::Ready(Some(Ok(frame))) }
             }
             Poll::Ready(Some(Err(BodyError(reason)))) => this.abort(reason, cx),
-            Poll::Ready(None) => {
-                this.finish();
-                Poll::Ready(None)
-            }
+            Poll::Ready(None) => this.last(None, cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.conversation.is_none() && self.broken.is_none()
+        self.conversation.is_none() && self.broken.is_none() && self.held.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
+        if let Some(held) = &self.held {
+            let length = held.last.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len);
+            return SizeHint::with_exact(length as u64);
+        }
         let exact = self.conversation.as_ref().map_or(Some(0), Conversation::exact_len);
         exact.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
 // === impl Body ===
+
+impl Body {
+    /// Whether it goes out in one piece: what it answers is recorded already.
+    pub const fn is_own(&self) -> bool {
+        matches!(self, Self::Own(_))
+    }
+}
 
 impl HttpBody for Body {
     type Data = Bytes;

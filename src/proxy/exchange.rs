@@ -5,7 +5,7 @@ use super::in_flight::{Admitted, InFlight};
 use super::request_id::RequestId;
 use super::respond::Refusal;
 use super::service::Worker;
-use crate::audit::Pending;
+use crate::audit::{Pending, Recorder};
 use crate::clock::{Instant, monotonic};
 use crate::key::Principal;
 use crate::policy::{Permit, Route};
@@ -51,6 +51,11 @@ impl Exchange {
         &mut self.0.pending
     }
 
+    /// Who takes its record.
+    pub fn recorder(&self) -> &Rc<Recorder> {
+        self.0.pending.recorder()
+    }
+
     pub fn set_route(&mut self, route: &Arc<Route>) {
         self.0.pending.set_route(route.pattern());
         self.0.route = Some(Arc::clone(route));
@@ -66,9 +71,9 @@ impl Exchange {
         self.0.pending.allow();
     }
 
-    /// The request is on its way to `upstream`; `upload` is its body, if it has one.
+    /// The request is about to go to `upstream`; `upload` is its body, if it has one.
     pub fn begin_upload(&mut self, upload: Option<Rc<Upload>>, upstream: Arc<str>) {
-        self.0.pending.set_upstream(upstream);
+        self.0.pending.open(upstream);
         self.0.upload = upload;
     }
 

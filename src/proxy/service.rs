@@ -14,7 +14,7 @@ use super::request_id::RequestId;
 use super::respond::Refusal;
 use super::trace::Trace;
 use super::upstream::Upstreams;
-use crate::audit::Recorder;
+use crate::audit::{self, NotSynced, Recorder};
 use crate::auth::{self, Authentication, Authenticator, Overloaded, Presented, Unavailable};
 use crate::clock::{Clock, Instant, Moment};
 use crate::key::{Digest, Principal};
@@ -60,6 +60,14 @@ enum Prepared {
     Refused(Response<Body>),
 }
 
+/// A request whose record is open.
+struct Opened {
+    head: request::Parts,
+    incoming: Incoming,
+    addr: Result<ClientAddr, Reason>,
+    exchange: Exchange,
+}
+
 /// What is known of a request before it is judged.
 pub struct Arrival {
     pub now: Moment,
@@ -82,6 +90,8 @@ impl Service {
     }
 
     /// Answers one request. Every way out of here leaves exactly one record; a panic too, and it ends this request alone.
+    ///
+    /// What waits is boxed: the library copies this function's state when the request begins, so it is kept small.
     pub async fn handle(
         &self,
         request: Request<Incoming>,
@@ -93,39 +103,53 @@ impl Service {
         let addr = client_addr::decide(peer.ip(), &head.headers, &self.shared.settings.trusted_proxies);
         let mut arrival = Arrival::new(&mut head, addr, peer, now);
         // From here every way out leaves a record.
-        let Ok(Ok(exchange)) = caught_now(|| self.open(&head, &arrival, in_flight)) else {
-            return Refusal::from(Reason::AuditUnavailable).into_response(&arrival.request_id);
+        let exchange = match caught_now(|| self.open(&head, &arrival, in_flight)) {
+            Ok(Ok(exchange)) => exchange,
+            Ok(Err(audit::Unavailable::Slots)) => return arrival.refuse(Reason::Overloaded),
+            Ok(Err(audit::Unavailable::Journal)) | Err(Panicked) => return arrival.refuse(Reason::AuditUnavailable),
         };
+        let mut opened = Opened { head, incoming, addr, exchange };
         if self.shared.authenticator.may_lack() {
-            arrival.is_overloaded =
-                matches!(caught(self.shared.authenticator.fill(&head.headers, now)).await, Ok(Err(Overloaded)));
-            arrival.judged = self.shared.clock.moment();
+            opened = Box::pin(self.fill(opened, &mut arrival)).await;
         }
-        let answered = match caught_now(|| self.prepare(head, incoming, addr, &arrival, exchange)) {
+        let response = match caught_now(|| self.prepare(opened, &arrival)) {
             Ok(Prepared::Call(call)) => {
-                // Boxed: the library copies this function's state when the request begins, so it is kept small.
-                let run = Box::pin(caught(call.run(&self.shared.settings.limits, &self.deadlines, &arrival)));
-                run.await
+                let run = caught(call.run(&self.shared.settings.limits, &self.deadlines, &arrival));
+                match Box::pin(run).await {
+                    Ok(Ok(response)) => response,
+                    Ok(Err(unanswered)) => unanswered.refuse(&arrival.request_id),
+                    Err(Panicked) => arrival.refuse(Reason::Internal),
+                }
             }
-            Ok(Prepared::Refused(response)) => return response,
-            Err(Panicked) => Err(Panicked),
+            Ok(Prepared::Refused(response)) => response,
+            Err(Panicked) => arrival.refuse(Reason::Internal),
         };
-        match answered {
-            Ok(Ok(response)) => response,
-            Ok(Err(unanswered)) => unanswered.refuse(&arrival.request_id),
-            Err(Panicked) => Refusal::from(Reason::Internal).into_response(&arrival.request_id),
+        if self.recorder.holds() && response.body().is_own() {
+            return Box::pin(self.hold(response, &arrival)).await;
+        }
+        response
+    }
+
+    /// Asks the store for a key that may be there and not here.
+    async fn fill(&self, opened: Opened, arrival: &mut Arrival) -> Opened {
+        let fill = self.shared.authenticator.fill(&opened.head.headers, arrival.now);
+        arrival.is_overloaded = matches!(caught(fill).await, Ok(Err(Overloaded)));
+        arrival.judged = self.shared.clock.moment();
+        opened
+    }
+
+    /// Holds a response that goes out in one piece until its record is synced (protocols J5).
+    async fn hold(&self, response: Response<Body>, arrival: &Arrival) -> Response<Body> {
+        match self.recorder.synced().await {
+            Ok(()) => response,
+            // Whatever the upstream did: nobody may take it for recorded.
+            Err(NotSynced) => arrival.refuse(Reason::AuditUnavailable),
         }
     }
 
     /// From the head to an upstream request that may be sent, or the refusal.
-    fn prepare(
-        &self,
-        head: request::Parts,
-        incoming: Incoming,
-        addr: Result<ClientAddr, Reason>,
-        arrival: &Arrival,
-        mut exchange: Exchange,
-    ) -> Prepared {
+    fn prepare(&self, opened: Opened, arrival: &Arrival) -> Prepared {
+        let Opened { head, incoming, addr, mut exchange } = opened;
         let forwarded = Forwarded::take(&head.headers, arrival.addr);
         let (judged, permit) = match self.admit(head, addr, arrival, &mut exchange) {
             Ok(admitted) => admitted,
@@ -144,7 +168,7 @@ impl Service {
         head: &request::Parts,
         arrival: &Arrival,
         in_flight: &Rc<InFlight>,
-    ) -> Result<Exchange, crate::audit::Unavailable> {
+    ) -> Result<Exchange, audit::Unavailable> {
         let mut pending = self.recorder.begin(arrival.now)?;
         pending.set_request(head, arrival.request_id.to_header(), arrival.trace.id);
         pending.set_addresses(arrival.addr.client, arrival.addr.peer);
@@ -244,5 +268,10 @@ impl Arrival {
         let trace = Trace::choose(&mut head.headers);
         let addr = addr.unwrap_or_else(|_| ClientAddr::unproven(peer.ip()));
         Self { now, judged: now, is_overloaded: false, addr, request_id, trace }
+    }
+
+    /// A refusal without a record of its own.
+    fn refuse(&self, reason: Reason) -> Response<Body> {
+        Refusal::from(reason).into_response(&self.request_id)
     }
 }

@@ -25,7 +25,7 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn help_says_what_there_is() {
     let directory = tempfile::tempdir().unwrap();
-    let commands: [&[&str]; 21] = [
+    let commands: [&[&str]; 22] = [
         &[],
         &["serve"],
         &["demo"],
@@ -47,6 +47,7 @@ fn help_says_what_there_is() {
         &["keys", "rotate"],
         &["keys", "revoke"],
         &["keys", "import"],
+        &["keys", "report"],
     ];
     for command in commands {
         let output = run(directory.path(), &[command, &["--help"]].concat());

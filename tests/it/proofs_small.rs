@@ -1,7 +1,7 @@
 //! The proofs of `tests/heavy.rs` at a size for every run.
 
 use crate::proofs::revocation::{self, Fleet};
-use crate::proofs::{chaos, deaths, large_bodies, many_keys, outage};
+use crate::proofs::{audit, chaos, deaths, large_bodies, many_keys, outage};
 use std::time::Duration;
 
 #[test]
@@ -36,4 +36,10 @@ fn no_ended_key_is_accepted_whatever_fails() {
     for seed in [1, 2] {
         chaos::prove(&chaos::Run { seed, length: Duration::from_secs(10), pace: Duration::from_millis(20) });
     }
+}
+
+#[test]
+fn strangers_are_counted_exactly_and_take_little_of_the_disk() {
+    let length = Duration::from_secs(3);
+    audit::flood::prove(&audit::flood::Size { rate: 3000, length, mib_per_minute_max: 2.0 });
 }

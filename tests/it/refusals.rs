@@ -243,15 +243,20 @@ fn a_journal_that_cannot_be_written_refuses_requests() {
     let upstream = Upstream::named("live");
     let disk = tempfile::tempdir().unwrap();
     let mounted =
-        Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(disk.path()).status().unwrap();
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=32m", "tmpfs"]).arg(disk.path()).status().unwrap();
     assert!(mounted.success(), "this test mounts a small tmpfs: run it as root, or in `unshare -Urm`");
     let unmount = Unmount(disk.path().to_owned());
-    let audit = format!("[audit]\ndir = \"{}\"", disk.path().display());
+    let audit = format!("[audit]\ndir = \"{}\"\n[limits]\nconnections_max = 100", disk.path().display());
     let gateway = Gateway::builder().live(&upstream).toml(&audit).start();
     let (key, orders) = (gateway.key(&["orders:read"]), gateway.path("orders"));
     let ballast = disk.path().join("ballast");
-    _ = std::fs::write(&ballast, vec![0; 1024 * 1024]);
-    let refused = || (gateway.client().request("GET", &orders, &[&key.bearer()]).status == 503).then_some(());
+    _ = std::fs::write(&ballast, vec![0; 32 * 1024 * 1024]);
+    // What is reserved is used up first.
+    let refused = || {
+        let mut client = gateway.client();
+        let mut statuses = (0..100).map(|_| client.request("GET", &orders, &[&key.bearer()]).status);
+        statuses.any(|status| status == 503).then_some(())
+    };
     eventually("requests are refused", refused);
     check(&gateway, "audit_unavailable", &closing("GET", &orders, &[&key.bearer()]));
     std::fs::remove_file(&ballast).unwrap();
@@ -264,22 +269,23 @@ fn a_journal_that_cannot_be_written_refuses_requests() {
 }
 
 #[test]
-fn a_journal_that_was_removed_refuses_requests_until_it_is_back() {
+fn a_journal_that_was_removed_is_begun_anew_and_what_was_in_it_is_told_to_be_lost() {
     let gateway = Gateway::before(&Upstream::named("erp"));
     let (key, orders) = (gateway.key(&["orders:read"]), gateway.path("orders"));
-    let status = || gateway.client().request("GET", &orders, &[&key.bearer()]).status;
-    let (journal, away) = (gateway.dir.path().join("data/audit"), gateway.dir.path().join("away"));
-    std::fs::rename(&journal, &away).unwrap();
-    eventually("requests are refused", || (status() == 503).then_some(()));
-    std::fs::rename(&away, &journal).unwrap();
-    eventually("requests are served again", || (status() == 200).then_some(()));
+    assert_eq!(gateway.client().request("GET", &orders, &[&key.bearer()]).status, 200);
+    let before = gateway.records().last().unwrap()["seq"].as_u64().unwrap();
+    std::fs::remove_dir_all(gateway.dir.path().join("data/audit")).unwrap();
     let told = || {
-        let records = gateway.records();
-        records.iter().any(|record| record["kind"] == "gap").then_some(records)
+        let status = gateway.client().request("GET", &orders, &[&key.bearer()]).status;
+        assert!([200, 503].contains(&status), "{status}");
+        gateway.dir.path().join("data/audit/0").exists().then(|| gateway.records())
     };
-    let records = eventually("the gap is told", told);
-    let numbers: Vec<u64> = records.iter().map(|record| record["seq"].as_u64().unwrap()).collect();
-    assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
+    let records = eventually("the journal is begun anew", told);
+    let gap = records.iter().find(|record| record["kind"] == "gap").unwrap();
+    assert_eq!(gap["first"], 1);
+    assert!(gap["last"].as_u64() >= Some(before), "{gap}");
+    assert_eq!(gateway.client().request("GET", &orders, &[&key.bearer()]).status, 200);
+    assert!(gateway.log_text().contains("was removed"));
 }
 
 struct Unmount(PathBuf);

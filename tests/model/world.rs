@@ -17,8 +17,8 @@ use keygate::proxy::service::Shared;
 use keygate::reason::Reason;
 use keygate::store::memory::MemoryStore;
 use keygate::store::{
-    Action, Changes, Feed, Fleet, KeyFilter, KeyStore, Member, Mutation, OperationId, Position, Record, StoreError,
-    Write,
+    Account, Accounts, Action, Changes, Feed, Fleet, KeyFilter, KeyStore, LastUses, Member, Mutation, OperationId,
+    Position, Record, StoreError, Write,
 };
 use keygate::sync::{AtomicBool, Receiver, Sender, channel, will_read, will_write};
 use keygate::ulid::Ulid;
@@ -361,6 +361,18 @@ impl KeyStore for Watched {
 
     fn forget(&self, instance: &str) -> Result<bool, StoreError> {
         self.inner.forget(instance)
+    }
+
+    fn account(&self, account: &Account) -> Result<(), StoreError> {
+        self.inner.account(account)
+    }
+
+    fn accounts(&self) -> Result<Accounts, StoreError> {
+        self.inner.accounts()
+    }
+
+    fn last_uses(&self, keys: &[KeyId]) -> Result<Vec<LastUses>, StoreError> {
+        self.inner.last_uses(keys)
     }
 
     fn changes(&self) -> Result<Box<dyn Changes>, StoreError> {

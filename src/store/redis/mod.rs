@@ -1,5 +1,6 @@
 //! The store in Redis, shared by several gateways: one Lua call is one atomic step. Nothing connects before it is asked.
 
+mod accounts;
 mod changes;
 mod link;
 mod reply;
@@ -10,8 +11,8 @@ mod wire;
 mod write;
 
 use super::{
-    Changes, EntityId, EntityRecord, Fleet, KeyFilter, KeyId, KeyRecord, KeyStore, Member, Mutation, Position, Record,
-    StoreError, codec,
+    Account, Accounts, Changes, EntityId, EntityRecord, Fleet, KeyFilter, KeyId, KeyRecord, KeyStore, LastUses, Member,
+    Mutation, Position, Record, StoreError, codec,
 };
 use crate::key::Digest;
 use link::Link;
@@ -138,6 +139,18 @@ impl KeyStore for RedisStore {
 
     fn forget(&self, instance: &str) -> Result<bool, StoreError> {
         roster::remove(&mut self.link(), instance)
+    }
+
+    fn account(&self, account: &Account) -> Result<(), StoreError> {
+        accounts::account(&mut self.link(), account)
+    }
+
+    fn accounts(&self) -> Result<Accounts, StoreError> {
+        accounts::accounts(&mut self.link())
+    }
+
+    fn last_uses(&self, keys: &[KeyId]) -> Result<Vec<LastUses>, StoreError> {
+        accounts::last_uses(&mut self.link(), keys)
     }
 
     fn changes(&self) -> Result<Box<dyn Changes>, StoreError> {

@@ -1,6 +1,6 @@
 //! Opening the file: what is refused, and the schema.
 
-use super::{StoreError, number, unavailable};
+use super::{StoreError, accounts, number, unavailable};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -73,6 +73,7 @@ pub fn open(path: &Path) -> Result<Connection, StoreError> {
         .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
         .map_err(|error| cannot_use(path, &error))?;
     make_schema(&connection, path)?;
+    connection.execute_batch(accounts::TABLES).map_err(|error| cannot_use(path, &error))?;
     Ok(connection)
 }
 

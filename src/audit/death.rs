@@ -1,0 +1,272 @@
+//! Deaths of a process at any moment between two of its steps, and what its successor makes of what was left: the files as
+//! they are at that moment are what a kill leaves.
+
+use super::recorder::{Recorder, Terms};
+use super::ring::{Counter, Ring};
+use super::seal::Chain;
+use super::segment;
+use super::slot;
+use super::writer::{Parts, Writer};
+use super::{Durability, Overload, Pending, Rotation};
+use crate::audit::events::{Anonymous, Health};
+use crate::clock::{Clock, Instant, Moment, Timestamp};
+use crate::reason::Reason;
+use proptest::prelude::*;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+const SLOTS: usize = 4;
+const WORKERS: usize = 2;
+
+/// What may happen next.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Begin {
+        worker: usize,
+    },
+    /// It goes upstream.
+    Open {
+        which: usize,
+    },
+    Commit {
+        which: usize,
+    },
+    Count {
+        worker: usize,
+    },
+    /// The writer does what there is to do.
+    Turn,
+    /// The process is killed, and started again.
+    Die,
+    /// The same, and the successor is killed when it has read what was left, before it serves.
+    DieTwice,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..WORKERS).prop_map(|worker| Step::Begin { worker }),
+        3 => any::<usize>().prop_map(|which| Step::Open { which }),
+        3 => any::<usize>().prop_map(|which| Step::Commit { which }),
+        1 => (0..WORKERS).prop_map(|worker| Step::Count { worker }),
+        2 => Just(Step::Turn),
+        1 => Just(Step::Die),
+        1 => Just(Step::DieTwice),
+    ]
+}
+
+/// One process.
+struct Process {
+    writer: Writer,
+    recorders: Vec<Rc<Recorder>>,
+    rings: Vec<Arc<Ring>>,
+    requests: Vec<(u64, Pending, bool)>,
+}
+
+/// What must be found in the end.
+#[derive(Default)]
+struct Expected {
+    next: u64,
+    /// By request: whether its record is whole, or tells of the death.
+    records: BTreeMap<u64, bool>,
+    counted: u64,
+}
+
+struct World {
+    root: tempfile::TempDir,
+    lives: usize,
+    process: Option<Process>,
+    expected: Expected,
+}
+
+fn parts(dir: &Path) -> Parts {
+    let (slot, _) = slot::take(dir).unwrap();
+    Parts {
+        slot,
+        gateway: "gw".to_owned(),
+        config: "0123456789abcdef".to_owned(),
+        clock: Clock::system(),
+        changes: sync_channel(1).1,
+        health: Arc::new(Health::new()),
+        stop: Arc::default(),
+        rotation: Rotation { bytes: 4096, age: Duration::from_secs(1000) },
+    }
+}
+
+// === impl Process ===
+
+impl Process {
+    fn start(dir: &Path) -> Self {
+        let mut writer = Writer::recover(parts(dir), true).unwrap();
+        let ring =
+            |worker| Arc::new(Ring::create(Some(&writer.dir().join(slot::ring_name(worker))), SLOTS, "cfg").unwrap());
+        let rings: Vec<_> = (0..WORKERS).map(ring).collect();
+        let terms = Terms {
+            health: Arc::new(Health::new()),
+            anonymous: Arc::new(Anonymous::new(1_000_000)),
+            durability: Durability::Written,
+            overload: Overload::Reject,
+            query_names: [].into(),
+        };
+        let recorder = |ring: &Arc<Ring>| Rc::new(Recorder::new(Arc::clone(ring), Arc::default(), terms.clone()));
+        let recorders = rings.iter().map(recorder).collect();
+        writer.attach(rings.clone(), Arc::default());
+        Self { writer, recorders, rings, requests: Vec::new() }
+    }
+}
+
+// === impl World ===
+
+impl World {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let process = Some(Process::start(&root.path().join("0")));
+        Self { root, lives: 0, process, expected: Expected::default() }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.root.path().join(self.lives.to_string())
+    }
+
+    fn act(&mut self, step: Step) {
+        let Some(process) = &mut self.process else { return };
+        let moment = Moment { wall: Timestamp::from_micros(0), mono: Instant::from_nanos(0) };
+        match step {
+            Step::Begin { worker } => {
+                let id = self.expected.next;
+                match process.recorders[worker].begin(moment) {
+                    Ok(mut pending) => {
+                        let request = http::Request::builder().uri("/x").body(()).unwrap().into_parts().0;
+                        pending.set_request(&request, id.to_string().parse().unwrap(), [0; 16]);
+                        self.expected.next += 1;
+                        process.requests.push((id, pending, false));
+                    }
+                    Err(_) => self.expected.counted += 1,
+                }
+            }
+            Step::Open { which } => {
+                let at = which % process.requests.len().max(1);
+                if let Some((_, pending, open)) = process.requests.get_mut(at).filter(|request| !request.2) {
+                    pending.allow();
+                    pending.open("erp".into());
+                    *open = true;
+                }
+            }
+            Step::Commit { which } if !process.requests.is_empty() => {
+                let (id, mut pending, _) = process.requests.remove(which % process.requests.len());
+                pending.commit(Some(Reason::KeyUnknown), Instant::from_nanos(0));
+                self.expected.records.insert(id, true);
+            }
+            Step::Commit { .. } => {}
+            Step::Count { worker } => {
+                process.rings[worker].count(Counter::Refused);
+                self.expected.counted += 1;
+            }
+            Step::Turn => _ = process.writer.turn(),
+            Step::Die => self.die(),
+            Step::DieTwice => {
+                self.die();
+                self.die();
+            }
+        }
+    }
+
+    /// What is there now is what a kill leaves: copied, since what this process does on its way out is not of it.
+    fn die(&mut self) {
+        let (old, new) = (self.dir(), self.root.path().join((self.lives + 1).to_string()));
+        copy(&old, &new);
+        self.lives += 1;
+        if let Some(process) = self.process.take() {
+            for (id, _, open) in &process.requests {
+                if *open {
+                    self.expected.records.insert(*id, false);
+                }
+            }
+        }
+        self.process = Some(Process::start(&new));
+    }
+
+    /// Everything that is there in the end, once.
+    fn check(mut self) {
+        self.die();
+        let lines = self.lines();
+        let seqs: Vec<_> = lines.iter().map(|line| line["seq"].as_u64().unwrap()).collect();
+        assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>(), "each number once");
+        let requests = lines.iter().filter(|line| line["kind"] == "request");
+        let mut found = BTreeMap::new();
+        for record in requests {
+            let id: u64 = record["request_id"].as_str().unwrap().parse().unwrap();
+            let before = found.insert(id, record["reason"] != "gateway_died");
+            assert_eq!(before, None, "request {id} has two records");
+        }
+        assert_eq!(found, self.expected.records);
+        let counted: u64 = lines.iter().filter_map(|line| line["requests_refused"].as_u64()).sum();
+        assert_eq!(counted, self.expected.counted);
+        // The chain can be followed from the beginning.
+        Chain::recover(&self.dir().join("0"), seqs.len() as u64).unwrap();
+    }
+
+    fn lines(&self) -> Vec<Value> {
+        let segments = segment::list(&self.dir().join("0")).unwrap();
+        let mut lines = Vec::new();
+        for (index, (_, path)) in segments.iter().enumerate() {
+            let next = segments.get(index + 1).map_or(u64::MAX, |(next, _)| *next);
+            for line in fs::read_to_string(path).unwrap().lines() {
+                assert!(segment::is_whole(line.as_bytes()));
+                if segment::seq_of(line.as_bytes()).unwrap() < next {
+                    lines.push(serde_json::from_str(line).unwrap());
+                }
+            }
+        }
+        lines
+    }
+}
+
+fn copy(old: &Path, new: &Path) {
+    for entry in fs::read_dir(old.join("0")).unwrap() {
+        let entry = entry.unwrap();
+        fs::create_dir_all(new.join("0")).unwrap();
+        fs::copy(entry.path(), new.join("0").join(entry.file_name())).unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn j3_j7_j8_every_request_has_one_record_and_every_count_is_told_once_whenever_the_process_dies(
+        steps in proptest::collection::vec(step(), 0..40)
+    ) {
+        let mut world = World::new();
+        steps.into_iter().for_each(|step| world.act(step));
+        world.check();
+    }
+}
+
+#[test]
+fn j3_a_record_whose_slot_was_not_freed_yet_is_not_told_to_have_died() {
+    let dir = tempfile::tempdir().unwrap();
+    let ring = Ring::create(Some(&dir.path().join("ring")), SLOTS, "cfg").unwrap();
+    ring.open(1, br#""request_id":"1","#, 17);
+    ring.open(2, br#""request_id":"2","#, 17);
+    assert_eq!(ring.left_in_slots().len(), 2);
+    // As a kill leaves them in the middle of a commit: the record placed and published, or placed alone.
+    ring.stop_in_place(1, true);
+    ring.stop_in_place(2, false);
+    assert_eq!(ring.left_in_slots(), [br#""request_id":"2","#.to_vec()]);
+}
+
+#[test]
+fn what_is_no_kind_of_ring_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ring");
+    for content in [&b""[..], b"short", &[0xff; 100_000]] {
+        fs::write(&path, content).unwrap();
+        assert!(Ring::left_behind(&path).is_ok_and(|ring| ring.is_none()), "{} bytes", content.len());
+    }
+}

@@ -1,0 +1,121 @@
+//! A segment, read piece by piece: its whole records, and what is none. A segment may be larger than memory.
+
+use super::block::{Block, Blocks};
+use super::segment;
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+
+/// No line is longer: the longest are changes of keys with very long allowlists. More bytes without a newline are damage,
+/// and are not held at once.
+const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// What stands in a segment, in its order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// A whole record.
+    Record {
+        seq: u64,
+        /// With its newline.
+        line: &'a str,
+    },
+    /// Bytes of the file that are no whole record.
+    Damage { start: u64, bytes: u64 },
+    /// Bytes at the file's end without a newline: torn, or still being written.
+    Torn { start: u64, bytes: u64 },
+}
+
+/// Reads one segment, in either form.
+#[derive(Debug)]
+pub struct Pieces {
+    source: Source,
+    /// The byte after the last piece.
+    at: u64,
+}
+
+#[derive(Debug)]
+enum Source {
+    Plain { reader: BufReader<File>, line: Vec<u8> },
+    Compressed(Box<Compressed>),
+}
+
+#[derive(Debug)]
+struct Compressed {
+    blocks: Blocks,
+    /// The block whose lines are being given, and how many bytes of them have been.
+    block: Block,
+    given: usize,
+}
+
+// === impl Pieces ===
+
+impl Pieces {
+    /// Reads from byte `from`, where a piece begins; in a compressed segment, a block.
+    ///
+    /// # Errors
+    /// As of opening the file.
+    pub fn open(path: &Path, from: u64) -> io::Result<Self> {
+        let source = if segment::is_compressed(path) {
+            let block = Block { start: from, bytes: 0, is_whole: true };
+            Source::Compressed(Box::new(Compressed { blocks: Blocks::open(path, from)?, block, given: 0 }))
+        } else {
+            let mut file = File::open(path)?;
+            file.seek(SeekFrom::Start(from))?;
+            Source::Plain { reader: BufReader::new(file), line: Vec::new() }
+        };
+        Ok(Self { source, at: from })
+    }
+
+    /// The byte after the last piece that was given; in a compressed segment, where the block begins that is not given whole.
+    pub const fn position(&self) -> u64 {
+        self.at
+    }
+
+    /// The next piece; none at the end. After [`Piece::Torn`] the segment is to be opened again for what is written on.
+    ///
+    /// # Errors
+    /// As of reading the file.
+    pub fn read(&mut self) -> io::Result<Option<Piece<'_>>> {
+        match &mut self.source {
+            Source::Plain { reader, line } => read_plain(reader, line, &mut self.at),
+            Source::Compressed(compressed) => compressed.read(&mut self.at),
+        }
+    }
+}
+
+fn read_plain<'a>(reader: &mut BufReader<File>, line: &'a mut Vec<u8>, at: &mut u64) -> io::Result<Option<Piece<'a>>> {
+    line.clear();
+    let start = *at;
+    let bytes = reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', line)? as u64;
+    *at += bytes;
+    Ok(match record(line) {
+        _ if bytes == 0 => None,
+        Some((seq, line)) => Some(Piece::Record { seq, line }),
+        None if line.ends_with(b"\n") || bytes == LINE_BYTES_MAX => Some(Piece::Damage { start, bytes }),
+        None => Some(Piece::Torn { start, bytes }),
+    })
+}
+
+// === impl Compressed ===
+
+impl Compressed {
+    fn read(&mut self, at: &mut u64) -> io::Result<Option<Piece<'_>>> {
+        if self.given == self.blocks.lines().len() {
+            let Some(block) = self.blocks.read()? else { return Ok(None) };
+            (self.block, self.given) = (block, 0);
+        }
+        let Block { start, bytes, .. } = self.block;
+        let lines = self.blocks.lines();
+        let rest = lines.get(self.given..).unwrap_or_default();
+        let line = rest.split_inclusive(|byte| *byte == b'\n').next().unwrap_or_default();
+        self.given += line.len();
+        *at = if self.given == lines.len() { start + bytes } else { start };
+        Ok(Some(record(line).map_or(Piece::Damage { start, bytes }, |(seq, line)| Piece::Record { seq, line })))
+    }
+}
+
+/// A line that is a whole record, with its `seq`.
+fn record(line: &[u8]) -> Option<(u64, &str)> {
+    let body = line.strip_suffix(b"\n").filter(|body| segment::is_whole(body))?;
+    Some((segment::seq_of(body)?, std::str::from_utf8(line).ok()?))
+}

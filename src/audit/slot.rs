@@ -1,0 +1,130 @@
+//! Slots: the places in an audit directory, one for each process that shares it, each held by a lock.
+
+use super::reader::{LOCK_FILE, SYNCED_FILE};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How many processes can share one directory.
+const SLOTS_MAX: usize = 64;
+const RING_PREFIX: &str = "ring-";
+const LOCK_TRIES: u32 = 5;
+
+/// A slot that this process holds: only it assigns numbers there and writes.
+#[derive(Debug)]
+pub struct Slot {
+    pub number: usize,
+    pub dir: PathBuf,
+    lock: File,
+    synced: File,
+}
+
+/// Takes the lowest free slot, and all others that no process holds: who held them has died and may have left something.
+///
+/// # Errors
+/// As of making and locking the directories; when no slot is free.
+pub fn take(dir: &Path) -> io::Result<(Slot, Vec<Slot>)> {
+    let mut taken = Vec::new();
+    for number in 0..SLOTS_MAX {
+        let path = dir.join(number.to_string());
+        if !taken.is_empty() && !path.exists() {
+            continue;
+        }
+        taken.extend(Slot::lock(number, path)?);
+    }
+    let mut taken = taken.into_iter();
+    let lowest = taken.next();
+    let lowest =
+        lowest.ok_or_else(|| io::Error::other(format!("all {SLOTS_MAX} slots are in use by other processes")))?;
+    Ok((lowest, taken.collect()))
+}
+
+/// The file of a worker's ring.
+pub fn ring_name(worker: usize) -> String {
+    format!("{RING_PREFIX}{worker}")
+}
+
+/// Takes a lock. A reader holds it for a moment to ask whether somebody else does: so it is tried again.
+fn hold(lock: &File) -> rustix::io::Result<()> {
+    for _ in 1..LOCK_TRIES {
+        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(2)),
+            result => return result,
+        }
+    }
+    flock(lock, FlockOperation::NonBlockingLockExclusive)
+}
+
+// === impl Slot ===
+
+impl Slot {
+    /// None when another process holds it.
+    fn lock(number: usize, dir: PathBuf) -> io::Result<Option<Self>> {
+        fs::create_dir_all(&dir)?;
+        let open =
+            |name: &str| File::options().create(true).truncate(false).write(true).read(true).open(dir.join(name));
+        let lock = open(LOCK_FILE)?;
+        match hold(&lock) {
+            Ok(()) => {
+                let synced = open(SYNCED_FILE)?;
+                Ok(Some(Self { number, dir, lock, synced }))
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes the slot anew where its directory was removed; whether it was.
+    ///
+    /// # Errors
+    /// As of making and locking it; also when another process has taken it meanwhile.
+    pub fn restore(&mut self) -> io::Result<bool> {
+        if self.dir.join(LOCK_FILE).exists() {
+            return Ok(false);
+        }
+        let restored = Self::lock(self.number, self.dir.clone())?;
+        let restored = restored.ok_or_else(|| io::Error::other("another process has taken the slot"))?;
+        (self.lock, self.synced) = (restored.lock, restored.synced);
+        Ok(true)
+    }
+
+    /// The rings in it, by file.
+    ///
+    /// # Errors
+    /// As of reading the directory.
+    pub fn rings(&self) -> io::Result<Vec<PathBuf>> {
+        let mut rings = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(RING_PREFIX)) {
+                rings.push(entry.path());
+            }
+        }
+        rings.sort();
+        Ok(rings)
+    }
+
+    /// The last number that was told to be synced; 0 if none was.
+    ///
+    /// # Errors
+    /// As of reading the file.
+    pub fn synced(&self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        match self.synced.read_exact_at(&mut bytes, 0) {
+            Ok(()) => Ok(u64::from_le_bytes(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Tells the readers that everything up to `seq` is synced.
+    ///
+    /// # Errors
+    /// As of writing the file.
+    pub fn tell_synced(&self, seq: u64) -> io::Result<()> {
+        self.synced.write_all_at(&seq.to_le_bytes(), 0)
+    }
+}
