@@ -178,7 +178,7 @@ impl Gateway {
 
 /// Starts to ship what the journal holds. Whatever fails after this leaves the records where they are.
 fn start_shipper(config: &Config, gateway: String, clock: Clock) -> Result<Shipper, StartError> {
-    let outlets = sinks::build(&config.sinks)?;
+    let outlets = sinks::build(&config.sinks, &config.audit.dir)?;
     let parts = ShipperParts { dir: config.audit.dir.clone(), gateway, outlets, clock };
     Shipper::start(parts).map_err(|error| StartError::Other(format!("cannot start the shipper: {error}")))
 }

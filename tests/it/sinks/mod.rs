@@ -1,5 +1,6 @@
 //! Sinks: what the journal holds arrives, whatever fails on the way, and no request notices.
 
+mod index;
 mod redis;
 mod server;
 mod stdout;
