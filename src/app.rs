@@ -178,7 +178,7 @@ impl Gateway {
 
 /// Starts to ship what the journal holds. Whatever fails after this leaves the records where they are.
 fn start_shipper(config: &Config, gateway: String, clock: Clock) -> Result<Shipper, StartError> {
-    let outlets = sinks::build(&config.sinks)?;
+    let outlets = sinks::build(&config.sinks, &config.audit.dir)?;
     let parts = ShipperParts { dir: config.audit.dir.clone(), gateway, outlets, clock };
     Shipper::start(parts).map_err(|error| StartError::Other(format!("cannot start the shipper: {error}")))
 }
@@ -543,14 +543,14 @@ impl ControlPlane for State {
                 self.health.refused() as f64,
             ),
             (
-                "keygate_journal_dropped",
-                "audit records dropped because there was no room, as overload = \"drop\" allows",
-                self.health.dropped() as f64,
-            ),
-            (
                 "keygate_journal_faults",
                 "damages and gaps that the sinks came upon in the journals, since the start",
                 self.sinks.faults() as f64,
+            ),
+            (
+                "keygate_journal_dropped",
+                "audit records dropped because there was no room, as overload = \"drop\" allows",
+                self.health.dropped() as f64,
             ),
         ])
     }
