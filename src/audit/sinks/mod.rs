@@ -15,6 +15,7 @@ pub use feed::Room;
 pub use shipper::{Shipper, ShipperParts, Watch};
 pub use status::{Standing, State};
 
+use crate::clock::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +52,16 @@ pub trait Sink: Send {
     /// # Errors
     /// [`SinkError`], by what is to be done about it. None of them loses a line.
     fn deliver(&mut self, batch: &[Line]) -> Result<(), SinkError>;
+
+    /// Everything that was synced at `read_at` has been delivered. Told again and again while nothing new comes, and a last time
+    /// when the shipper stops.
+    ///
+    /// # Errors
+    /// As of [`Self::deliver`].
+    fn caught_up(&mut self, read_at: Timestamp, is_last: bool) -> Result<(), SinkError> {
+        _ = (read_at, is_last);
+        Ok(())
+    }
 
     /// Whether the journal must keep what this sink has not taken yet.
     fn is_durable(&self) -> bool {
