@@ -5,7 +5,7 @@ use super::feed::{Entry, Feed, Room};
 use super::gap::{Gap, Lack};
 use super::shipper::Shared;
 use super::status::{State, Status};
-use super::{Line, Positions, Sink, SinkError};
+use super::{Line, Outlet, Positions, Sink, SinkError};
 use crate::clock::{Instant, Timestamp, monotonic};
 use crate::telemetry;
 use std::sync::Arc;
@@ -56,7 +56,8 @@ enum Next {
 // === impl Delivery ===
 
 impl Delivery {
-    pub fn new(sink: Box<dyn Sink>, room: Room, shared: Arc<Shared>, status: Arc<Status>) -> Self {
+    pub fn new(outlet: Outlet, shared: Arc<Shared>, status: Arc<Status>) -> Self {
+        let Outlet { sink, room } = outlet;
         Self {
             checkpoint: Checkpoint::of(&shared.dir, sink.name()),
             part: room.records,

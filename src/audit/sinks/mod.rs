@@ -8,12 +8,16 @@ pub mod checkpoint;
 mod delivery;
 mod feed;
 mod gap;
+pub mod http;
 mod shipper;
 mod status;
+mod stdout;
 
 pub use feed::Room;
+pub use http::Http;
 pub use shipper::{Shipper, ShipperParts, Watch};
 pub use status::{Standing, State};
+pub use stdout::Stdout;
 
 use crate::clock::Timestamp;
 use std::collections::BTreeMap;
@@ -69,6 +73,12 @@ pub trait Sink: Send {
     }
 }
 
+/// A sink, and how much it is sent at once.
+pub struct Outlet {
+    pub sink: Box<dyn Sink>,
+    pub room: Room,
+}
+
 /// Why lines were not taken, told apart by what to do. There is none for giving lines up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SinkError {
@@ -89,5 +99,13 @@ impl SinkError {
     /// Again, whenever the shipper sees fit.
     pub fn later(why: impl Into<String>) -> Self {
         Self::Later { why: why.into(), after: None }
+    }
+}
+
+/// Appends lines as they stand in a segment.
+fn push_lines(out: &mut Vec<u8>, batch: &[Line]) {
+    for line in batch {
+        out.extend_from_slice(line.text.as_bytes());
+        out.push(b'\n');
     }
 }

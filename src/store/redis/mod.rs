@@ -6,7 +6,7 @@ mod link;
 mod reply;
 mod roster;
 mod schema;
-mod tls;
+mod stream;
 mod wire;
 mod write;
 
@@ -18,7 +18,7 @@ use crate::key::Digest;
 use link::Link;
 pub use link::{Login, Url};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-pub use tls::{Chain, Identity, Key, Roots, Tls};
+pub use stream::{Appended, RecordStream, StreamSettings};
 
 /// Records read by one call of a list.
 const PAGE: usize = 500;
