@@ -23,6 +23,8 @@ pub struct Reporter {
     /// Whose reporter it is.
     gateway: String,
     is_written: Box<dyn Fn(&str) -> bool + Send>,
+    /// Not told yet.
+    ended: Vec<(String, u64)>,
     /// What the store knew of all journals; none until it was asked.
     known: Option<BTreeMap<String, JournalAccount>>,
     /// Of the journals of which lines were taken.
@@ -30,6 +32,18 @@ pub struct Reporter {
     /// There is something the store was not told yet.
     is_changed: bool,
     told_at: Instant,
+}
+
+/// What a reporter is made of.
+pub struct ReporterParts {
+    pub store: Arc<dyn KeyStore>,
+    pub clock: Clock,
+    /// Whose reporter it is.
+    pub gateway: String,
+    /// Whether a process writes a journal now and it takes records: of one that takes none nobody can say that nothing has happened.
+    pub is_written: Box<dyn Fn(&str) -> bool + Send>,
+    /// Journals of processes that are gone, with their last records.
+    pub ended: Vec<(String, u64)>,
 }
 
 /// What it is called among the sinks.
@@ -44,16 +58,11 @@ const RECORDED_WITHIN: Duration = Duration::from_secs(5);
 // === impl Reporter ===
 
 impl Reporter {
-    /// `is_written` says of a journal whether a process writes it now and it takes records: of one that takes none nobody can say
-    /// that nothing has happened.
-    pub fn new(
-        store: Arc<dyn KeyStore>,
-        clock: Clock,
-        gateway: String,
-        is_written: Box<dyn Fn(&str) -> bool + Send>,
-    ) -> Self {
+    pub fn new(parts: ReporterParts) -> Self {
+        let ReporterParts { store, clock, gateway, is_written, ended } = parts;
         let told_at = clock.moment().mono;
-        Self { store, clock, gateway, is_written, known: None, accounts: BTreeMap::new(), is_changed: false, told_at }
+        let (known, accounts, is_changed) = (None, BTreeMap::new(), false);
+        Self { store, clock, gateway, is_written, ended, known, accounts, is_changed, told_at }
     }
 
     /// The last record that the store knows of each journal, whoever reported it.
@@ -108,6 +117,21 @@ impl Reporter {
         for journal in journals.filter(|journal| journal.through < through && (self.is_written)(&journal.journal)) {
             journal.through = through;
             self.is_changed = true;
+        }
+        self.close_ended();
+    }
+
+    /// Everything of the journals that have ended was taken.
+    fn close_ended(&mut self) {
+        for (name, last) in std::mem::take(&mut self.ended) {
+            let known = self.known.as_ref().and_then(|known| known.get(&name));
+            if let Some(known) = known.filter(|_| !self.accounts.contains_key(&name)) {
+                self.accounts.insert(name.clone(), Account::new(known.clone()));
+            }
+            if let Some(account) = self.accounts.get_mut(&name) {
+                account.journal.closed_seq = account.journal.closed_seq.max(last);
+                self.is_changed = true;
+            }
         }
     }
 

@@ -35,9 +35,14 @@ fn refused(seq: u64, second: i64, reason: &str) -> String {
     line(Kind::Request, seq, second, &body)
 }
 
+fn parts(store: &Arc<MemoryStore>, clock: Clock) -> ReporterParts {
+    let store: Arc<dyn KeyStore> = Arc::<MemoryStore>::clone(store);
+    ReporterParts { store, clock, gateway: "edge-1".into(), is_written: Box::new(|_| true), ended: Vec::new() }
+}
+
 fn reporter(store: &Arc<MemoryStore>) -> (Reporter, Arc<Hand>) {
     let (clock, hand) = Clock::manual(at(1000));
-    (Reporter::new(Arc::clone(store) as Arc<dyn KeyStore>, clock, "edge-1".into(), Box::new(|_| true)), hand)
+    (Reporter::new(parts(store, clock)), hand)
 }
 
 fn told(store: &MemoryStore) -> (JournalAccount, LastUses) {
@@ -123,7 +128,7 @@ fn an_idle_journal_is_reported_up_to_now_while_it_is_written() {
     let written = Arc::new(AtomicBool::new(true));
     let is_written = Arc::clone(&written);
     let is_written = Box::new(move |_: &str| is_written.load(Ordering::Relaxed));
-    let mut reporter = Reporter::new(Arc::clone(&store) as Arc<dyn KeyStore>, clock, "edge-1".into(), is_written);
+    let mut reporter = Reporter::new(ReporterParts { is_written, ..parts(&store, clock) });
     reporter.fold([&*line(Kind::Start, 1, 1000, "")]).unwrap();
     reporter.advance(at(1000));
     assert!(!reporter.is_due());
@@ -158,4 +163,20 @@ fn a_journal_is_closed_when_all_of_it_is_reported_and_open_again_with_its_next_r
         assert_eq!(is_closed(), closed);
     }
     assert_eq!(store.keys(&KeyFilter::default(), None, 9).unwrap(), []);
+}
+
+#[test]
+fn what_a_process_that_is_gone_has_left_is_closed_once_all_of_it_is_taken() {
+    let store = Arc::new(MemoryStore::default());
+    let (clock, _) = Clock::manual(at(1000));
+    let ended = vec![("edge-1/0".to_owned(), 2), ("edge-1/9".to_owned(), 7)];
+    let mut reporter = Reporter::new(ReporterParts { ended, is_written: Box::new(|_| false), ..parts(&store, clock) });
+    reporter.fold([&*line(Kind::Start, 1, 10, ""), &call(2, 11, "allow")]).unwrap();
+    reporter.hand_over().unwrap();
+    assert!(!told(&store).0.is_closed());
+    reporter.advance(at(1000));
+    reporter.hand_over().unwrap();
+    let (journal, _) = told(&store);
+    assert!(journal.is_closed() && journal.through == at(0));
+    assert_eq!(store.accounts().unwrap().journals.len(), 1);
 }
