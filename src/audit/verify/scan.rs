@@ -77,7 +77,7 @@ impl Scan<'_> {
         self.begin(&path, candidate, survey.is_own(candidate));
         let (void_from, is_newest) = (survey.void_from(index), index + 1 == survey.candidates.len());
         let mut schema = u64::from(SCHEMA);
-        while let Some(piece) = pieces.read().map_err(|error| reader::unreadable(&path, &error))? {
+        while let Some(piece) = pieces.read().map_err(|error| reader::about("read", &path, &error))? {
             match piece {
                 Piece::Record { seq, line } => {
                     let told = segment::schema_of(line.as_bytes()).unwrap_or_default();

@@ -127,7 +127,7 @@ pub fn open(path: &Path) -> io::Result<Option<(PathBuf, Pieces)>> {
         match Pieces::open(&form, 0) {
             Ok(pieces) => return Ok(Some((form, pieces))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(reader::unreadable(&form, &error)),
+            Err(error) => return Err(reader::about("read", &form, &error)),
         }
     }
     Ok(None)
