@@ -1,8 +1,12 @@
 """What the benchmarks that run whole processes have in common: building, ports, processes on a core, what the kernel counts."""
-import os, re, shutil, socket, subprocess, sys, time, zlib
+import contextlib, json, os, re, shutil, socket, subprocess, sys, tempfile, time, zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+CONNECTIONS = 64
+MIB = 1 << 20
+# How much of a core others may take before latencies say nothing.
+OTHERS_MAX = 0.1
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -37,6 +41,14 @@ def build(*examples):
     return target / "release/keygate", *(target / "tools/examples" / name for name in examples)
 
 
+def build_without_audit(directory):
+    """Builds the gateway as it is released, but without audit, which is for measuring alone; gives the path of a copy."""
+    target = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
+    subprocess.run(["cargo", "build", "--locked", "--release", "--features", "without-audit"], check=True, cwd=ROOT)
+    # The next build puts its own program there.
+    return shutil.copy(target / "release/keygate", directory / "keygate-without-audit")
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -52,17 +64,21 @@ def key_of(secret):
     return body + digits
 
 
+STRANGER = key_of("A" * 43)
+
+
 class Processes:
     """Processes pinned to a core each, which end with the benchmark."""
 
     def __init__(self, directory):
-        self.dir, self.running = Path(directory), []
+        self.dir, self.running, self.cores = Path(directory), [], {}
 
     def start(self, core, command, **options):
         options = {"stdout": subprocess.DEVNULL, "cwd": self.dir, **options}
         with open(self.dir / "errors.log", "ab") as errors:
             process = subprocess.Popen(["taskset", "-c", str(core), *map(str, command)], stderr=errors, **options)
         self.running.append(process)
+        self.cores[process] = core
         return process
 
     def stop(self, process):
@@ -132,3 +148,186 @@ def commit():
 def machine():
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()).group(1)
     return f"{time.strftime('%Y-%m-%d')}, {model}, {os.cpu_count()} cores, Linux {os.uname().release.split('-')[0]}; keygate {commit()}"
+
+
+class Gateway:
+    """A gateway with a directory of its own; `start` it as often as you like."""
+
+    def __init__(self, bench, name, store, sections="", program=None):
+        self.bench, self.name, self.store, self.dir, self.process = bench, name, store, bench.dir / name, None
+        self.sections, self.program = sections, program or bench.keygate
+        self.dir.mkdir()
+
+    def start(self, wrapper=(), core=0, **options):
+        self.port, self.admin = free_port(), free_port()
+        (self.dir / "gateway.toml").write_text(f"""
+[[listen]]
+address = "127.0.0.1:{self.port}"
+[admin]
+address = "127.0.0.1:{self.admin}"
+[gateway]
+id = "{self.name}"
+workers = 1
+[store]
+url = "{self.store}"
+[cache]
+keys_max = {max(1_000_000, self.bench.count)}
+max_stale = "12h"
+[scopes]
+orders = ["read", "write"]
+[upstreams.erp]
+live = ["http://127.0.0.1:{self.bench.upstream}"]
+[[routes]]
+path = "/v1/entities/{{entity_id}}/orders/**"
+upstream = "erp"
+read = "orders:read"
+write = "orders:write"
+{self.sections}
+""")
+        self.begun = time.monotonic()
+        self.process = self.bench.start(core, [*wrapper, self.program, "serve", "-c", self.dir / "gateway.toml"], **options)
+
+    def stop(self):
+        self.bench.stop(self.process)
+
+    def kill(self):
+        self.bench.kill(self.process)
+
+    def has_snapshot(self):
+        return any((self.dir / "data").glob("keys.snapshot*"))
+
+    def connect(self):
+        stream = socket.create_connection(("127.0.0.1", self.port), 1)
+        stream.settimeout(300)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return stream
+
+    def ask(self, stream, path, key):
+        """Sends one request; gives the status of the answer, read whole."""
+        stream.sendall(f"GET {path} HTTP/1.1\r\nHost: erp.example\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
+        answer = b""
+        while b"\r\n\r\n" not in answer or len(answer) < self.length(answer):
+            received = stream.recv(65536)
+            if not received:
+                raise ConnectionError
+            answer += received
+        return int(answer[9:12])
+
+    def length(self, answer):
+        head, _, _ = answer.partition(b"\r\n\r\n")
+        stated = re.search(rb"\r\ncontent-length: *(\d+)", head, re.I)
+        return len(head) + 4 + int(stated.group(1) if stated else 0)
+
+    def ready(self, key):
+        """Seconds from the start of the process until it has given a correct 200 and a correct 401."""
+        for wanted, presented in ((200, key), (401, STRANGER)):
+            while self.status(presented) != wanted:
+                if self.process.poll() is not None or time.monotonic() > self.begun + 600:
+                    fail(f"the gateway gives no {wanted}:\n{self.bench.errors()}")
+                time.sleep(0.002)
+            if wanted == 200:
+                self.first_200 = time.monotonic() - self.begun
+        return time.monotonic() - self.begun
+
+    def status(self, key):
+        try:
+            with self.connect() as stream:
+                return self.ask(stream, self.bench.path, key)
+        except OSError:
+            return None
+
+    def metric(self, name):
+        with socket.create_connection(("127.0.0.1", self.admin), 10) as stream:
+            stream.sendall(b"GET /metrics HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n")
+            page = stream.makefile("rb").read().decode()
+        found = re.search(rf"^{name} ([0-9.e+-]+)", page, re.M)
+        return float(found.group(1)) if found else 0.0
+
+
+class Bench(Processes):
+    """A store with keys, an upstream, and what was found to be met or not. Gateways are on core 0, everything else on core 1."""
+
+    def __init__(self, directory, count, *examples):
+        super().__init__(directory)
+        self.keygate, self.tool, self.seed_keys, *self.examples = build("bench_tool", "seed_keys", *examples)
+        self.count, self.verdicts, self.upstream, self.disturbed = count, [], free_port(), 0.0
+        self.start(1, [self.tool, "upstream", f"127.0.0.1:{self.upstream}"])
+
+    def seed(self, store):
+        """Fills a store, whose keys are those that are used from now on."""
+        keys = self.dir / "keys.txt"
+        entity = subprocess.run([self.seed_keys, store, str(self.count), keys], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+        self.keys, self.path = keys, f"/v1/entities/{entity}/orders/7"
+        every = keys.read_text().split()
+        self.some, self.last = every[:1000], every[-1]
+
+    def begin_load(self, gateway, seconds, rate, keys):
+        # The generator watches the clock without pause: as an idle task it gives way at once when upstream or Redis has work, whose wait for
+        # the core would count as the gateway's.
+        command = ["taskset", "-c", "1", "chrt", "--idle", "0", self.tool, "load", f"127.0.0.1:{gateway.port}", self.path, CONNECTIONS, f"{seconds:.3f}", rate, keys]
+        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.running.append(process)
+        self.cores[process] = 1
+        return process
+
+    def end_load(self, process):
+        out, errors = process.communicate(timeout=600)
+        self.running.remove(process)
+        if process.returncode:
+            fail(f"the load failed: {errors}")
+        return json.loads(out)
+
+    def load(self, *arguments):
+        return self.end_load(self.begin_load(*arguments))
+
+    def of_others(self):
+        """Time so far that core 0 and core 1 were busy with what is not of this benchmark. No process may end meanwhile but a load."""
+        ended = os.times()
+        ours = [0.0, ended.children_user + ended.children_system]
+        for process in self.running:
+            ours[self.cores[process]] += cpu_seconds(process)
+        return [core_seconds(core) - own for core, own in enumerate(ours)]
+
+    @contextlib.contextmanager
+    def watch_others(self):
+        """Notes what share of a core others take meanwhile; gives the shares of core 0 and core 1 in the end."""
+        shares, began, before = [], time.monotonic(), self.of_others()
+        yield shares
+        seconds = time.monotonic() - began
+        shares += [max(0.0, now - then) / seconds for then, now in zip(before, self.of_others())]
+        self.disturbed = max(self.disturbed, *shares)
+
+    def say_if_void(self):
+        if self.disturbed > OTHERS_MAX:
+            print(f"THE LATENCIES ARE VOID: others took up to {self.disturbed:.0%} of a core; allowed are {OTHERS_MAX:.0%}.")
+
+    def judge(self, what, is_met, found):
+        self.verdicts.append(bool(is_met))
+        print(f"{'met' if is_met else 'not met'}: {what}: {found}")
+
+
+def table(columns, rows):
+    lines = [columns, ["---"] * len(columns), *rows]
+    print("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n", flush=True)
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def write_keys(path, keys):
+    path.write_text("\n".join(keys) + "\n")
+    return path
+
+
+@contextlib.contextmanager
+def running(make):
+    """What `make` gives for a directory of its own; all its processes end in the end."""
+    with tempfile.TemporaryDirectory(prefix="keygate-bench-") as directory:
+        bench = None
+        try:
+            bench = make(directory)
+            yield bench
+        finally:
+            if bench:
+                bench.stop_all()

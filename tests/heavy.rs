@@ -8,7 +8,7 @@ mod harness;
 mod proofs;
 
 use proofs::revocation::{self, Fleet};
-use proofs::{chaos, deaths, large_bodies, many_keys, outage};
+use proofs::{audit, chaos, deaths, large_bodies, many_keys, outage};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -66,10 +66,55 @@ fn a_million_keys_are_loaded_in_3_seconds_take_600_bytes_each_and_cost_no_cpu() 
 }
 
 #[test]
+fn l1_a_gateway_that_was_killed_1000_times_has_journaled_whatever_anybody_saw() {
+    let _alone = alone();
+    audit::deaths::prove(&deaths_at_full_size(1000));
+}
+
+#[test]
+fn a_journal_that_is_not_waited_for_loses_only_what_was_young_when_the_gateway_was_killed() {
+    let _alone = alone();
+    let ages = audit::deaths::window(&deaths_at_full_size(200));
+    assert!(ages.iter().all(|age| *age < Duration::from_millis(100)), "{ages:?}");
+}
+
+#[test]
+fn l2_what_was_answered_is_in_the_journal_when_the_power_has_failed_100_times() {
+    let _alone = alone();
+    audit::power::prove(&deaths_at_full_size(100));
+}
+
+#[test]
+fn l4_l5_while_the_disk_is_full_or_fails_requests_are_refused_or_dropped_and_counted() {
+    let _alone = alone();
+    for failure in [audit::failures::Failure::FullDisk, audit::failures::Failure::FailingSync] {
+        audit::failures::refuse(failure);
+        audit::failures::drop_records(failure);
+    }
+    ["reject", "drop"].into_iter().for_each(audit::failures::die);
+}
+
+#[test]
+fn a_flood_of_20000_strangers_a_second_is_counted_exactly_and_takes_2_mib_a_minute_of_the_disk() {
+    let _alone = alone();
+    let length = Duration::from_secs(60);
+    audit::flood::prove(&audit::flood::Size { rate: 20_000, length, mib_per_minute_max: 2.0 });
+}
+
+fn deaths_at_full_size(times: usize) -> audit::deaths::Run {
+    let seed = number("KEYGATE_DEATHS_SEED").unwrap_or_else(|| fastrand::u64(..));
+    audit::deaths::Run { seed, times, rate: Some(5000), life: Duration::from_millis(200) }
+}
+
+#[test]
 fn chaos_no_ended_key_is_accepted_whatever_fails() {
     let _alone = alone();
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
     let minutes = number("KEYGATE_CHAOS_MINUTES").unwrap_or(5);
     let seed = number("KEYGATE_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..));
     chaos::prove(&chaos::Run { seed, length: Duration::from_secs(60 * minutes), pace: Duration::from_millis(10) });
+}
+
+/// A number from the environment.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect(name))
 }

@@ -494,7 +494,12 @@ mod tests {
         fs::write(&path, lines(1, 100)).unwrap();
         let (mut follow, mut seqs) = (Follow::new(dir.path().to_owned()), Vec::new());
         for through in [30, 60, 100] {
-            follow.read_through(through, |line| seqs.push(line.seq)).unwrap();
+            follow
+                .read_through(through, |line| {
+                    seqs.push(line.seq);
+                    std::ops::ControlFlow::Continue(())
+                })
+                .unwrap();
             if through == 30 {
                 fs::write(dir.path().join(segment::file_name(101)), lines(101, 9)).unwrap();
                 compress(&path).unwrap();

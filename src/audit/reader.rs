@@ -6,6 +6,7 @@ use rustix::fs::{FlockOperation, flock};
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// A slot's file that its process holds locked.
@@ -143,16 +144,19 @@ impl Follow {
     ///
     /// # Errors
     /// As of reading the files, with the one that cannot be read.
-    pub fn read(&mut self, take: impl FnMut(Line)) -> io::Result<()> {
-        self.read_through(u64::MAX, take)
+    pub fn read(&mut self, mut take: impl FnMut(Line)) -> io::Result<()> {
+        self.read_through(u64::MAX, |line| {
+            take(line);
+            ControlFlow::Continue(())
+        })
     }
 
-    /// The same up to the record `through`; the next call goes on after it. With [`synced_through`]: what no loss of power
-    /// takes back.
+    /// The same up to the record `through`, or the one with which `take` breaks off; the next call goes on after it. With
+    /// [`synced_through`]: what no loss of power takes back.
     ///
     /// # Errors
     /// As of reading the files, with the one that cannot be read.
-    pub fn read_through(&mut self, through: u64, mut take: impl FnMut(Line)) -> io::Result<()> {
+    pub fn read_through(&mut self, through: u64, mut take: impl FnMut(Line) -> ControlFlow<()>) -> io::Result<()> {
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -164,7 +168,7 @@ impl Follow {
         }
     }
 
-    fn read_listed(&mut self, through: u64, take: &mut impl FnMut(Line)) -> io::Result<()> {
+    fn read_listed(&mut self, through: u64, take: &mut impl FnMut(Line) -> ControlFlow<()>) -> io::Result<()> {
         let segments = segment::list(&self.dir).map_err(|error| about("read", &self.dir, &error))?;
         for (index, (first, path)) in segments.iter().enumerate() {
             // Records at and after the next segment's first number were written again there.
@@ -184,14 +188,14 @@ impl Follow {
         Ok(())
     }
 
-    /// Reads a segment from where it was left; false when there is more in it, after `through`.
+    /// Reads a segment from where it was left; false when there may be more in it, after `through` or what `take` broke off with.
     fn read_segment(
         &mut self,
         first: u64,
         path: &Path,
         next: Option<u64>,
         through: u64,
-        take: &mut impl FnMut(Line),
+        take: &mut impl FnMut(Line) -> ControlFlow<()>,
     ) -> io::Result<bool> {
         let is_compressed = segment::is_compressed(path);
         // In its other form a segment is read anew, and what was given of it is passed over.
@@ -199,12 +203,13 @@ impl Follow {
         let mut pieces = Pieces::open(path, left.map_or(0, |place| place.offset))?;
         self.at = Some(Place { first, is_compressed, offset: pieces.position() });
         while let Some(piece) = pieces.read()? {
+            let mut flow = ControlFlow::Continue(());
             match piece {
                 Piece::Record { seq, .. } if seq > through => return Ok(false),
                 Piece::Record { seq, line } => {
                     if self.last_seq.is_none_or(|last| seq > last) && next.is_none_or(|next| seq < next) {
                         self.advance(seq);
-                        take(Line { seq, text: line.trim_end_matches('\n').to_owned() });
+                        flow = take(Line { seq, text: line.trim_end_matches('\n').to_owned() });
                     }
                 }
                 Piece::Damage { start, bytes } => self.add_damage(path, start, bytes),
@@ -213,6 +218,9 @@ impl Follow {
                 Piece::Torn { .. } => return Ok(true),
             }
             self.at = Some(Place { first, is_compressed, offset: pieces.position() });
+            if flow.is_break() {
+                return Ok(false);
+            }
         }
         Ok(true)
     }
@@ -305,7 +313,12 @@ mod tests {
         }
         let read = |follow: &mut Follow, through| {
             let mut seqs = Vec::new();
-            follow.read_through(through, |line| seqs.push(line.seq)).unwrap();
+            follow
+                .read_through(through, |line| {
+                    seqs.push(line.seq);
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
             assert_eq!(follow.take_faults(), []);
             seqs
         };

@@ -240,6 +240,8 @@ mod tests {
             write_line(&mut line, Kind::Change, &format!("{id}/63"), seq, "cfg", body.as_bytes());
             prop_assert_eq!(line.pop(), Some(b'\n'));
             prop_assert_eq!((seq_of(&line), is_whole(&line)), (Some(seq), true));
+            let journal = format!("{id}/63");
+            prop_assert_eq!(journal_of(&line), Some(&*journal));
         }
     }
 

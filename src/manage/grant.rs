@@ -80,14 +80,22 @@ impl Settings {
     /// What a key manager should think about again.
     pub(super) fn warnings(&self, scopes: &ScopeList, allowlist: &Networks) -> Vec<String> {
         let mut warnings = Vec::new();
-        let elevated = scopes.iter().any(|scope| self.vocabulary.is_elevated(scope));
-        if elevated {
+        if self.is_elevated(scopes) {
             warnings.push("this key holds elevated scopes".to_owned());
         }
-        if allowlist.is_empty() && (elevated || holds_every_write(&self.vocabulary, scopes)) {
+        if allowlist.is_empty() && self.is_powerful(scopes) {
             warnings.push("this key is powerful and works from any address; limit it with --allow".to_owned());
         }
         warnings
+    }
+
+    /// Whether a key with these scopes holds elevated ones or may write everything else.
+    pub(super) fn is_powerful(&self, scopes: &ScopeList) -> bool {
+        self.is_elevated(scopes) || holds_every_write(&self.vocabulary, scopes)
+    }
+
+    fn is_elevated(&self, scopes: &ScopeList) -> bool {
+        scopes.iter().any(|scope| self.vocabulary.is_elevated(scope))
     }
 }
 

@@ -1,9 +1,13 @@
 //! Use cases of key managers: create, list, show, update, rotate, revoke, import; entities. Knows no HTTP.
 
 mod confirm;
+pub mod coverage;
 mod entities;
 mod grant;
 mod keys;
+pub mod quiet;
+pub mod report;
+pub mod reporter;
 mod rotate;
 
 pub use confirm::{Confirmation, Silent, Standing};

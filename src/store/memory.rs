@@ -1,8 +1,8 @@
 //! A store that lives and dies with the process: the contract's reference model, and a quick store for tests.
 
 use super::{
-    Change, Changes, Conflict, Feed, Fleet, KeyFilter, KeyStore, Member, Mutation, OperationId, Position, Record,
-    StoreError, Write,
+    Account, Accounts, Change, Changes, Conflict, Feed, Fleet, JournalAccount, KeyFilter, KeyStore, LastUses, Member,
+    Mutation, OperationId, Position, Record, StoreError, Write,
 };
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use std::collections::{BTreeMap, HashMap};
@@ -20,6 +20,8 @@ struct Data {
     log: Vec<Change>,
     operations: HashMap<OperationId, Vec<u64>>,
     fleet: BTreeMap<(String, String), Member>,
+    journals: BTreeMap<String, JournalAccount>,
+    uses: HashMap<KeyId, LastUses>,
 }
 
 /// A follower's reader, and its row.
@@ -94,6 +96,29 @@ impl KeyStore for MemoryStore {
         let known = data.fleet.len();
         data.fleet.retain(|_, member| member.instance != instance);
         Ok(data.fleet.len() < known)
+    }
+
+    fn until_quiet(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        let data = self.data();
+        let waiting = |key: &&KeyRecord| key.until_quiet.is_some() && key.revoked_at.is_none();
+        Ok(data.keys.values().filter(waiting).cloned().collect())
+    }
+
+    fn account(&self, account: &Account) -> Result<(), StoreError> {
+        let mut data = self.data();
+        account.uses.iter().for_each(|(key, uses)| data.uses.entry(*key).or_default().merge(uses));
+        let told = &account.journal;
+        data.journals.entry(told.journal.clone()).or_insert_with(|| told.clone()).merge(told);
+        Ok(())
+    }
+
+    fn accounts(&self) -> Result<Accounts, StoreError> {
+        Ok(Accounts { journals: self.data().journals.values().cloned().collect() })
+    }
+
+    fn last_uses(&self, keys: &[KeyId]) -> Result<Vec<LastUses>, StoreError> {
+        let data = self.data();
+        Ok(keys.iter().map(|key| data.uses.get(key).cloned().unwrap_or_default()).collect())
     }
 
     fn changes(&self) -> Result<Box<dyn Changes>, StoreError> {

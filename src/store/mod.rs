@@ -4,6 +4,7 @@
 //! version is the `seq` of its last change; keys and entities share one sequence. Calls block: they belong on the
 //! control plane or in the CLI, never on a worker.
 
+pub mod account;
 pub mod codec;
 mod fleet;
 pub mod memory;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use account::{Account, Accounts, JournalAccount, LastUses, Seal, Use};
 pub use fleet::{Fleet, Member};
 
 /// Which store, from `[store]` in gateway.toml.
@@ -200,6 +202,17 @@ pub trait KeyStore: Send + Sync {
     fn fleet(&self) -> Result<Fleet, StoreError>;
     /// Removes the row of a gateway that is known to be dead; whether there was one.
     fn forget(&self, instance: &str) -> Result<bool, StoreError>;
+
+    /// The keys that end once they are quiet and were not revoked yet, in no order.
+    fn until_quiet(&self) -> Result<Vec<KeyRecord>, StoreError>;
+
+    /// Takes a gateway's report of its journal: of two things told the greater stays. Written in steps of a bounded size, the
+    /// journal last: after an error some of the uses may be stored, and reporting again is harmless.
+    fn account(&self, account: &Account) -> Result<(), StoreError>;
+    /// How far the journals of all gateways are reported.
+    fn accounts(&self) -> Result<Accounts, StoreError>;
+    /// What each of these keys was last used for, as far as it is reported, in the order asked for.
+    fn last_uses(&self, keys: &[KeyId]) -> Result<Vec<LastUses>, StoreError>;
 
     /// Opens a reader of the change log.
     fn changes(&self) -> Result<Box<dyn Changes>, StoreError>;

@@ -14,6 +14,11 @@ const SNAPSHOT_REFUSED: &str = "keygate_snapshot_refused_total";
 const FILLS: &str = "keygate_fills_total";
 const CHANGE_DELAY: &str = "keygate_change_delay_seconds";
 const BUILD: &str = "keygate_build_info";
+const SINK_SENT: &str = "keygate_sink_sent_total";
+const SINK_RETRIES: &str = "keygate_sink_retries_total";
+const SINK_DROPPED: &str = "keygate_sink_dropped_total";
+const SINK_LAG_RECORDS: &str = "keygate_sink_lag_records";
+const SINK_LAG_SECONDS: &str = "keygate_sink_lag_seconds";
 
 /// Upper bounds of the duration histogram's buckets, in seconds: OpenTelemetry's advice for HTTP, and finer ones below it.
 const BUCKETS: [f64; 17] =
@@ -69,6 +74,11 @@ impl Page {
             Unit::Seconds,
             "time from a change's entry in the log, by its writer's clock, until it was in force here and what it ended was cut"
         );
+        metrics::describe_counter!(SINK_SENT, "audit lines that a sink has taken, told gaps included");
+        metrics::describe_counter!(SINK_RETRIES, "deliveries to a sink that failed and are tried again");
+        metrics::describe_counter!(SINK_DROPPED, "audit records that a sink was told it does not get");
+        metrics::describe_gauge!(SINK_LAG_RECORDS, "synced audit records that a sink has not taken");
+        metrics::describe_gauge!(SINK_LAG_SECONDS, Unit::Seconds, "age of the oldest record that a sink has not taken");
         metrics::describe_gauge!(BUILD, "the version that is running");
         metrics::gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         Ok(Self { handle })
@@ -126,6 +136,27 @@ pub fn filled(outcome: Filled) {
 /// A change of keys is in force here, so long after it was made.
 pub fn change_applied(delay: Duration) {
     metrics::histogram!(CHANGE_DELAY).record(delay);
+}
+
+/// A sink, by its name in gateway.toml, has taken so many lines.
+pub fn sink_sent(sink: &str, lines: usize) {
+    metrics::counter!(SINK_SENT, "sink" => sink.to_owned()).increment(lines as u64);
+}
+
+/// A delivery to a sink failed.
+pub fn sink_retried(sink: &str) {
+    metrics::counter!(SINK_RETRIES, "sink" => sink.to_owned()).increment(1);
+}
+
+/// A sink was told that it does not get so many records.
+pub fn sink_dropped(sink: &str, records: u64) {
+    metrics::counter!(SINK_DROPPED, "sink" => sink.to_owned()).increment(records);
+}
+
+/// How far a sink is behind the journals.
+pub fn sink_lag(sink: &str, records: u64, age: Duration) {
+    metrics::gauge!(SINK_LAG_RECORDS, "sink" => sink.to_owned()).set(records as f64);
+    metrics::gauge!(SINK_LAG_SECONDS, "sink" => sink.to_owned()).set(age.as_secs_f64());
 }
 
 // === impl RequestMetrics ===

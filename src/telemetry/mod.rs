@@ -3,4 +3,7 @@
 pub mod logging;
 pub mod metrics;
 
-pub use metrics::{Filled, Page, RequestMetrics, change_applied, filled, reload_begun, snapshot_refused};
+pub use metrics::{
+    Filled, Page, RequestMetrics, change_applied, filled, reload_begun, sink_dropped, sink_lag, sink_retried,
+    sink_sent, snapshot_refused,
+};

@@ -50,6 +50,7 @@ fn help_says_what_there_is() {
         &["keys", "rotate"],
         &["keys", "revoke"],
         &["keys", "import"],
+        &["keys", "report"],
     ];
     for command in commands {
         let output = run(directory.path(), &[*command, &["--help"]].concat());

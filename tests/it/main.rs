@@ -26,6 +26,7 @@ mod readme;
 mod redis;
 mod redis_tls;
 mod refusals;
+mod sinks;
 mod smoke;
 mod snapshot;
 mod streaming;

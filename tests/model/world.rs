@@ -17,8 +17,8 @@ use keygate::proxy::service::Shared;
 use keygate::reason::Reason;
 use keygate::store::memory::MemoryStore;
 use keygate::store::{
-    Action, Changes, Feed, Fleet, KeyFilter, KeyStore, Member, Mutation, OperationId, Position, Record, StoreError,
-    Write,
+    Account, Accounts, Action, Changes, Feed, Fleet, KeyFilter, KeyStore, LastUses, Member, Mutation, OperationId,
+    Position, Record, StoreError, Write,
 };
 use keygate::sync::{AtomicBool, Receiver, Sender, channel, will_read, will_write};
 use keygate::ulid::Ulid;
@@ -267,6 +267,7 @@ pub fn key(number: u8) -> Record {
         revoked_at: None,
         rotated_to: None,
         rotated_from: None,
+        until_quiet: None,
     })
 }
 
@@ -361,6 +362,22 @@ impl KeyStore for Watched {
 
     fn forget(&self, instance: &str) -> Result<bool, StoreError> {
         self.inner.forget(instance)
+    }
+
+    fn until_quiet(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        self.inner.until_quiet()
+    }
+
+    fn account(&self, account: &Account) -> Result<(), StoreError> {
+        self.inner.account(account)
+    }
+
+    fn accounts(&self) -> Result<Accounts, StoreError> {
+        self.inner.accounts()
+    }
+
+    fn last_uses(&self, keys: &[KeyId]) -> Result<Vec<LastUses>, StoreError> {
+        self.inner.last_uses(keys)
     }
 
     fn changes(&self) -> Result<Box<dyn Changes>, StoreError> {

@@ -5,7 +5,10 @@ use super::time::{MILLIS, SECONDS};
 use super::world::{Late, World};
 use super::{lock, roster::Roster};
 use keygate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
-use keygate::store::{Changes, Feed, Fleet, KeyFilter, KeyStore, Member, Mutation, Position, Record, StoreError};
+use keygate::store::{
+    Account, Accounts, Changes, Feed, Fleet, KeyFilter, KeyStore, LastUses, Member, Mutation, Position, Record,
+    StoreError,
+};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -209,6 +212,22 @@ impl KeyStore for RemoteStore {
 
     fn forget(&self, instance: &str) -> Result<bool, StoreError> {
         self.link.call("forget", |server| server.remove_row(instance))
+    }
+
+    fn until_quiet(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        self.ask("until_quiet", |store| store.until_quiet())
+    }
+
+    fn account(&self, account: &Account) -> Result<(), StoreError> {
+        self.ask("account", |store| store.account(account))
+    }
+
+    fn accounts(&self) -> Result<Accounts, StoreError> {
+        self.ask("accounts", |store| store.accounts())
+    }
+
+    fn last_uses(&self, keys: &[KeyId]) -> Result<Vec<LastUses>, StoreError> {
+        self.ask("last_uses", |store| store.last_uses(keys))
     }
 
     fn changes(&self) -> Result<Box<dyn Changes>, StoreError> {

@@ -1,12 +1,13 @@
 //! The embedded store: one SQLite file that the gateway and the CLI share (protocols, the SQLite paragraph).
 
+mod accounts;
 mod changes;
 mod open;
 mod roster;
 mod rows;
 mod write;
 
-use super::{Changes, Fleet, KeyFilter, KeyStore, Member, Mutation, Position, StoreError};
+use super::{Account, Accounts, Changes, Fleet, KeyFilter, KeyStore, LastUses, Member, Mutation, Position, StoreError};
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::path::{Path, PathBuf};
@@ -124,6 +125,34 @@ impl KeyStore for SqliteStore {
 
     fn forget(&self, instance: &str) -> Result<bool, StoreError> {
         roster::forget(&self.path, instance).map_err(|error| StoreError::Unavailable(error.to_string()))
+    }
+
+    fn until_quiet(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        let opened = self.opened()?;
+        let sql = format!(
+            "SELECT {} FROM keys WHERE until_quiet IS NOT NULL AND revoked_at IS NULL ORDER BY version",
+            rows::KEY_COLUMNS
+        );
+        let mut statement = opened.connection.prepare_cached(&sql).map_err(unavailable)?;
+        let mut found = statement.query([]).map_err(unavailable)?;
+        let mut keys = Vec::new();
+        while let Some(row) = found.next().map_err(unavailable)? {
+            keys.push(rows::read_key(row)?);
+        }
+        Ok(keys)
+    }
+
+    fn account(&self, account: &Account) -> Result<(), StoreError> {
+        accounts::account(&mut self.opened()?.connection, account)
+    }
+
+    fn accounts(&self) -> Result<Accounts, StoreError> {
+        accounts::accounts(&self.opened()?.connection)
+    }
+
+    fn last_uses(&self, keys: &[KeyId]) -> Result<Vec<LastUses>, StoreError> {
+        let opened = self.opened()?;
+        keys.iter().map(|key| accounts::last_uses(&opened.connection, *key)).collect()
     }
 
     fn changes(&self) -> Result<Box<dyn Changes>, StoreError> {

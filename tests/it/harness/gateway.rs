@@ -139,7 +139,7 @@ impl Builder {
             let created = run(dir.path(), &["entities", "create", "--code", "acme", "--id", ENTITY]);
             assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
         }
-        let (child, log, address, admin) = spawn(dir.path(), &[]);
+        let (child, log, address, admin) = spawn(keygate(dir.path()).arg("serve"));
         let (canary, refusals) = (Canary::default(), Refusals::default());
         Gateway {
             address,
@@ -321,10 +321,29 @@ impl Gateway {
 
     /// The same with more variables in its environment.
     pub fn restart_with(&mut self, environment: &[(&str, &str)]) {
+        let mut command = keygate(self.dir.path());
+        self.restart_as(command.arg("serve").envs(environment.iter().copied()));
+    }
+
+    /// The same through a program that becomes the gateway: it is given the command's words after its own.
+    pub fn restart_through(&mut self, program: &str, args: &[&str]) {
+        let own = keygate(self.dir.path());
+        let mut command = Command::new(program);
+        command.current_dir(self.dir.path()).args(args).arg(own.get_program()).arg("serve");
+        for (name, value) in own.get_envs() {
+            match value {
+                Some(value) => _ = command.env(name, value),
+                None => _ = command.env_remove(name),
+            }
+        }
+        self.restart_as(&mut command);
+    }
+
+    fn restart_as(&mut self, serve: &mut Command) {
         _ = self.child.kill();
         _ = self.child.wait();
         self.earlier_logs.push_str(&self.log_text());
-        let (child, log, address, admin) = spawn(self.dir.path(), environment);
+        let (child, log, address, admin) = spawn(serve);
         (self.child, self.log, self.address, self.admin) = (child, log, address, admin);
     }
 }
@@ -358,11 +377,9 @@ fn run(dir: &Path, args: &[&str]) -> Output {
     keygate(dir).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
-/// Starts `keygate serve` in `dir` and waits until it is ready.
-fn spawn(dir: &Path, environment: &[(&str, &str)]) -> (Child, Arc<Mutex<String>>, SocketAddr, SocketAddr) {
-    let mut command = keygate(dir);
-    command.arg("serve").envs(environment.iter().copied());
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+/// Starts a gateway by this command and waits until it is ready.
+fn spawn(serve: &mut Command) -> (Child, Arc<Mutex<String>>, SocketAddr, SocketAddr) {
+    let mut child = serve.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let (mut address, mut admin, mut text) = (None, None, String::new());
     while admin.is_none() {

@@ -1,5 +1,6 @@
 //! Proofs in two sizes: small in every test run, at full size in `tests/run heavy`.
 
+pub mod audit;
 pub mod chaos;
 pub mod deaths;
 pub mod large_bodies;

@@ -1,5 +1,7 @@
 //! `keygate keys`.
 
+mod report;
+
 use super::confirm::Wait;
 use super::output::{self, Output};
 use super::{Failure, actor, exit};
@@ -8,9 +10,9 @@ use crate::config::{Config, values};
 use crate::key::{Digest, EntityId, KeyId, KeyRecord, Mode};
 use crate::manage::{Created, ImportKey, Manage, NewKey, Overlap, Revoked, UpdateKey};
 use crate::net::{Networks, parse_network};
-use crate::store::{self, KeyStore, Record};
+use crate::store::{self, KeyStore, Record, Use};
 use ipnet::IpNet;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::{IsTerminal, Write as _};
 use std::process::ExitCode;
@@ -37,6 +39,9 @@ pub enum Command {
         /// How long the old key goes on working, such as 24h; 0 ends it now. Never longer than its own expiry.
         #[arg(long, value_name = "TIME", default_value = "24h", value_parser = overlap)]
         overlap: Duration,
+        /// End the old key sooner, once it was not used for so long on any gateway, refused calls included.
+        #[arg(long, value_name = "TIME", value_parser = values::duration)]
+        until_quiet: Option<Duration>,
     },
     /// End a key, at once and for good.
     Revoke {
@@ -47,6 +52,8 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Which keys deserve a second look: unused, without an end, too powerful, old, or rotated and still in use.
+    Report(report::Args),
     /// Store a key that another system made, by its SHA-256 alone: nobody must change a key.
     Import {
         #[command(flatten)]
@@ -159,8 +166,11 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
         Command::List { entity } => session.list(entity.as_deref()),
         Command::Show { id } => session.show(&session.manage.key(key_id(id)?)?),
         Command::Update(args) => session.update(args),
-        Command::Rotate { id, overlap } => session.rotate(key_id(id)?, Overlap(*overlap)),
+        Command::Rotate { id, overlap, until_quiet } => {
+            session.rotate(key_id(id)?, Overlap { time: *overlap, until_quiet: *until_quiet })
+        }
         Command::Revoke { id, yes, wait } => session.revoke(key_id(id)?, *yes, *wait),
+        Command::Report(args) => session.report(args),
         Command::Import { grant, sha256 } => session.import(grant, *sha256),
     }
 }
@@ -210,7 +220,7 @@ impl Session<'_> {
             key.mode.to_string(),
             key.state(self.now).as_str().to_owned(),
             key.last4.clone(),
-            output::show_time(key.expires_at),
+            end_of(key),
             key.scopes.to_string(),
         ]
     }
@@ -243,10 +253,10 @@ impl Session<'_> {
 
     fn rotate(&self, id: KeyId, overlap: Overlap) -> Result<ExitCode, Failure> {
         let (created, old) = self.manage.rotate_key(id, overlap)?;
-        let end = match overlap {
-            Overlap(Duration::ZERO) => "has ended".to_owned(),
-            Overlap(_) => format!("works until {}", output::show_time(old.expires_at)),
-        };
+        if overlap.until_quiet.is_some_and(|quiet| quiet >= overlap.time) {
+            say!("warning: the overlap ends before the key can have been quiet for so long; give a longer --overlap");
+        }
+        let end = if overlap.time.is_zero() { "has ended".to_owned() } else { format!("works until {}", end_of(&old)) };
         self.show_created(&created, &format!("rotated: {id} {end}, its successor is"), &old)
     }
 
@@ -320,6 +330,13 @@ impl CreateArgs {
     }
 }
 
+/// When a key ends, for people.
+fn end_of(key: &KeyRecord) -> String {
+    let end = output::show_time(key.expires_at);
+    let quiet = key.until_quiet.filter(|_| key.revoked_at.is_none());
+    quiet.map_or_else(|| end.clone(), |quiet| format!("{end}, or once quiet for {}", values::show_duration(quiet)))
+}
+
 fn warn(warnings: &[String]) {
     warnings.iter().for_each(|warning| say!("warning: {warning}"));
 }
@@ -335,6 +352,31 @@ fn fields(value: &Value) -> Vec<Vec<String>> {
     };
     let members = value.as_object().into_iter().flatten();
     members.map(|(name, value)| vec![name.clone(), show(value)]).collect()
+}
+
+/// A call with a key, for people.
+fn show_use(call: &Use) -> String {
+    let ip = call.client_ip.map_or_else(|| "an unknown address".to_owned(), |ip| ip.to_string());
+    let refused =
+        if call.allowed { String::new() } else { format!(", refused: {}", call.reason.as_deref().unwrap_or("-")) };
+    let (method, route) = (&call.method, call.route.as_deref().unwrap_or("no route"));
+    format!("{} from {ip}: {method} {route} on {}{refused}", output::show_time(Some(call.at)), call.gateway)
+}
+
+/// The JSON object of a call with a key.
+fn use_value(call: &Use) -> Value {
+    json!({
+        "at": call.at.to_string(),
+        "ended_at": call.ended_at.to_string(),
+        "gateway": call.gateway,
+        "journal": call.journal,
+        "seq": call.seq,
+        "client_ip": call.client_ip.map(|ip| ip.to_string()),
+        "method": call.method,
+        "route": call.route,
+        "decision": if call.allowed { "allow" } else { "deny" },
+        "reason": call.reason,
+    })
 }
 
 /// Asks a person on the terminal. Where there is none, only `--yes` confirms.

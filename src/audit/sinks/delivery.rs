@@ -1,0 +1,293 @@
+//! One sink's thread: reads, delivers, moves the checkpoint, and comes again when that fails.
+
+use super::checkpoint::{Checkpoint, smaller};
+use super::feed::{Entry, Feed, Room};
+use super::gap::{Gap, Lack};
+use super::shipper::Shared;
+use super::status::{State, Status};
+use super::{Line, Outlet, Positions, Sink, SinkError};
+use crate::clock::{Instant, Timestamp, monotonic};
+use crate::telemetry;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two looks at journals that were at their end: records gather to a batch meanwhile.
+const IDLE: Duration = Duration::from_millis(200);
+/// Checkpoints are saved this often: what a kill lets be sent again.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// The first rest after a failure, and the longest. What a destination asks for may be longer.
+const REST_MIN: Duration = Duration::from_millis(100);
+const REST_MAX: Duration = Duration::from_secs(30);
+const ASKED_MAX: Duration = Duration::from_secs(3600);
+/// The same sink's failures are told again after this, if they have changed.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// A sink and where it stands.
+pub struct Delivery {
+    sink: Box<dyn Sink>,
+    room: Room,
+    shared: Arc<Shared>,
+    status: Arc<Status>,
+    checkpoint: Checkpoint,
+    /// None until it is known where to begin.
+    feed: Option<Feed>,
+    /// Read and not taken yet.
+    pending: Vec<Line>,
+    /// Those lines of `pending` that stand for records.
+    gaps: Vec<Gap>,
+    positions: Positions,
+    saved: Positions,
+    saved_at: Instant,
+    /// How many lines are offered at once: fewer after they were too many.
+    part: usize,
+    failures: u32,
+    told: Option<(String, Instant)>,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// There is more to read.
+    GoOn,
+    /// Everything was taken.
+    Rest,
+}
+
+// === impl Delivery ===
+
+impl Delivery {
+    pub fn new(outlet: Outlet, shared: Arc<Shared>, status: Arc<Status>) -> Self {
+        let Outlet { sink, room } = outlet;
+        Self {
+            checkpoint: Checkpoint::of(&shared.dir, sink.name()),
+            part: room.records,
+            sink,
+            room,
+            shared,
+            status,
+            feed: None,
+            pending: Vec::new(),
+            gaps: Vec::new(),
+            positions: Positions::new(),
+            saved: Positions::new(),
+            saved_at: monotonic(),
+            failures: 0,
+            told: None,
+        }
+    }
+
+    /// Delivers until the shipper stops, and then once more what there is.
+    pub fn run(&mut self) {
+        while !self.shared.stop.is_set() {
+            let rest = match self.turn() {
+                Ok(Next::GoOn) => Duration::ZERO,
+                Ok(Next::Rest) => IDLE,
+                Err(error) => self.hold(error),
+            };
+            self.shared.stop.wait(rest);
+        }
+        while let Ok(Next::GoOn) = self.turn() {}
+        self.save(true);
+    }
+
+    /// Forgets what was in hand: it is read again, from what was taken.
+    pub fn start_over(&mut self) {
+        (self.feed, self.pending, self.gaps) = (None, Vec::new(), Vec::new());
+    }
+
+    /// Reads a batch, if none is in hand, and delivers it.
+    fn turn(&mut self) -> Result<Next, SinkError> {
+        if self.feed.is_none() {
+            self.resume()?;
+        }
+        let is_full = if self.pending.is_empty() { self.refill()? } else { true };
+        self.deliver()?;
+        self.recovered();
+        self.save(false);
+        Ok(if is_full { Next::GoOn } else { Next::Rest })
+    }
+
+    /// Finds out where to begin: what was saved, and what the destination says, whichever is less.
+    fn resume(&mut self) -> Result<(), SinkError> {
+        let saved = self.checkpoint.load().unwrap_or_else(|error| {
+            self.trouble(&format!("{error}; what was sent may be sent again"));
+            None
+        });
+        self.status.advance(saved.as_ref().unwrap_or(&self.positions));
+        self.positions = match (saved, self.sink.position()?) {
+            (saved, None) => saved.unwrap_or_default(),
+            (Some(saved), Some(kept)) => smaller(&saved, &kept),
+            // It may hold other gateways' records, whose slots have the same numbers.
+            (None, Some(kept)) => kept.into_iter().filter(|(journal, _)| self.shared.is_ours(journal)).collect(),
+        };
+        self.status.advance(&self.positions);
+        self.feed = Some(Feed::new(self.shared.dir.clone(), self.positions.clone()));
+        Ok(())
+    }
+
+    /// Reads a batch; whether there may be more.
+    fn refill(&mut self) -> Result<bool, SinkError> {
+        let Some(feed) = &mut self.feed else { return Ok(false) };
+        let batch = feed.read(self.room).map_err(|error| SinkError::later(error.to_string()))?;
+        batch.troubles.iter().for_each(|trouble| self.trouble(trouble));
+        let is_full = batch.is_full();
+        let now = self.shared.clock.now();
+        for entry in batch.entries {
+            let line = match entry {
+                Entry::Record(line) => line,
+                Entry::Gap(gap) => {
+                    let line = gap.line(self.sink.name(), now);
+                    self.gaps.push(gap);
+                    line
+                }
+            };
+            self.pending.push(line);
+        }
+        self.begin_journals();
+        self.status.wait_since(self.pending.first().map(|line| written_at(line).unwrap_or(now)));
+        Ok(is_full)
+    }
+
+    /// Holds on to where a journal began before anything of it was taken: what goes from there on is a gap.
+    fn begin_journals(&mut self) {
+        let known = self.positions.len();
+        for line in &self.pending {
+            if !self.positions.contains_key(&*line.journal) {
+                self.positions.insert(line.journal.to_string(), line.seq.saturating_sub(1));
+            }
+        }
+        self.save(self.positions.len() > known);
+    }
+
+    /// Offers what is in hand, in parts that are not too large.
+    fn deliver(&mut self) -> Result<(), SinkError> {
+        while !self.pending.is_empty() {
+            let part = self.part.clamp(1, self.pending.len());
+            let lines = self.pending.get(..part).unwrap_or_default();
+            match self.sink.deliver(lines) {
+                Ok(()) => self.took(part),
+                Err(SinkError::TooLarge { why }) if part > 1 => {
+                    tracing::debug!(sink = self.sink.name(), lines = part, why, "a batch is too large");
+                    self.part = part / 2;
+                }
+                Err(SinkError::TooLarge { why }) => self.replace_first(&why)?,
+                Err(error) => return Err(error),
+            }
+        }
+        self.status.wait_since(None);
+        Ok(())
+    }
+
+    fn took(&mut self, part: usize) {
+        let gaps = &mut self.gaps;
+        for line in self.pending.drain(..part) {
+            if let Some(at) = gaps.iter().position(|gap| gap.journal == line.journal && gap.last == line.seq) {
+                lose(self.sink.name(), &gaps.swap_remove(at), "the journal lacks them");
+            }
+            // Its journal is known since it was read.
+            if let Some(position) = self.positions.get_mut(&*line.journal) {
+                *position = line.seq.max(*position);
+            }
+        }
+        self.part = (self.part + self.part / 16 + 1).min(self.room.records);
+        self.status.advance(&self.positions);
+        telemetry::sink_sent(self.sink.name(), part);
+    }
+
+    /// Sends word of a record in its place, because not even alone it is taken. A destination that does not take that either
+    /// takes nothing now.
+    fn replace_first(&mut self, why: &str) -> Result<(), SinkError> {
+        let Some(line) = self.pending.first() else { return Ok(()) };
+        let journal = Arc::clone(&line.journal);
+        let gap = Gap { journal, first: line.seq, last: line.seq, why: Lack::TooLarge };
+        let word = [gap.line(self.sink.name(), self.shared.clock.now())];
+        match self.sink.deliver(&word) {
+            Ok(()) => {
+                lose(self.sink.name(), &gap, why);
+                self.took(1);
+                Ok(())
+            }
+            Err(SinkError::TooLarge { why }) => Err(SinkError::later(why)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// After a failure: says so, and gives the time to rest.
+    fn hold(&mut self, error: SinkError) -> Duration {
+        telemetry::sink_retried(self.sink.name());
+        let (why, asked) = match error {
+            SinkError::Later { why, after } => (why, after.unwrap_or_default().min(ASKED_MAX)),
+            SinkError::TooLarge { why } => (why, Duration::ZERO),
+            SinkError::Behind { why } => {
+                self.start_over();
+                (why, Duration::ZERO)
+            }
+        };
+        if self.pending.is_empty() {
+            self.status.wait_since(Some(self.shared.clock.now()));
+        }
+        self.tell(&why);
+        self.save(false);
+        let rest = REST_MIN.saturating_mul(1 << self.failures.min(16)).min(REST_MAX);
+        self.failures = self.failures.saturating_add(1);
+        rest.mul_f64(0.5 + 0.5 * fastrand::f64()).max(asked)
+    }
+
+    /// One line when it begins to fail, another when it fails differently, but not every second.
+    fn tell(&mut self, why: &str) {
+        self.status.enter(State::Failing(why.to_owned()));
+        let now = monotonic();
+        let is_old = |(told, at): &(String, Instant)| told == why || now.saturating_duration_since(*at) < TELL_EVERY;
+        if !self.told.as_ref().is_some_and(is_old) {
+            tracing::warn!(
+                sink = self.sink.name(),
+                error = why,
+                "a sink does not take audit records; the journal keeps them"
+            );
+            self.told = Some((why.to_owned(), now));
+        }
+    }
+
+    fn recovered(&mut self) {
+        self.status.enter(State::Delivering);
+        if self.told.take().is_some() {
+            tracing::info!(sink = self.sink.name(), retries = self.failures, "a sink takes audit records again");
+        }
+        self.failures = 0;
+    }
+
+    fn trouble(&self, trouble: &str) {
+        if self.shared.told.is_new(trouble) {
+            tracing::error!("{trouble}");
+        }
+    }
+
+    /// Saves the positions, if they have changed and it is time or `now`.
+    fn save(&mut self, now: bool) {
+        let time = monotonic();
+        let is_due = now || time.saturating_duration_since(self.saved_at) >= SAVE_EVERY;
+        if !is_due || self.positions == self.saved || self.feed.is_none() {
+            return;
+        }
+        self.saved_at = time;
+        match self.checkpoint.save(&self.positions) {
+            Ok(()) => self.saved.clone_from(&self.positions),
+            Err(error) => self.trouble(&error.to_string()),
+        }
+    }
+}
+
+fn lose(sink: &str, gap: &Gap, why: &str) {
+    let Gap { journal, first, last, .. } = gap;
+    tracing::error!(sink, %journal, first, last, why, "audit records do not reach a sink; it was told which");
+    telemetry::sink_dropped(sink, gap.records());
+}
+
+/// When a record was written.
+fn written_at(line: &Line) -> Option<Timestamp> {
+    let (_, rest) = line.text.split_once("\"ts\":\"")?;
+    Timestamp::parse(rest.split_once('"')?.0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,285 @@
+//! Reads the synced records of all journals of a directory, from where a sink stands, in batches.
+
+use super::gap::{Gap, Lack};
+use super::{Line, Positions};
+use crate::audit::reader::{self, Follow};
+use crate::audit::segment;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How much a batch may hold. Its last record may go beyond the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    pub records: usize,
+    pub bytes: usize,
+}
+
+/// What was read at once.
+#[derive(Debug)]
+pub struct Batch {
+    pub entries: Vec<Entry>,
+    /// What is damaged or cannot be read, in sentences.
+    pub troubles: Vec<String>,
+    room: Room,
+    bytes: usize,
+}
+
+/// What stands at the next place of a journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    Record(Line),
+    Gap(Gap),
+}
+
+/// Reads on where it ended, across all journals.
+#[derive(Debug)]
+pub struct Feed {
+    dir: PathBuf,
+    positions: Positions,
+    slots: BTreeMap<PathBuf, Slot>,
+    /// The slot that was read first last time: none starves behind one that is never at its end.
+    first: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    path: PathBuf,
+    follow: Follow,
+    journal: Arc<str>,
+    /// The last number that was read; none in a journal of which the sink has nothing yet.
+    last: Option<u64>,
+}
+
+// === impl Feed ===
+
+impl Feed {
+    /// Begins behind `positions`; a journal that they do not name begins with the oldest record it still has.
+    pub const fn new(dir: PathBuf, positions: Positions) -> Self {
+        Self { dir, positions, slots: BTreeMap::new(), first: 0 }
+    }
+
+    /// What has been written and synced since the last call, as much as there is room for.
+    ///
+    /// # Errors
+    /// As of reading the directory; what is wrong with a single journal is one of the batch's troubles.
+    pub fn read(&mut self, room: Room) -> io::Result<Batch> {
+        let mut batch = Batch { entries: Vec::new(), troubles: Vec::new(), room, bytes: 0 };
+        self.find_slots(&mut batch)?;
+        let (count, first) = (self.slots.len(), self.first);
+        self.first = if count == 0 { 0 } else { (first + 1) % count };
+        let mut slots: Vec<_> = self.slots.values_mut().collect();
+        slots.rotate_left(first.min(count));
+        for slot in slots {
+            if batch.is_full() {
+                break;
+            }
+            slot.read(&mut batch);
+        }
+        Ok(batch)
+    }
+
+    fn find_slots(&mut self, batch: &mut Batch) -> io::Result<()> {
+        for path in reader::journals(&self.dir)? {
+            if !self.slots.contains_key(&path) {
+                let slot = Slot::open(path.clone(), &self.positions, &mut batch.troubles);
+                self.slots.insert(path, slot);
+            }
+        }
+        Ok(())
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    fn open(path: PathBuf, positions: &Positions, troubles: &mut Vec<String>) -> Self {
+        let last = position_in(&path, positions).filter(|last| {
+            let end = end_of(&path).ok().flatten();
+            let replaced = end.filter(|end| end < last);
+            troubles.extend(replaced.map(|end| {
+                format!(
+                    "{} ends with record {end}, though {last} was sent already: it is another journal, sent from its beginning; give the gateway another id",
+                    path.display()
+                )
+            }));
+            replaced.is_none()
+        });
+        let follow = last.map_or_else(|| Follow::new(path.clone()), |last| Follow::after(path.clone(), last));
+        Self { path, follow, journal: "".into(), last }
+    }
+
+    fn read(&mut self, batch: &mut Batch) {
+        let Self { path, follow, journal, last } = self;
+        let read = reader_bound(path).and_then(|through| {
+            follow.read_through(through.unwrap_or(u64::MAX), |line| {
+                name(journal, &line.text);
+                if let Some(gap) = last.and_then(|last| gap(journal, last, line.seq)) {
+                    batch.entries.push(Entry::Gap(gap));
+                }
+                *last = Some(line.seq);
+                batch.push(Line { journal: Arc::clone(journal), seq: line.seq, text: line.text });
+                if batch.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+        });
+        batch.troubles.extend(read.err().map(|error| error.to_string()));
+        batch.troubles.extend(follow.take_faults().iter().map(ToString::to_string));
+    }
+}
+
+/// Keeps the journal's name as long as it is the same: thousands of lines share it.
+fn name(known: &mut Arc<str>, line: &str) {
+    let journal = segment::journal_of(line.as_bytes()).unwrap_or_default();
+    if **known != *journal {
+        *known = journal.into();
+    }
+}
+
+fn gap(journal: &Arc<str>, last: u64, next: u64) -> Option<Gap> {
+    let (first, last) = (last.saturating_add(1), next.saturating_sub(1));
+    (first <= last).then(|| Gap { journal: Arc::clone(journal), first, last, why: Lack::NotInJournal })
+}
+
+/// How far a sink has come in a slot. Its numbers go on when the gateway gets another id, under another journal's name.
+fn position_in(slot: &Path, positions: &Positions) -> Option<u64> {
+    let number = slot.file_name().and_then(|name| name.to_str())?;
+    let here = positions.iter().filter(|(journal, _)| journal.rsplit_once('/').is_some_and(|(_, slot)| slot == number));
+    here.map(|(_, seq)| *seq).max()
+}
+
+/// The last record of a slot that may be read: one that is synced is never given another number.
+fn reader_bound(slot: &Path) -> io::Result<Option<u64>> {
+    match std::fs::read(slot.join("synced")) {
+        Ok(bytes) => Ok(bytes.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The last record of a slot that may be read, where it can be told without reading the whole journal.
+pub fn end_of(slot: &Path) -> io::Result<Option<u64>> {
+    const TAIL: u64 = 256 * 1024;
+    if let Some(synced) = reader_bound(slot)? {
+        return Ok(Some(synced));
+    }
+    let Some((first, path)) = segment::list(slot)?.pop() else { return Ok(None) };
+    let mut file = File::open(path)?;
+    let length = file.seek(SeekFrom::End(0))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+    let mut tail = Vec::new();
+    file.take(TAIL).read_to_end(&mut tail)?;
+    let mut lines = tail.split_inclusive(|byte| *byte == b'\n').rev().filter_map(|line| line.strip_suffix(b"\n"));
+    let last = lines.find(|line| segment::is_whole(line)).and_then(segment::seq_of);
+    Ok(last.or(first.checked_sub(1)))
+}
+
+// === impl Batch ===
+
+impl Batch {
+    pub const fn is_full(&self) -> bool {
+        self.entries.len() >= self.room.records || self.bytes >= self.room.bytes
+    }
+
+    fn push(&mut self, line: Line) {
+        self.bytes += line.text.len() + 1;
+        self.entries.push(Entry::Record(line));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::segment::{Kind, file_name, write_line};
+
+    const ROOM: Room = Room { records: 3, bytes: 1 << 20 };
+
+    fn write(dir: &Path, journal: &str, first: u64, last: u64) {
+        let slot = dir.join(journal.rsplit_once('/').unwrap().1);
+        std::fs::create_dir_all(&slot).unwrap();
+        let mut lines = Vec::new();
+        (first..=last).for_each(|seq| write_line(&mut lines, Kind::Request, journal, seq, "cfg", b""));
+        std::fs::write(slot.join(file_name(first)), lines).unwrap();
+    }
+
+    fn positions(list: &[(&str, u64)]) -> Positions {
+        list.iter().map(|(journal, seq)| ((*journal).to_owned(), *seq)).collect()
+    }
+
+    /// Everything in order, gaps as ranges.
+    fn read_all(feed: &mut Feed) -> Vec<(String, u64, u64)> {
+        let mut all = Vec::new();
+        loop {
+            let batch = feed.read(ROOM).unwrap();
+            assert!(batch.entries.len() <= ROOM.records + 1);
+            if batch.entries.is_empty() {
+                return all;
+            }
+            all.extend(batch.entries.into_iter().map(|entry| match entry {
+                Entry::Record(line) => (line.journal.to_string(), line.seq, line.seq),
+                Entry::Gap(gap) => (gap.journal.to_string(), gap.first, gap.last),
+            }));
+        }
+    }
+
+    fn of(journal: &str, ranges: &[(u64, u64)]) -> Vec<(String, u64, u64)> {
+        ranges.iter().map(|(first, last)| (journal.to_owned(), *first, *last)).collect()
+    }
+
+    #[test]
+    fn it_goes_on_behind_a_position_and_a_hole_is_told_exactly() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "gw/0", 11, 14);
+        let from = |list| read_all(&mut Feed::new(dir.path().to_owned(), positions(list)));
+        assert_eq!(
+            from(&[]),
+            of("gw/0", &[(11, 11), (12, 12), (13, 13), (14, 14)]),
+            "what is older was never promised"
+        );
+        assert_eq!(from(&[("gw/0", 12)]), of("gw/0", &[(13, 13), (14, 14)]));
+        assert_eq!(from(&[("gw/0", 8)]), of("gw/0", &[(9, 10), (11, 11), (12, 12), (13, 13), (14, 14)]));
+        assert_eq!(from(&[("gw/0", 14), ("gw/1", 99)]), []);
+        write(dir.path(), "gw/0", 20, 20);
+        assert_eq!(from(&[("gw/0", 14)]), of("gw/0", &[(15, 19), (20, 20)]));
+    }
+
+    #[test]
+    fn no_journal_starves_and_the_numbers_go_on_under_another_name() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "gw/0", 1, 9);
+        write(dir.path(), "gw/1", 1, 1);
+        let mut feed = Feed::new(dir.path().to_owned(), Positions::new());
+        let read: Vec<_> = (0..2).flat_map(|_| feed.read(ROOM).unwrap().entries).collect();
+        assert!(read.iter().any(|entry| matches!(entry, Entry::Record(line) if &*line.journal == "gw/1")));
+
+        write(dir.path(), "other/0", 10, 11);
+        let from = |list| read_all(&mut Feed::new(dir.path().to_owned(), positions(list)));
+        let rest = of("other/0", &[(10, 10), (11, 11)]);
+        assert_eq!(from(&[("gw/0", 9), ("gw/1", 1)]), rest);
+        assert_eq!(from(&[("gw/0", 9), ("gw/1", 1), ("other/0", 10)]), rest[1..]);
+    }
+
+    #[test]
+    fn nothing_is_read_that_is_not_synced() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "gw/0", 1, 5);
+        let mut feed = Feed::new(dir.path().to_owned(), Positions::new());
+        for (synced, expected) in [(0, &[][..]), (2, &[(1, 1), (2, 2)]), (5, &[(3, 3), (4, 4), (5, 5)])] {
+            std::fs::write(dir.path().join("0/synced"), u64::to_le_bytes(synced)).unwrap();
+            assert_eq!(read_all(&mut feed), of("gw/0", expected));
+            assert_eq!(end_of(&dir.path().join("0")).unwrap(), Some(synced));
+        }
+    }
+
+    #[test]
+    fn another_journal_in_the_place_of_the_one_that_was_sent_is_sent_from_its_beginning_and_told() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "gw/0", 1, 2);
+        let mut feed = Feed::new(dir.path().to_owned(), positions(&[("gw/0", 500)]));
+        let batch = feed.read(ROOM).unwrap();
+        assert_eq!(batch.entries.len(), 2);
+        assert!(batch.troubles[0].contains("ends with record 2, though 500"), "{:?}", batch.troubles);
+    }
+}

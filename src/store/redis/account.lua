@@ -1,0 +1,42 @@
+-- One step of a report: of two uses of a key the later stays, of two numbers of a journal the greater.
+-- KEYS: schema, uses, uses:allowed, journals. ARGV: schema; how many uses; for each: which of the two (2 or 3), the key's id, the
+-- use as JSON; then, if how far the journal is reported is told: journal, seq, seal (its number and hash, or empty), since,
+-- whole_since, through, closed_seq.
+local stored = redis.call('GET', KEYS[1])
+if stored and stored ~= ARGV[1] then return {'schema', stored} end
+
+local function is_later(told, known)
+  local read, old = pcall(cjson.decode, known)
+  if not read or type(old) ~= 'table' then return true end
+  local new = cjson.decode(told)
+  for _, member in ipairs({'ended_at', 'seq'}) do
+    local mine, theirs = tonumber(new[member]) or 0, tonumber(old[member]) or 0
+    if mine ~= theirs then return mine > theirs end
+  end
+  return tostring(new.journal) > tostring(old.journal)
+end
+
+local at = 3
+for _ = 1, tonumber(ARGV[2]) do
+  local key, id, use = KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]
+  local known = redis.call('HGET', key, id)
+  if not known or is_later(use, known) then redis.call('HSET', key, id, use) end
+  at = at + 3
+end
+local journal, seq, seal, since, whole_since, through, closed_seq = unpack(ARGV, at)
+if not journal then return {'ok', ''} end
+
+local function known(member) return redis.call('HGET', KEYS[4], journal .. ' ' .. member) end
+local function put(member, value) redis.call('HSET', KEYS[4], journal .. ' ' .. member, value) end
+local greatest = {seq = seq, whole_since = whole_since, through = through, closed_seq = closed_seq}
+for member, value in pairs(greatest) do
+  if tonumber(value) > (tonumber(known(member) or '') or -1) then put(member, value) end
+end
+local earliest = tonumber(known('since') or '')
+if not earliest or tonumber(since) < earliest then put('since', since) end
+if seal ~= '' then
+  local old = known('seal') or '-1 '
+  local mine, theirs = tonumber(string.match(seal, '^%d+')), tonumber(string.match(old, '^%-?%d+'))
+  if mine > theirs or mine == theirs and seal > old then put('seal', seal) end
+end
+return {'ok', ''}

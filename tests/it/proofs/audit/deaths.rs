@@ -1,0 +1,66 @@
+//! A gateway is killed at random moments under load, again and again: whatever anybody saw of a request is in the journal.
+
+use super::load::Clients;
+use super::site::{Plan, Site};
+use fastrand::Rng;
+use std::time::Duration;
+
+/// How hard it is to be.
+pub struct Run {
+    /// The same seed draws the same moments, though not of the same requests.
+    pub seed: u64,
+    pub times: usize,
+    /// Requests a second of clients with a good key; none for as many as there can be.
+    pub rate: Option<u32>,
+    /// The longest time between a start and a kill.
+    pub life: Duration,
+}
+
+/// Beyond this many a second, strangers are counted rather than recorded: few, so that there are counts to be lost.
+const STRANGERS: &str = "anonymous_per_second = 20\n";
+
+/// With `durability = "written"` nothing that anybody saw is lost, and nothing is there twice.
+pub fn prove(run: &Run) {
+    println!("deaths: seed {}, {} times", run.seed, run.times);
+    let mut random = Rng::with_seed(run.seed);
+    let audit = format!("durability = \"written\"\n{STRANGERS}");
+    let mut site = Site::start(&Plan { audit: &audit, dir: None, rate: run.rate, clients: Clients::All, workers: 2 });
+    for death in 1..=run.times {
+        site.kill_under_load(&mut random, run.life);
+        if random.u8(..4) == 0 {
+            site.die_while_starting(&mut random);
+        }
+        site.gateway.restart();
+        let missing = site.settle();
+        assert!(missing.is_empty(), "seed {}, death {death}: {missing}", run.seed);
+        assert_eq!(site.tally.lacking, 0, "seed {}, death {death}: numbers lack", run.seed);
+        site.assert_strangers_accounted();
+    }
+    println!("{:?}", site.tally);
+    let seen = [site.tally.answered, site.tally.arrived, site.tally.died];
+    assert!(seen.iter().all(|seen| *seen > run.times), "too little was seen to prove anything: {seen:?}");
+    assert!(site.tally.strangers_counted > 0, "no stranger was counted");
+}
+
+/// With `durability = "async"` only what was young at the kill is lost, and still nothing is there twice and no number
+/// lacks. Gives the age of the oldest lost answer of each death that lost one, sorted.
+pub fn window(run: &Run) -> Vec<Duration> {
+    println!("loss window: seed {}, {} times", run.seed, run.times);
+    let mut random = Rng::with_seed(run.seed);
+    let plan =
+        Plan { audit: "durability = \"async\"\n", dir: None, rate: run.rate, clients: Clients::Known, workers: 2 };
+    let mut site = Site::start(&plan);
+    let (mut ages, mut lost) = (Vec::new(), 0);
+    for death in 1..=run.times {
+        let killed = site.kill_under_load(&mut random, run.life);
+        site.gateway.restart();
+        let missing = site.settle();
+        assert_eq!(site.tally.lacking, 0, "seed {}, death {death}: numbers lack", run.seed);
+        lost += missing.answered.len();
+        ages.extend(missing.answered.iter().map(|answer| killed.saturating_duration_since(answer.at)).max());
+    }
+    ages.sort();
+    println!("{:?}; {lost} answered requests lost in {} deaths, the oldest of each aged", site.tally, ages.len());
+    println!("  at most {:?}, median {:?}", ages.last(), ages.get(ages.len() / 2));
+    ages
+}

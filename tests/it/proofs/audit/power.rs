@@ -1,0 +1,69 @@
+//! The power fails at random moments under load, again and again: what a client has received whole is in the journal.
+
+use super::deaths::Run;
+use super::disk::Disk;
+use super::load::Clients;
+use super::site::{Plan, Site};
+use crate::harness::Gateway;
+use fastrand::Rng;
+use rustix::process::{Signal, kill_process};
+use std::time::Duration;
+
+/// Holds the rings and what they are to hold.
+const DISK_BYTES: u64 = 512 * 1024 * 1024;
+/// How long the gateway may still run on a disk without power.
+const AGONY_US: u64 = 20_000;
+
+/// With `durability = "synced"` no answer is lost that a client has received. What was refused because it could not be recorded
+/// is counted, and a count that has not reached the disk may go with the power.
+///
+/// The power of the file system fails, not that of the disk below it: what it has given away counts as written.
+pub fn prove(run: &Run) {
+    println!("power losses: seed {}, {} times", run.seed, run.times);
+    let (mut random, disk) = (Rng::with_seed(run.seed), Disk::new(DISK_BYTES));
+    let dir = disk.path().join("audit");
+    let plan = Plan {
+        audit: "durability = \"synced\"\n",
+        dir: Some(&dir),
+        rate: run.rate,
+        clients: Clients::Known,
+        workers: 2,
+    };
+    let mut site = Site::start(&plan);
+    for loss in 1..=run.times {
+        fail_under_load(&mut site, &disk, &mut random, run.life);
+        boot(&mut site.gateway, loss);
+        let mut missing = site.settle();
+        missing.answered.retain(|answer| !answer.is_unrecordable());
+        assert!(missing.answered.is_empty(), "seed {}, loss {loss}: {missing}", run.seed);
+        assert_eq!(site.tally.lacking, 0, "seed {}, loss {loss}: numbers lack", run.seed);
+    }
+    println!("{:?}", site.tally);
+    assert!(site.tally.answered > 10 * run.times, "too little was answered to prove anything");
+    // Its files are on the disk.
+    drop(site);
+}
+
+/// Starts the gateway as after a start of the machine: what tells one from another is another number.
+fn boot(gateway: &mut Gateway, number: usize) {
+    let file = gateway.dir.path().join("boot-id");
+    std::fs::write(&file, format!("00000000-0000-4000-8000-{number:012}\n")).unwrap();
+    let script = r#"mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@""#;
+    gateway.restart_through("unshare", &["--map-current-user", "--mount", "sh", "-c", script, &file.to_string_lossy()]);
+}
+
+fn fail_under_load(site: &mut Site, disk: &Disk, random: &mut Rng, life: Duration) {
+    let moment = Duration::from_micros(random.u64(..life.as_micros() as u64));
+    let agony = Duration::from_micros(random.u64(..AGONY_US));
+    let pid = site.pid();
+    site.load(random, || {
+        std::thread::sleep(moment);
+        disk.lose_power();
+        std::thread::sleep(agony);
+        kill_process(pid, Signal::KILL).unwrap();
+    });
+    site.gateway.wait();
+    site.wait_for_upstream();
+    disk.unmount();
+    disk.mount();
+}
