@@ -6,7 +6,7 @@
 use super::block::{Compressing, Step};
 use super::pieces::{Piece, Pieces};
 use super::reader::about;
-use super::{Settings, block, reader, segment};
+use super::{Settings, reader, segment};
 use crate::clock::{Clock, Instant, Moment, Timestamp};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -21,8 +21,6 @@ const STEADY_AFTER: Duration = Duration::from_secs(3600);
 const DRIFT_MAX: Duration = Duration::from_secs(5);
 /// When a segment that could not be compressed is tried again.
 const AGAIN_AFTER: Duration = Duration::from_secs(3600);
-/// The newest records of a plain segment are looked for in so many of its last bytes.
-const TAIL_BYTES: u64 = 256 * 1024;
 
 /// How long records are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,12 +230,17 @@ fn oldest_each(closed: &[Closed]) -> impl Iterator<Item = &Closed> {
 fn lost(segment: &Closed, passed: &Passed) -> io::Result<Vec<Lost>> {
     let journal = journal_of(segment)?;
     let lost = passed.iter().filter_map(|(sink, positions)| {
-        let position = positions.get(&journal).copied().unwrap_or(0);
-        let first = segment.first.max(position + 1);
+        let first = segment.first.max(position_in(&segment.slot, positions) + 1);
         let (sink, journal, last) = (sink.clone(), journal.clone(), segment.last);
         (first <= last).then_some(Lost { sink, journal, first, last })
     });
     Ok(lost.collect())
+}
+
+/// How far a sink has come in a slot. Its numbers go on when the gateway gets another id, under another journal's name.
+fn position_in(slot: &Path, positions: &BTreeMap<String, u64>) -> u64 {
+    let is_here = |journal: &str| journal.rsplit_once('/').is_some_and(|(_, number)| slot.ends_with(number));
+    positions.iter().filter(|(journal, _)| is_here(journal)).map(|(_, seq)| *seq).max().unwrap_or(0)
 }
 
 /// The journal of a segment; where no record says it, that of its slot's other records.
@@ -256,13 +259,8 @@ fn journal_of(segment: &Closed) -> io::Result<String> {
 
 /// The time of a segment's newest record; of a segment without one, of its last change.
 fn newest_time(path: &Path) -> io::Result<Timestamp> {
-    let length = fs::metadata(path)?.len();
-    let tail = match segment::is_compressed(path) {
-        true => block::last_start(path)?,
-        false => length.saturating_sub(TAIL_BYTES),
-    };
-    for from in [tail, 0] {
-        let (mut pieces, mut newest) = (Pieces::open(path, from)?, None);
+    for mut pieces in [Pieces::open_near_end(path)?, Pieces::open(path, 0)?] {
+        let mut newest = None;
         while let Some(piece) = pieces.read()? {
             if let Piece::Record { line, .. } = piece {
                 newest = newest.max(segment::time_of(line.as_bytes()));
