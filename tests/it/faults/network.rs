@@ -7,7 +7,7 @@ use keygate::clock::Timestamp;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How much more memory a reply may take.
-const GROWTH_MAX: u64 = 32 * 1024 * 1024;
+const GROWTH_MAX: u64 = 80 * 1024 * 1024;
 const LATENCY: Duration = Duration::from_millis(200);
 
 /// The right to serve ends `max_stale` after the last contact, known keys work until then, and no good key is ever told bad.
