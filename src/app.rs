@@ -543,14 +543,14 @@ impl ControlPlane for State {
                 self.health.refused() as f64,
             ),
             (
-                "keygate_journal_faults",
-                "damages and gaps that the sinks came upon in the journals, since the start",
-                self.sinks.faults() as f64,
-            ),
-            (
                 "keygate_journal_dropped",
                 "audit records dropped because there was no room, as overload = \"drop\" allows",
                 self.health.dropped() as f64,
+            ),
+            (
+                "keygate_journal_faults",
+                "damages and gaps that the sinks came upon in the journals, since the start",
+                self.sinks.faults() as f64,
             ),
         ])
     }

@@ -48,7 +48,8 @@ enum Value<'a> {
 /// Reads a line from its beginning.
 struct Scanner<'a> {
     line: &'a str,
-    at: usize,
+    /// What follows the last byte that was read.
+    rest: &'a [u8],
 }
 
 // === impl Fields ===
@@ -57,17 +58,61 @@ impl<'a> Fields<'a> {
     /// Reads a line of the journal, without its newline; `None` for what is no JSON object as the journal writes it, without
     /// spaces between its members. That the line is whole is for its checksum to say.
     pub fn read(line: &'a str) -> Option<Self> {
-        let mut scanner = Scanner { line, at: 0 };
+        Self::read_in_order(line).or_else(|| Self::read_any(line))
+    }
+
+    /// Reads a request as it is written, up to the last member that is wanted: nearly all lines, in a fraction of the time.
+    fn read_in_order(line: &'a str) -> Option<Self> {
+        let mut scanner = Scanner { line, rest: line.as_bytes() };
+        let scanner = &mut scanner;
+        scanner.skip(br#"{"schema":1,"kind":"#)?;
+        Some(Self {
+            kind: scanner.text_or_null()?,
+            journal: scanner.text_at(br#","journal":"#)?,
+            seq: scanner.number_at(br#","seq":"#)?,
+            ts: scanner.text_at(br#","ts":"#)?,
+            request_id: scanner.text_at(br#","request_id":"#)?,
+            client_ip: scanner.text_at(br#","trace_id":"#).and_then(|_| scanner.text_at(br#","client_ip":"#))?,
+            method: scanner.text_at(br#","peer_ip":"#).and_then(|_| scanner.text_at(br#","method":"#))?,
+            path: scanner.text_at(br#","host":"#).and_then(|_| scanner.text_at(br#","path":"#))?,
+            route: scanner.text_at(br#","route":"#)?,
+            key_id: {
+                scanner.text_at(br#","protocol":"#)?;
+                scanner.text_at(br#","user_agent":"#)?;
+                scanner.text_at(br#","key_id":"#)?
+            },
+            entity_id: scanner.text_at(br#","key_name":"#).and_then(|_| scanner.text_at(br#","entity_id":"#))?,
+            mode: scanner.text_at(br#","mode":"#)?,
+            decision: scanner.text_at(br#","decision":"#)?,
+            reason: scanner.text_at(br#","reason":"#)?,
+            status: scanner.number_at(br#","status":"#)?,
+            duration_us: {
+                scanner.number_at(br#","bytes_in":"#)?;
+                scanner.number_at(br#","bytes_out":"#)?;
+                scanner.number_at(br#","duration_us":"#)?
+            },
+            gateway: {
+                scanner.text_at(br#","upstream":"#)?;
+                scanner.number_at(br#","upstream_us":"#)?;
+                scanner.text_at(br#","gateway":"#)?
+            },
+            hash: None,
+        })
+    }
+
+    /// Reads any object.
+    fn read_any(line: &'a str) -> Option<Self> {
+        let mut scanner = Scanner { line, rest: line.as_bytes() };
         let mut fields = Self::default();
-        scanner.skip(b'{')?;
+        scanner.skip(b"{")?;
         loop {
             let name = scanner.text()?;
-            scanner.skip(b':')?;
+            scanner.skip(b":")?;
             let value = scanner.value()?;
             fields.set(name.raw, value);
-            if scanner.skip(b',').is_none() {
-                scanner.skip(b'}')?;
-                return (scanner.at == line.len()).then_some(fields);
+            if scanner.skip(b",").is_none() {
+                scanner.skip(b"}")?;
+                return scanner.rest.is_empty().then_some(fields);
             }
         }
     }
@@ -159,20 +204,44 @@ impl<'a> Value<'a> {
 // === impl Scanner ===
 
 impl<'a> Scanner<'a> {
-    fn rest(&self) -> &'a [u8] {
-        self.line.as_bytes().get(self.at..).unwrap_or_default()
+    #[inline]
+    fn skip<const N: usize>(&mut self, bytes: &[u8; N]) -> Option<()> {
+        let (head, rest) = self.rest.split_first_chunk::<N>()?;
+        (head == bytes).then(|| self.rest = rest)
     }
 
-    fn skip(&mut self, byte: u8) -> Option<()> {
-        let found = self.line.as_bytes().get(self.at) == Some(&byte);
-        self.at += usize::from(found);
-        found.then_some(())
+    /// The member that begins with these bytes; `None` when another comes, or another kind of value.
+    #[inline]
+    fn text_at<const N: usize>(&mut self, name: &[u8; N]) -> Option<Option<Text<'a>>> {
+        self.skip(name)?;
+        self.text_or_null()
+    }
+
+    #[inline]
+    fn text_or_null(&mut self) -> Option<Option<Text<'a>>> {
+        match self.text() {
+            Some(text) => Some(Some(text)),
+            None => self.skip(b"null").map(|()| None),
+        }
+    }
+
+    #[inline]
+    fn number_at<const N: usize>(&mut self, name: &[u8; N]) -> Option<Option<u64>> {
+        self.skip(name)?;
+        match self.number()? {
+            Value::Number(number) => Some(Some(number)),
+            Value::Text(_) => None,
+            Value::Other => self.skip(b"null").map(|()| None),
+        }
     }
 
     fn value(&mut self) -> Option<Value<'a>> {
-        match self.rest().first()? {
+        match self.rest.first()? {
             b'"' => self.text().map(Value::Text),
-            b'0'..=b'9' => self.number(),
+            b'0'..=b'9' => match self.number()? {
+                Value::Other => self.word(),
+                number @ (Value::Number(_) | Value::Text(_)) => Some(number),
+            },
             b'{' | b'[' => self.nested(),
             b'-' | b'n' | b't' | b'f' => self.word(),
             _ => None,
@@ -180,39 +249,54 @@ impl<'a> Scanner<'a> {
     }
 
     /// A string, quotes included.
+    #[inline]
     fn text(&mut self) -> Option<Text<'a>> {
-        self.skip(b'"')?;
-        let (start, mut has_escapes) = (self.at, false);
+        self.skip(b"\"")?;
+        let start = self.line.len() - self.rest.len();
+        let length = quote_or_backslash(self.rest)?;
+        self.rest = self.rest.get(length..)?;
+        let has_escapes = self.skip(b"\"").is_none();
+        let length = if has_escapes { length + self.escaped()? } else { length };
+        Some(Text { raw: self.line.get(start..start + length)?, has_escapes })
+    }
+
+    /// The rest of a string from its first backslash on; gives its length without the closing quote.
+    fn escaped(&mut self) -> Option<usize> {
+        let before = self.rest.len();
         loop {
-            self.at += quote_or_backslash(self.rest())?;
-            if self.skip(b'"').is_some() {
-                return Some(Text { raw: self.line.get(start..self.at - 1)?, has_escapes });
+            let length = quote_or_backslash(self.rest)?;
+            self.rest = self.rest.get(length..)?;
+            if self.skip(b"\"").is_some() {
+                return Some(before - self.rest.len() - 1);
             }
-            has_escapes = true;
-            self.at += 2;
+            self.rest = self.rest.get(2..)?;
         }
     }
 
+    /// A whole number, or [`Value::Other`] when it is none; then nothing has been read.
+    #[inline]
     fn number(&mut self) -> Option<Value<'a>> {
-        let mut number = Some(0_u64);
-        let rest = self.rest();
-        for byte in rest {
+        let mut number = 0_u64;
+        for (length, byte) in self.rest.iter().enumerate() {
             match byte {
-                b'0'..=b'9' => {
-                    let digit = u64::from(byte - b'0');
-                    number = number.and_then(|number| number.checked_mul(10)?.checked_add(digit));
-                    self.at += 1;
+                b'0'..=b'9' => match number.checked_mul(10).and_then(|ten| ten.checked_add(u64::from(byte - b'0'))) {
+                    Some(more) => number = more,
+                    None => return Some(Value::Other),
+                },
+                b',' | b'}' if length > 0 => {
+                    self.rest = self.rest.get(length..)?;
+                    return Some(Value::Number(number));
                 }
-                b',' | b'}' => return Some(number.map_or(Value::Other, Value::Number)),
-                _ => return self.word(),
+                _ => return Some(Value::Other),
             }
         }
         None
     }
 
-    /// Null, true, false, or (the rest of) a number that is no whole one.
+    /// Null, true, false, or a number that is no whole one.
     fn word(&mut self) -> Option<Value<'a>> {
-        self.at += self.rest().iter().position(|byte| matches!(byte, b',' | b'}'))?;
+        let length = self.rest.iter().position(|byte| matches!(byte, b',' | b'}'))?;
+        self.rest = self.rest.get(length..)?;
         Some(Value::Other)
     }
 
@@ -220,7 +304,7 @@ impl<'a> Scanner<'a> {
     fn nested(&mut self) -> Option<Value<'a>> {
         let mut depth = 0_usize;
         loop {
-            match self.rest().first()? {
+            match self.rest.first()? {
                 b'"' => {
                     self.text()?;
                     continue;
@@ -229,7 +313,7 @@ impl<'a> Scanner<'a> {
                 b'}' | b']' => depth -= 1,
                 _ => {}
             }
-            self.at += 1;
+            self.rest = self.rest.get(1..)?;
             if depth == 0 {
                 return Some(Value::Other);
             }
@@ -239,18 +323,19 @@ impl<'a> Scanner<'a> {
 
 /// Where the first quote or backslash is. Eight bytes at a time: most strings are short, and a call of a library's search
 /// costs more than they do.
+#[inline]
 fn quote_or_backslash(bytes: &[u8]) -> Option<usize> {
-    let (words, _) = bytes.as_chunks::<8>();
-    for (index, word) in words.iter().enumerate() {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mut checked = 0;
+    for word in words {
         let word = u64::from_le_bytes(*word);
         let found = zero_bytes(word ^ repeated(b'"')) | zero_bytes(word ^ repeated(b'\\'));
         if found != 0 {
-            return Some(index * 8 + found.trailing_zeros() as usize / 8);
+            return Some(checked + found.trailing_zeros() as usize / 8);
         }
+        checked += 8;
     }
-    let checked = words.len() * 8;
-    let rest = bytes.get(checked..)?.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
-    Some(checked + rest)
+    rest.iter().position(|byte| matches!(byte, b'"' | b'\\')).map(|at| checked + at)
 }
 
 const fn repeated(byte: u8) -> u64 {

@@ -1,11 +1,10 @@
 //! `keygate logs`: what the gateway decided, read from its journal.
 
 use super::output::{self, Output};
-use super::{Failure, exit};
+use super::{Failure, exit, when};
 use crate::audit::query::{Filter, StatusFilter};
 use crate::audit::reader::{Follow, journals};
-use crate::clock::{Clock, Timestamp};
-use crate::config::{Config, values};
+use crate::config::Config;
 use crate::store;
 use serde_json::Value;
 use std::collections::{HashSet, VecDeque};
@@ -77,7 +76,7 @@ impl Args {
             reason: self.reason.clone(),
             method: self.method.clone(),
             path_prefix: self.path.clone(),
-            since: self.since.as_deref().map(since).transpose()?,
+            since: self.since.as_deref().map(when::parse).transpose()?,
         })
     }
 }
@@ -88,14 +87,6 @@ fn entity_ids(config: &Config, code: &str) -> Result<Vec<String>, Failure> {
     let ids: Vec<_> =
         entities.iter().filter(|entity| entity.code == code).map(|entity| entity.id.to_string()).collect();
     if ids.is_empty() { Err(format!("there is no entity '{code}', and there was none").into()) } else { Ok(ids) }
-}
-
-fn since(text: &str) -> Result<Timestamp, Failure> {
-    if let Some(time) = Timestamp::parse(text) {
-        return Ok(time);
-    }
-    let back = i64::try_from(values::duration(text)?.as_micros())?;
-    Ok(Timestamp::from_micros(Clock::system().now().as_micros() - back))
 }
 
 /// All journals of the directory, those included that appear later.

@@ -32,3 +32,4 @@ mod snapshot;
 mod streaming;
 mod upstream_lies;
 mod upstreams;
+mod verify;

@@ -3,6 +3,7 @@
 //! This is the index's cost for each record; so texts that come again and again (addresses, methods, routes) are kept once
 //! and compared as numbers.
 
+use super::hash::Seeded;
 use super::postings::Postings;
 use crate::audit::fields::{Fields, Text};
 use crate::audit::usage::{Day, LastUse, More, Route, Seen, Statuses};
@@ -28,7 +29,7 @@ pub struct Entry<'a> {
 #[derive(Debug, Default)]
 pub struct Batch {
     journals: Vec<JournalBatch>,
-    keys: HashMap<Box<str>, KeyBatch>,
+    keys: HashMap<Box<str>, KeyBatch, Seeded>,
     texts: Texts,
     records: usize,
 }
@@ -85,14 +86,14 @@ struct Use {
 struct Counts<T> {
     entries: Vec<(T, Seen)>,
     /// Where each is, once there are many.
-    places: HashMap<T, usize>,
+    places: Option<HashMap<T, usize, Seeded>>,
     latest: usize,
 }
 
 /// Each text once.
 #[derive(Debug, Default)]
 struct Texts {
-    numbers: HashMap<Box<str>, TextId>,
+    numbers: HashMap<Box<str>, TextId, Seeded>,
     /// As JSON has them, between their quotes.
     texts: Vec<Box<str>>,
 }
@@ -248,9 +249,9 @@ impl DayBatch {
             first: first.at,
             last: first,
             statuses: Statuses::default(),
-            refusals: Counts::new(),
-            addresses: Counts::new(),
-            routes: Counts::new(),
+            refusals: Counts::default(),
+            addresses: Counts::default(),
+            routes: Counts::default(),
         }
     }
 
@@ -297,10 +298,6 @@ impl DayBatch {
 // === impl Counts ===
 
 impl<T: Copy + Eq + Hash> Counts<T> {
-    fn new() -> Self {
-        Self { entries: Vec::new(), places: HashMap::new(), latest: 0 }
-    }
-
     fn add(&mut self, what: T, at: Timestamp) {
         self.latest = self.place(what);
         match self.entries.get_mut(self.latest) {
@@ -315,7 +312,7 @@ impl<T: Copy + Eq + Hash> Counts<T> {
         let found = match self.entries.get(self.latest).filter(|entry| is_it(entry)) {
             Some(_) => Some(self.latest),
             None if self.entries.len() <= LIST_MAX => self.entries.iter().position(is_it),
-            None => self.places.get(&what).copied(),
+            None => self.places.as_ref().and_then(|places| places.get(&what)).copied(),
         };
         found.unwrap_or(self.entries.len())
     }
@@ -323,10 +320,16 @@ impl<T: Copy + Eq + Hash> Counts<T> {
     fn push(&mut self, what: T, seen: Seen) {
         self.entries.push((what, seen));
         if self.entries.len() > LIST_MAX {
-            let known = self.places.len();
-            let new = self.entries.iter().enumerate().skip(known).map(|(place, (what, _))| (*what, place));
-            self.places.extend(new);
+            let places = self.places.get_or_insert_default();
+            let new = self.entries.iter().enumerate().skip(places.len()).map(|(place, (what, _))| (*what, place));
+            places.extend(new.collect::<Vec<_>>());
         }
+    }
+}
+
+impl<T> Default for Counts<T> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), places: None, latest: 0 }
     }
 }
 

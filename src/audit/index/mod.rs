@@ -7,6 +7,7 @@
 //! in one transaction with the checkpoint; who asks meanwhile reads the rest from the journal itself.
 
 mod batch;
+mod hash;
 mod open;
 mod postings;
 mod read;

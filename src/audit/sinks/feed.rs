@@ -132,7 +132,7 @@ impl Slot {
 
 /// Keeps the journal's name as long as it is the same: thousands of lines share it.
 fn name(known: &mut Arc<str>, line: &str) {
-    let journal = segment::journal_of(line).unwrap_or_default();
+    let journal = segment::journal_of(line.as_bytes()).unwrap_or_default();
     if **known != *journal {
         *known = journal.into();
     }
