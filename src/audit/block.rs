@@ -20,7 +20,7 @@ const MARK: [u8; 16] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, 20, 0, b'K', b'G',
 const LENGTH_AT: usize = MARK.len();
 const FIRST_AT: usize = LENGTH_AT + 4;
 const CHECKSUM_AT: usize = FIRST_AT + 8;
-const HEADER_BYTES: usize = CHECKSUM_AT + 4;
+pub const HEADER_BYTES: usize = CHECKSUM_AT + 4;
 /// CRC-32 and length of the lines.
 const TRAILER_BYTES: usize = 8;
 /// How many bytes one step of compressing takes in.
@@ -155,6 +155,14 @@ impl Blocks {
         }
         Ok(())
     }
+}
+
+/// The length of the member that has this header, and the first `seq` in it, as the header says: whether it is whole, only
+/// reading it tells. None when this is no header.
+pub fn header(bytes: &[u8; HEADER_BYTES]) -> Option<(u64, u64)> {
+    let length = u64::from(u32_at(bytes, LENGTH_AT)?);
+    let is_possible = bytes.starts_with(&MARK) && length >= (HEADER_BYTES + TRAILER_BYTES) as u64;
+    Some((length, u64_at(bytes, FIRST_AT)?)).filter(|_| is_possible)
 }
 
 /// The member at the beginning of `bytes`, if there is a whole one.
