@@ -187,7 +187,7 @@ impl Gateway {
 
 /// Starts to ship what the journal holds. Whatever fails after this leaves the records where they are.
 fn start_shipper(config: &Config, accounts: Outlet, gateway: String, clock: Clock) -> Result<Shipper, StartError> {
-    let mut outlets = sinks::build(&config.sinks)?;
+    let mut outlets = sinks::build(&config.sinks, &config.audit.dir)?;
     outlets.push(accounts);
     let parts = ShipperParts { dir: config.audit.dir.clone(), gateway, outlets, clock };
     Shipper::start(parts).map_err(|error| StartError::Other(format!("cannot start the shipper: {error}")))
@@ -553,14 +553,14 @@ impl ControlPlane for State {
                 self.health.refused() as f64,
             ),
             (
-                "keygate_journal_dropped",
-                "audit records dropped because there was no room, as overload = \"drop\" allows",
-                self.health.dropped() as f64,
-            ),
-            (
                 "keygate_journal_faults",
                 "damages and gaps that the sinks came upon in the journals, since the start",
                 self.sinks.faults() as f64,
+            ),
+            (
+                "keygate_journal_dropped",
+                "audit records dropped because there was no room, as overload = \"drop\" allows",
+                self.health.dropped() as f64,
             ),
         ])
     }

@@ -1,7 +1,7 @@
 //! The sinks of gateway.toml, built: what is sent where the journal's records go besides.
 
 use super::StartError;
-use crate::audit::sinks::{Http, Line, Outlet, Positions, Room, Sink, SinkError, Standing, State, Stdout};
+use crate::audit::sinks::{Http, Line, Outlet, Positions, Room, Sink, SinkError, Sqlite, Standing, State, Stdout};
 use crate::audit::{Health, reader};
 use crate::clock::Clock;
 use crate::config::{Config, Destination, SinkSettings};
@@ -18,13 +18,14 @@ struct RedisSink {
 }
 
 /// Builds the sinks. None of them connects yet.
-pub fn build(settings: &[SinkSettings]) -> Result<Vec<Outlet>, StartError> {
-    settings.iter().map(|sink| Ok(Outlet { sink: build_one(sink)?, room: sink.room })).collect()
+pub fn build(settings: &[SinkSettings], audit_dir: &Path) -> Result<Vec<Outlet>, StartError> {
+    settings.iter().map(|sink| Ok(Outlet { sink: build_one(sink, audit_dir)?, room: sink.room })).collect()
 }
 
-fn build_one(settings: &SinkSettings) -> Result<Box<dyn Sink>, StartError> {
+fn build_one(settings: &SinkSettings, audit_dir: &Path) -> Result<Box<dyn Sink>, StartError> {
     let name = settings.name.clone();
     Ok(match &settings.destination {
+        Destination::Sqlite => Box::new(Sqlite::new(name, audit_dir.to_owned())),
         Destination::Redis(stream) => Box::new(RedisSink { name, stream: RecordStream::new(stream) }),
         Destination::Http(server) => Box::new(Http::new(name, server.clone())),
         Destination::Stdout => {
