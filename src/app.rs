@@ -3,6 +3,7 @@
 mod sinks;
 
 use crate::admin::{self, ControlPlane};
+use crate::audit::keeper::Keeper;
 use crate::audit::sinks::{self as audit_sinks, Shipper, ShipperParts};
 use crate::audit::{self, Journal, Tellers};
 use crate::auth::follower::{self, Turn};
@@ -179,7 +180,8 @@ impl Gateway {
 /// Starts to ship what the journal holds. Whatever fails after this leaves the records where they are.
 fn start_shipper(config: &Config, gateway: String, clock: Clock) -> Result<Shipper, StartError> {
     let outlets = sinks::build(&config.sinks)?;
-    let parts = ShipperParts { dir: config.audit.dir.clone(), gateway, outlets, clock };
+    let keeper = Keeper::new(&config.audit, clock.clone());
+    let parts = ShipperParts { dir: config.audit.dir.clone(), gateway, outlets, keeper, clock };
     Shipper::start(parts).map_err(|error| StartError::Other(format!("cannot start the shipper: {error}")))
 }
 
