@@ -110,7 +110,7 @@ impl Written {
 
     fn verify_with(&self, heads: &[Head]) -> (Summary, Vec<Finding>) {
         let mut findings = Vec::new();
-        let summary = verify::verify(&self.slot(), heads, &mut |event| {
+        let summary = verify::verify(&self.slot(), heads, None, &mut |event| {
             if let Event::Fault(finding) = event {
                 findings.push(finding.clone());
             }
@@ -553,6 +553,19 @@ fn faults_are_told_as_words_and_as_data_and_by_the_exit_code() {
     let lines = run(elsewhere.path(), &[&head[..], &["ndjson"]].concat());
     assert_eq!(text(&lines.stdout).lines().count(), 2);
     assert_eq!(run(elsewhere.path(), &["audit", "verify", dir, "--head", "edge-1/0"]).status.code(), Some(2));
+}
+
+#[test]
+fn an_export_reads_no_segment_that_is_older_than_its_period_but_one() {
+    let written = Written::of("edge-1/0", &[20, 30, 40, 20]);
+    fs::write(written.path(0), "no record").unwrap();
+    fs::File::options().append(true).open(written.path(0)).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    let dir = configured(&written);
+    for (since, code) in [(20, 1), (51, 0), (95, 0), (200, 0)] {
+        let output = run(dir.path(), &["audit", "export", "--since", &time_of(since).to_string()]);
+        assert_eq!(output.status.code(), Some(code), "{since}: {}", text(&output.stderr));
+        assert_eq!(exported(&output), (since.max(21)..=110).collect::<Vec<_>>());
+    }
 }
 
 /// A directory with a configuration whose journal is this one.
