@@ -1,6 +1,9 @@
 //! The composition root: a [`Config`] becomes a running gateway. Binds, spawns workers, follows the store, drains.
 
+mod sinks;
+
 use crate::admin::{self, ControlPlane};
+use crate::audit::sinks::{self as audit_sinks, Shipper, ShipperParts};
 use crate::audit::{self, Journal, Tellers};
 use crate::auth::follower::{self, Turn};
 use crate::auth::{self, Authenticator, Fills, Follower, KeyCache, Snapshot};
@@ -13,7 +16,7 @@ use crate::proxy::service::Shared;
 use crate::server::listener::{self, Spread};
 use crate::server::worker::{self, CutOrder};
 use crate::store::{Change, KeyStore, Member, StoreError, codec};
-use crate::telemetry::Page;
+use crate::telemetry::{self, Page};
 use crate::ulid::{TEXT_LEN, Ulid};
 use std::collections::HashSet;
 use std::io;
@@ -59,6 +62,7 @@ pub struct Gateway {
     follower: JoinHandle<()>,
     state: Arc<State>,
     journal: Journal,
+    shipper: Shipper,
     control: tokio::runtime::Runtime,
     _place: Place,
 }
@@ -85,6 +89,7 @@ struct State {
     clock: Clock,
     page: Page,
     health: Arc<audit::Health>,
+    sinks: audit_sinks::Watch,
     ready: AtomicBool,
     stopping: AtomicBool,
     diverged: AtomicBool,
@@ -114,6 +119,7 @@ impl Gateway {
         let (cutter, cuts) = Cutter::new(config.server.workers);
         let place = Place::take(&config.snapshot, clock.now())?;
         let changes = journal.changes();
+        let shipped = gateway.clone();
         let (fills, asked) = Fills::new();
         let mut follower = Follower::new(follower::Parts {
             cache: Arc::clone(&cache),
@@ -127,11 +133,13 @@ impl Gateway {
             heard: Box::new(move |change| journal_change(change, &changes)),
         })?;
         first_load(&mut follower)?;
+        let shipper = start_shipper(&config, shipped, clock.clone())?;
         let state = Arc::new(State {
             cache: Arc::clone(&cache),
             clock: clock.clone(),
             page,
             health: journal.health(),
+            sinks: shipper.watch(),
             ready: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             diverged: AtomicBool::new(false),
@@ -147,7 +155,7 @@ impl Gateway {
         spawn_filler(follower.filler(asked))?;
         let follower = spawn_follower(follower, Arc::clone(&state))?;
         let control = control.0;
-        Ok(Self { listening, admin, stop, workers, follower, state, journal, control, _place: place })
+        Ok(Self { listening, admin, stop, workers, follower, state, journal, shipper, control, _place: place })
     }
 
     /// Lets what is in flight finish within the drain's bound, flushes the journal, and ends.
@@ -163,8 +171,16 @@ impl Gateway {
             tracing::error!("follower panicked");
         }
         self.journal.shutdown();
+        self.shipper.stop();
         self.control.shutdown_timeout(Duration::from_millis(100));
     }
+}
+
+/// Starts to ship what the journal holds. Whatever fails after this leaves the records where they are.
+fn start_shipper(config: &Config, gateway: String, clock: Clock) -> Result<Shipper, StartError> {
+    let outlets = sinks::build(&config.sinks, &config.audit.dir)?;
+    let parts = ShipperParts { dir: config.audit.dir.clone(), gateway, outlets, clock };
+    Shipper::start(parts).map_err(|error| StartError::Other(format!("cannot start the shipper: {error}")))
 }
 
 /// What the fleet is told of this process when it joins.
@@ -483,8 +499,9 @@ impl ControlPlane for State {
         };
         let complete = if self.cache.is_complete() { "complete" } else { "incomplete" };
         let journal = if self.health.is_healthy() { "writing" } else { "failing" };
+        let sinks: String = self.sinks.standings().iter().map(sinks::line).collect();
         format!(
-            "[store] {store}, last caught up {} ms ago\n[cache] {complete}, {} records\n[journal] {journal}\n",
+            "[store] {store}, last caught up {} ms ago\n[cache] {complete}, {} records\n[journal] {journal}\n{sinks}",
             staleness.as_millis(),
             self.cache.records()
         )
@@ -493,6 +510,9 @@ impl ControlPlane for State {
     fn metrics(&self) -> String {
         let now = self.clock.moment();
         let staleness = self.cache.staleness(now);
+        for sink in self.sinks.standings() {
+            telemetry::sink_lag(&sink.name, sink.lag_records, sink.lag);
+        }
         self.page.render(&[
             ("keygate_cache_records", "keys held, revoked ones included", self.cache.records() as f64),
             (
@@ -521,6 +541,11 @@ impl ControlPlane for State {
                 "keygate_journal_refused",
                 "requests refused because they could not be recorded",
                 self.health.refused() as f64,
+            ),
+            (
+                "keygate_journal_faults",
+                "damages and gaps that the sinks came upon in the journals, since the start",
+                self.sinks.faults() as f64,
             ),
             (
                 "keygate_journal_dropped",

@@ -7,7 +7,7 @@
 //!
 //! | layer | modules | what they are |
 //! | --- | --- | --- |
-//! | leaves | [`reason`], [`clock`], [`secret`], [`net`], [`ulid`], [`sync`], [`telemetry`] | know nothing of keygate |
+//! | leaves | [`reason`], [`clock`], [`secret`], [`net`], [`ulid`], [`sync`], [`tls`], [`telemetry`] | know nothing of keygate |
 //! | key | [`key`] | what a key is; pure |
 //! | rules and stores | [`policy`], [`store`], [`audit`] | may this principal do this; where records live; what was decided |
 //! | identity | [`auth`], [`manage`] | credential to principal; the use cases of key managers |
@@ -35,4 +35,5 @@ pub mod server;
 pub mod store;
 pub mod sync;
 pub mod telemetry;
+pub mod tls;
 pub mod ulid;

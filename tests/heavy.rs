@@ -91,6 +91,7 @@ fn l4_l5_while_the_disk_is_full_or_fails_requests_are_refused_or_dropped_and_cou
         audit::failures::refuse(failure);
         audit::failures::drop_records(failure);
     }
+    ["reject", "drop"].into_iter().for_each(audit::failures::die);
 }
 
 #[test]

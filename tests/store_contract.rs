@@ -13,6 +13,7 @@ use keygate::store::redis::{RedisStore, Url};
 use keygate::store::sqlite::SqliteStore;
 use keygate::store::{
     Action, Conflict, Feed, KeyFilter, KeyStore, Member, Mutation, OperationId, Position, Record, StoreError, Write,
+    codec,
 };
 use keygate::ulid::Ulid;
 use proptest::prelude::*;
@@ -54,6 +55,7 @@ fn key(entity: &EntityRecord, number: u128) -> KeyRecord {
         revoked_at: None,
         rotated_to: None,
         rotated_from: Some(KeyId::new(Ulid::from_bits(9))),
+        until_quiet: Some(std::time::Duration::from_secs(86_400)),
     }
 }
 
@@ -140,6 +142,45 @@ fn keys_are_counted_whatever_became_of_them() {
         apply(store, vec![write(&revoked, Some(seqs[0]))]).unwrap();
         assert_eq!(store.count().unwrap(), 2);
     });
+}
+
+#[test]
+fn keys_that_end_once_they_are_quiet_are_found_until_they_are_revoked() {
+    on_every_engine(|store| {
+        let entity = entity("acme");
+        apply(store, vec![create(&entity)]).unwrap();
+        let (waiting, other) = (key(&entity, 1), KeyRecord { until_quiet: None, ..key(&entity, 2) });
+        let seqs = apply(store, vec![create(&waiting), create(&other)]).unwrap();
+        let waiting = KeyRecord { version: seqs[0], ..waiting };
+        assert_eq!(store.until_quiet().unwrap(), std::slice::from_ref(&waiting));
+        let revoked = KeyRecord { revoked_at: Some(at(9)), ..waiting };
+        apply(store, vec![write(&revoked, Some(seqs[0]))]).unwrap();
+        assert_eq!(store.until_quiet().unwrap(), []);
+    });
+}
+
+#[test]
+fn a_record_that_ends_on_its_day_is_written_as_older_versions_read_it() {
+    let entity = entity("acme");
+    let plain = Record::Key(KeyRecord { until_quiet: None, ..key(&entity, 1) });
+    let text = codec::encode(&plain).unwrap();
+    assert!(!text.contains("quiet"), "{text}");
+    assert_eq!(codec::decode(&text).unwrap(), plain);
+}
+
+#[test]
+fn a_database_of_an_older_version_takes_what_was_added() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.db");
+    drop(SqliteStore::open(&path).unwrap());
+    let older = "DROP INDEX keys_until_quiet; ALTER TABLE keys DROP COLUMN until_quiet;";
+    let store = SqliteStore::open(&path).unwrap();
+    rusqlite::Connection::open(&path).unwrap().execute_batch(older).unwrap();
+    // Also for a reader that meets the file first.
+    assert!(store.changes().unwrap().page(0, 9).unwrap().is_empty());
+    let entity = entity("acme");
+    apply(&store, vec![create(&entity), create(&key(&entity, 1))]).unwrap();
+    assert_eq!(store.until_quiet().unwrap().len(), 1);
 }
 
 #[test]

@@ -79,6 +79,7 @@ fn make_key(entity_id: EntityId, out: &mut impl std::io::Write) -> Result<Write,
         revoked_at: None,
         rotated_to: None,
         rotated_from: None,
+        until_quiet: None,
     };
     Ok(Write { action: Action::KeyCreated, expected: None, record: Record::Key(record) })
 }

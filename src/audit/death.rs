@@ -95,6 +95,7 @@ fn parts(dir: &Path) -> Parts {
         health: Arc::new(Health::new()),
         stop: Arc::default(),
         rotation: Rotation { bytes: 4096, age: Duration::from_secs(1000) },
+        durability: Durability::Written,
     }
 }
 

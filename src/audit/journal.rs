@@ -62,6 +62,7 @@ impl Journal {
         let stop = Arc::new(AtomicBool::new(false));
         let health = Arc::new(Health::new());
         let (sender, changes) = sync_channel(CHANGES_MAX);
+        let durability = durability(settings).map_err(failed)?;
         let parts = |slot: Slot, changes| Parts {
             slot,
             gateway: gateway.to_owned(),
@@ -71,11 +72,11 @@ impl Journal {
             health: Arc::clone(&health),
             stop: Arc::clone(&stop),
             rotation: settings.rotation,
+            durability,
         };
         for slot in others {
             Writer::recover(parts(slot, sync_channel(0).1), false).map_err(failed)?;
         }
-        let durability = durability(settings).map_err(failed)?;
         let mut writer = Writer::recover(parts(slot, changes), true).map_err(failed)?;
         let rings = (0..workers).map(|worker| {
             let path = writer.dir().join(slot::ring_name(worker));

@@ -24,6 +24,7 @@ pub mod segment;
 pub mod sinks;
 mod slot;
 pub mod usage;
+pub mod verify;
 mod words;
 mod writer;
 
@@ -79,6 +80,19 @@ pub struct Rotation {
     pub bytes: u64,
     /// It has been written to for so long.
     pub age: Duration,
+}
+
+// === impl Durability ===
+
+impl Durability {
+    /// Whether a response waits for its record to be synced: also where only that can keep the record from a kill.
+    fn waits_for_sync(self, health: &Health) -> bool {
+        match self {
+            Self::Async => false,
+            Self::Written => health.has_lost_rings(),
+            Self::Synced => true,
+        }
+    }
 }
 
 // === impl Settings ===

@@ -68,12 +68,20 @@ pub fn journals(dir: &Path) -> io::Result<Vec<PathBuf>> {
 /// As of reading the slot's files.
 pub fn synced_through(slot: &Path) -> io::Result<Option<u64>> {
     // Read first: a writer that takes the slot meanwhile has synced no less.
-    let synced = match fs::read(slot.join(SYNCED_FILE)) {
-        Ok(bytes) => <[u8; 8]>::try_from(bytes).ok().map(u64::from_le_bytes),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
-    };
+    let synced = synced(slot)?;
     Ok(synced.filter(|_| is_held(slot).unwrap_or(true)))
+}
+
+/// The last `seq` that the slot's writer says it has synced; none where none has said so.
+///
+/// # Errors
+/// As of reading the file.
+pub fn synced(slot: &Path) -> io::Result<Option<u64>> {
+    match fs::read(slot.join(SYNCED_FILE)) {
+        Ok(bytes) => Ok(<[u8; 8]>::try_from(bytes).ok().map(u64::from_le_bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether a process holds the slot. Asks by taking its lock for a moment: whoever starts then must ask twice.
@@ -249,7 +257,7 @@ impl Follow {
 }
 
 /// The same error, for people.
-fn unreadable(path: &Path, error: &io::Error) -> io::Error {
+pub(super) fn unreadable(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot read {}: {error}", path.display()))
 }
 

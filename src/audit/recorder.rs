@@ -174,11 +174,7 @@ impl Recorder {
 
     /// Whether a response is held back until its record is synced.
     pub fn holds(&self) -> bool {
-        match self.terms.durability {
-            Durability::Async => false,
-            Durability::Written => self.terms.health.has_lost_rings(),
-            Durability::Synced => true,
-        }
+        self.terms.durability.waits_for_sync(&self.terms.health)
     }
 
     /// Waits until everything that this worker has recorded is synced.

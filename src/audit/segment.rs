@@ -3,6 +3,7 @@
 use super::SCHEMA;
 use super::json::push_hex;
 use super::pieces::{Piece, Pieces};
+use crate::clock::Timestamp;
 use crate::net::push_number;
 use std::fs::{self, File};
 use std::io::{self, Seek as _, SeekFrom};
@@ -80,6 +81,21 @@ pub fn kind_of(line: &[u8]) -> Option<&str> {
     text(line, b"\"kind\":\"")
 }
 
+/// A line's journal, `gateway/slot`.
+pub fn journal_of(line: &[u8]) -> Option<&str> {
+    text(line, b"\"journal\":\"")
+}
+
+/// The version of the format that a line is in.
+pub fn schema_of(line: &[u8]) -> Option<u64> {
+    number(line, b"{\"schema\":")
+}
+
+/// A line's time.
+pub fn time_of(line: &[u8]) -> Option<Timestamp> {
+    Timestamp::parse(text(line, b"\"ts\":\"")?)
+}
+
 /// The first number that stands behind `member` in the head of a line.
 fn number(line: &[u8], member: &[u8]) -> Option<u64> {
     let digits = behind(line, member)?.split(|byte| !byte.is_ascii_digit()).next()?;
@@ -95,11 +111,6 @@ fn text<'a>(line: &'a [u8], member: &[u8]) -> Option<&'a str> {
 fn behind<'a>(line: &'a [u8], member: &[u8]) -> Option<&'a [u8]> {
     let head = line.get(..HEAD_BYTES).unwrap_or(line);
     line.get(memchr::memmem::find(head, member)? + member.len()..)
-}
-
-/// The journal of a line, without parsing the rest.
-pub fn journal_of(line: &str) -> Option<&str> {
-    text(line.as_bytes(), b"\"journal\":\"")
 }
 
 /// The name of the segment whose first record is `seq`.
@@ -230,7 +241,7 @@ mod tests {
             prop_assert_eq!(line.pop(), Some(b'\n'));
             prop_assert_eq!((seq_of(&line), is_whole(&line)), (Some(seq), true));
             let journal = format!("{id}/63");
-            prop_assert_eq!(journal_of(std::str::from_utf8(&line).unwrap()), Some(&*journal));
+            prop_assert_eq!(journal_of(&line), Some(&*journal));
         }
     }
 

@@ -7,7 +7,7 @@ use super::ring::{Family, Ring, Run};
 use super::seal::Chain;
 use super::segment::{self, Kind, write_line};
 use super::slot::Slot;
-use super::{RECORD_BYTES_MAX, Rotation};
+use super::{Durability, RECORD_BYTES_MAX, Rotation};
 use crate::clock::{Clock, Instant, monotonic};
 use std::collections::BTreeMap;
 use std::io;
@@ -20,6 +20,8 @@ use tokio::sync::Notify;
 
 /// Between two looks at the rings: what was recorded is synced within this and the time that a sync takes.
 const REST: Duration = Duration::from_millis(10);
+/// The same where responses wait for it.
+const REST_AWAITED: Duration = Duration::from_millis(1);
 /// A sync covers about this many bytes; with more waiting, the next one follows at once.
 const BATCH_BYTES: usize = 256 * 1024;
 /// Between two attempts at a journal that fails.
@@ -39,6 +41,7 @@ pub struct Parts {
     pub health: Arc<Health>,
     pub stop: Arc<AtomicBool>,
     pub rotation: Rotation,
+    pub durability: Durability,
 }
 
 /// The writer of one slot.
@@ -53,6 +56,7 @@ pub struct Writer {
     health: Arc<Health>,
     stop: Arc<AtomicBool>,
     rotation: Rotation,
+    durability: Durability,
     segment: Option<Appender>,
     created_at: Instant,
     /// The segment ends with what is to be written.
@@ -101,7 +105,7 @@ impl Writer {
     /// # Errors
     /// As of reading and writing the slot's directory.
     pub fn recover(parts: Parts, goes_on: bool) -> io::Result<Self> {
-        let Parts { slot, gateway, config, clock, changes, health, stop, rotation } = parts;
+        let Parts { slot, gateway, config, clock, changes, health, stop, rotation, durability } = parts;
         let recovered = segment::recover(&slot.dir)?;
         if let Some(torn) = &recovered.torn {
             tracing::warn!(moved_to = %torn.display(), "the journal's last record was torn");
@@ -122,6 +126,7 @@ impl Writer {
             health,
             stop,
             rotation,
+            durability,
             segment: None,
             created_at: monotonic(),
             closes: false,
@@ -195,10 +200,18 @@ impl Writer {
         while !self.stop.load(Ordering::SeqCst) {
             let more = self.turn();
             if !more {
-                std::thread::sleep(if self.health.is_healthy() { REST } else { RETRY_AFTER });
+                std::thread::sleep(self.rest());
             }
         }
         self.finish();
+    }
+
+    fn rest(&self) -> Duration {
+        match (self.health.is_healthy(), self.durability.waits_for_sync(&self.health)) {
+            (false, _) => RETRY_AFTER,
+            (true, true) => REST_AWAITED,
+            (true, false) => REST,
+        }
     }
 
     /// Takes what is there and syncs it; true when more is there than one turn takes.

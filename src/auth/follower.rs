@@ -434,6 +434,7 @@ mod tests {
             revoked_at: None,
             rotated_to: None,
             rotated_from: None,
+            until_quiet: None,
         })
     }
 

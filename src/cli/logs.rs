@@ -1,12 +1,11 @@
 //! `keygate logs`: what the gateway decided, read from its journal.
 
 use super::output::{self, Output};
-use super::{Failure, exit};
+use super::{Failure, exit, when};
 use crate::audit::fields::Fields;
 use crate::audit::index::IndexReader;
 use crate::audit::query::{Cursor, Filter, JournalSource, Page, QueryError, Source as _, StatusFilter};
 use crate::audit::reader::{Follow, journals};
-use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, values};
 use crate::net::{Networks, parse_network};
 use crate::store;
@@ -111,8 +110,8 @@ impl Args {
             client_ip: self.ip.map(|network| Networks::new(vec![network])),
             request_id: self.request_id.clone(),
             slower_than: self.slower_than,
-            since: self.since.as_deref().map(when).transpose()?,
-            until: self.until.as_deref().map(when).transpose()?,
+            since: self.since.as_deref().map(when::parse).transpose()?,
+            until: self.until.as_deref().map(when::parse).transpose()?,
         })
     }
 
@@ -146,14 +145,6 @@ fn entity_ids(config: &Config, code: &str) -> Result<Vec<String>, Failure> {
     let ids: Vec<_> =
         entities.iter().filter(|entity| entity.code == code).map(|entity| entity.id.to_string()).collect();
     if ids.is_empty() { Err(format!("there is no entity '{code}', and there was none").into()) } else { Ok(ids) }
-}
-
-fn when(text: &str) -> Result<Timestamp, Failure> {
-    if let Some(time) = Timestamp::parse(text) {
-        return Ok(time);
-    }
-    let back = i64::try_from(values::duration(text)?.as_micros())?;
-    Ok(Timestamp::from_micros(Clock::system().now().as_micros() - back))
 }
 
 /// What is written behind the records that were shown, in all journals of the directory, those included that appear later.

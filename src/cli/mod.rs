@@ -8,6 +8,7 @@ macro_rules! say {
     }};
 }
 
+mod audit;
 mod check;
 mod confirm;
 mod demo;
@@ -20,6 +21,7 @@ mod keys;
 mod logs;
 mod output;
 mod serve;
+mod when;
 
 use crate::config::Config;
 use crate::store::StoreError;
@@ -61,6 +63,9 @@ enum Command {
     Fleet(fleet::Command),
     /// Show what the gateway decided.
     Logs(logs::Args),
+    /// Prove that the journal is whole, and export it.
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Ask a running gateway whether it is ready: exit code 0 if it is.
     Health,
 }
@@ -76,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Entities(command) => with_config(&cli.config, |config| entities::run(command, config, cli.output)),
         Command::Fleet(command) => with_config(&cli.config, |config| fleet::run(command, config, cli.output)),
         Command::Logs(args) => with_config(&cli.config, |config| logs::run(args, config, cli.output)),
+        Command::Audit(command) => audit::run(command, &cli.config, cli.output),
         Command::Health => with_config(&cli.config, health::run),
     }
 }

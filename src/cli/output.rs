@@ -2,6 +2,7 @@
 
 use super::Failure;
 use crate::clock::Timestamp;
+use crate::config::values;
 use crate::key::{EntityRecord, KeyRecord};
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
@@ -54,9 +55,9 @@ pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// The JSON object of a key (contract, section 7), without the key itself.
+/// The JSON object of a key (contract, section 7), without the key itself. `until_quiet` is there only for one that ends so.
 pub fn key_value(key: &KeyRecord, entity_code: &str, now: Timestamp) -> Value {
-    json!({
+    let mut value = json!({
         "id": key.id.to_string(),
         "name": key.name,
         "entity_id": key.entity_id.to_string(),
@@ -70,7 +71,11 @@ pub fn key_value(key: &KeyRecord, entity_code: &str, now: Timestamp) -> Value {
         "state": key.state(now).as_str(),
         "version": key.api_version,
         "created_at": key.created_at.to_string(),
-    })
+    });
+    if let (Some(quiet), Some(object)) = (key.until_quiet, value.as_object_mut()) {
+        object.insert("until_quiet".to_owned(), Value::from(values::show_duration(quiet)));
+    }
+    value
 }
 
 /// The JSON object of an entity.

@@ -1,10 +1,11 @@
-//! `[store]`: where the keys are, and how to log in there.
+//! `[store]`: where the keys are, and how to log in there. What other sections say of servers is read here too.
 
 use super::diagnostics::Diagnostic;
 use super::reader::{Located, Section};
 use crate::secret::Secret;
 use crate::store::Settings;
-use crate::store::redis::{Chain, Identity, Key, Login, Roots, Tls, Url};
+use crate::store::redis::{Login, Url};
+use crate::tls::{Chain, Identity, Key, Roots, Tls};
 use std::io::Read as _;
 use std::path::Path;
 
@@ -28,6 +29,17 @@ pub fn store(mut section: Section<'_, '_>, dir: &Path) -> Option<Settings> {
     };
     section.finish();
     settings
+}
+
+/// A Redis server that is not the store, with the same settings.
+pub fn redis(section: &mut Section<'_, '_>, dir: &Path) -> Option<Url> {
+    let url = section.parsed("url", Url::parse).map(|url| Settings::Redis { url: url.value });
+    let login = login(section, dir);
+    match (with_tls(url, section, dir)?, login) {
+        (Settings::Redis { url }, Some(login)) => Some(url.with_login(login)),
+        (Settings::Redis { url }, None) => Some(url),
+        (Settings::Sqlite { .. } | Settings::Memory, _) => None,
+    }
 }
 
 fn store_url(text: &str, dir: &Path) -> Result<Settings, String> {
@@ -87,7 +99,8 @@ fn identity(
     told.ok()
 }
 
-fn login(section: &mut Section<'_, '_>, dir: &Path) -> Option<Login> {
+/// `username` and `password`.
+pub fn login(section: &mut Section<'_, '_>, dir: &Path) -> Option<Login> {
     let username = section.string("username");
     let has_password = section.has("password");
     let password = secret(section, "password", dir);
@@ -99,7 +112,7 @@ fn login(section: &mut Section<'_, '_>, dir: &Path) -> Option<Login> {
 }
 
 /// A secret, which is never in the file itself: `{ env = "VARIABLE" }` or `{ file = "PATH" }`, relative to the file.
-fn secret(section: &mut Section<'_, '_>, key: &'static str, dir: &Path) -> Option<Secret<String>> {
+pub fn secret(section: &mut Section<'_, '_>, key: &'static str, dir: &Path) -> Option<Secret<String>> {
     let raw = section.take(key)?;
     let span = raw.span();
     if raw.get_ref().is_str() {
@@ -135,7 +148,8 @@ fn read_source(
     }
 }
 
-fn read_pem<T>(path: &str, dir: &Path, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<T, String> {
+/// What a PEM file holds.
+pub fn read_pem<T>(path: &str, dir: &Path, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<T, String> {
     const BYTES_MAX: u64 = 1024 * 1024;
     let path = dir.join(path);
     let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());

@@ -6,9 +6,11 @@ mod key_store;
 mod reader;
 mod routes;
 mod sections;
+mod sinks;
 pub mod values;
 
 pub use diagnostics::Diagnostics;
+pub use sinks::{Destination, SinkSettings};
 
 use crate::key::Digest;
 use crate::policy::RouteSpec;
@@ -42,6 +44,8 @@ pub struct Config {
     pub store: store::Settings,
     pub manage: manage::Settings,
     pub audit: audit::Settings,
+    /// `[[audit.sinks]]`.
+    pub sinks: Vec<SinkSettings>,
     pub admin: admin::Settings,
 }
 
@@ -106,7 +110,9 @@ fn build(mut root: Section<'_, '_>, path: &Path, text: &str) -> Option<Config> {
     let store = key_store::store(root.table("store"), &dir);
     let prefix = sections::keys(root.table("keys"));
     let (keys_max, max_stale, snapshot) = sections::cache(root.table("cache"), &dir);
-    let audit = sections::audit(root.table("audit"), &dir);
+    let mut audit = root.table("audit");
+    let sinks = sinks::sinks(&mut audit, store.as_ref(), &dir);
+    let audit = sections::audit(audit, &dir);
     let trusted_proxies = sections::client_ip(root.table("client_ip"));
     let (version_header, api_version) = sections::versions(root.table("versions"));
     let limits = sections::limits(root.table("limits"));
@@ -134,6 +140,7 @@ fn build(mut root: Section<'_, '_>, path: &Path, text: &str) -> Option<Config> {
         store: store?,
         manage: manage::Settings { prefix, vocabulary, presets, tiers: sections::tiers(), api_version },
         audit,
+        sinks,
         admin,
     })
 }

@@ -29,6 +29,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A time in whole seconds, in the largest unit that leaves nothing over.
+pub fn show_duration(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let units = [(86_400, "d"), (3600, "h"), (60, "m")];
+    let fitting = units.into_iter().find(|(each, _)| seconds >= *each && seconds.is_multiple_of(*each));
+    fitting.map_or_else(|| format!("{seconds}s"), |(each, unit)| format!("{}{unit}", seconds / each))
+}
+
 /// Reads `"16 KiB"`, `"10 MiB"`, `"512 B"`.
 ///
 /// # Errors

@@ -46,6 +46,8 @@ pub struct KeyRecord {
     pub rotated_to: Option<KeyId>,
     /// The predecessor, when made by a rotation.
     pub rotated_from: Option<KeyId>,
+    /// Once rotated: it ends when it was not used for so long, if that comes before its expiry. Whole seconds.
+    pub until_quiet: Option<Duration>,
 }
 
 /// Where a key is in its life (contract, section 2).

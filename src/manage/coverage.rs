@@ -12,6 +12,8 @@ pub struct Coverage {
     now: Timestamp,
     from: Timestamp,
     through: Timestamp,
+    /// The same to the second, where `through` takes seconds ago for now.
+    reported: Timestamp,
     lacks: Vec<Lack>,
 }
 
@@ -62,7 +64,9 @@ impl Coverage {
         lacks.extend(journals.iter().filter_map(|journal| Lack::late(journal, now)));
         let from = lacks.iter().map(|lack| lack.hides_until(now)).max().unwrap_or(now);
         let through = lacks.iter().map(|lack| lack.hides_from(now)).min().unwrap_or(now);
-        Self { now, from, through, lacks }
+        let open = journals.iter().filter(|journal| !journal.is_closed());
+        let reported = open.map(|journal| journal.through).min().map_or(through, |last| last.min(through));
+        Self { now, from, through, reported, lacks }
     }
 
     /// How much of the time from `begin` until now is known, in percent; 100 only if all of it is.
@@ -86,9 +90,9 @@ impl Coverage {
         self.from
     }
 
-    /// Until when every call is known.
-    pub const fn through(&self) -> Timestamp {
-        self.through
+    /// Up to when every journal is reported; seconds ago, if all are reported up to now.
+    pub const fn reported_through(&self) -> Timestamp {
+        self.reported
     }
 
     /// Why not all of the time from `begin` until now is known.
@@ -235,6 +239,7 @@ mod tests {
             revoked_at: None,
             rotated_to: None,
             rotated_from: None,
+            until_quiet: None,
         }
     }
 

@@ -185,6 +185,7 @@ impl Manage<'_> {
             revoked_at: None,
             rotated_to: None,
             rotated_from: None,
+            until_quiet: None,
         })
     }
 

@@ -5,6 +5,7 @@ pub mod coverage;
 mod entities;
 mod grant;
 mod keys;
+pub mod quiet;
 pub mod report;
 pub mod reporter;
 mod rotate;

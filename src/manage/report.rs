@@ -317,7 +317,7 @@ mod tests {
         let key = world.key("orders:read", Some(99 * DAY)).id;
         world.use_key(key);
         world.hand.pass(DAY);
-        let (created, _) = world.manage().rotate_key(key, Overlap(DAY)).unwrap();
+        let (created, _) = world.manage().rotate_key(key, Overlap { time: DAY, until_quiet: None }).unwrap();
         let successor = created.record.id;
         world.use_key(successor);
         assert_eq!(world.found(), []);

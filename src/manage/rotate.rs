@@ -10,7 +10,11 @@ use std::time::Duration;
 
 /// How long a rotated key goes on working.
 #[derive(Clone, Copy, Debug)]
-pub struct Overlap(pub Duration);
+pub struct Overlap {
+    pub time: Duration,
+    /// It ends sooner when it was not used for so long on any gateway, counted from the rotation at the earliest.
+    pub until_quiet: Option<Duration>,
+}
 
 /// What a revocation found.
 #[derive(Debug)]
@@ -22,7 +26,7 @@ pub enum Revoked {
 
 impl Default for Overlap {
     fn default() -> Self {
-        Self(Duration::from_secs(24 * 3600))
+        Self { time: Duration::from_secs(24 * 3600), until_quiet: None }
     }
 }
 
@@ -40,6 +44,9 @@ impl Manage<'_> {
             if let Some(successor) = old.rotated_to {
                 return Err(invalid(&format!("{id} was rotated already; its successor is {successor}")));
             }
+            if overlap.until_quiet.is_some() {
+                self.check_fleet_reads_quiet()?;
+            }
             let code = self.code_of(&old)?;
             let token = Token::generate(&self.settings.prefix, old.mode, &code)?;
             let successor = successor(&old, self.new_id()?, &token, now);
@@ -47,6 +54,18 @@ impl Manage<'_> {
             let (successor, ended) = self.write_rotation(successor, ended, old.version)?;
             let warnings = self.settings.warnings(&successor.scopes, &successor.allowlist);
             Ok((Created { record: successor, text: token.text, warnings }, ended))
+        })
+    }
+
+    /// A gateway of an older version may not read such a record, and would follow the store no further.
+    fn check_fleet_reads_quiet(&self) -> Result<(), ManageError> {
+        let members = self.store.fleet()?.members;
+        let older = members.iter().find(|member| version(&member.version) < version(env!("CARGO_PKG_VERSION")));
+        older.map_or(Ok(()), |member| {
+            let (gateway, version) = (&member.gateway, &member.version);
+            Err(invalid(&format!(
+                "{gateway} runs keygate {version}, which may not know --until-quiet; update it first"
+            )))
         })
     }
 
@@ -97,17 +116,29 @@ fn successor(old: &KeyRecord, id: KeyId, token: &Token, now: Timestamp) -> KeyRe
         expires_at: old.lifetime().map(|lifetime| now.plus(lifetime)),
         rotated_from: Some(old.id),
         rotated_to: None,
+        until_quiet: None,
         ..old.clone()
     }
 }
 
 fn ended(old: &KeyRecord, successor: KeyId, now: Timestamp, overlap: Overlap) -> KeyRecord {
-    let end = now.plus(overlap.0);
+    let end = now.plus(overlap.time);
     KeyRecord {
         rotated_to: Some(successor),
+        until_quiet: overlap.until_quiet.map(whole_seconds),
         expires_at: Some(old.expires_at.map_or(end, |expiry| expiry.min(end))),
         ..old.clone()
     }
+}
+
+/// As records have it, and never less than what was asked for.
+const fn whole_seconds(time: Duration) -> Duration {
+    Duration::from_secs(time.as_secs().saturating_add((time.subsec_nanos() > 0) as u64))
+}
+
+/// A version's numbers, for comparing.
+fn version(text: &str) -> Vec<u64> {
+    text.split(['.', '-', '+']).map_while(|number| number.parse().ok()).collect()
 }
 
 /// Only a key that still works can be changed.
@@ -116,5 +147,42 @@ pub(super) fn check_in_force(key: &KeyRecord, now: Timestamp) -> Result<(), Mana
         KeyState::Active | KeyState::Expiring => Ok(()),
         KeyState::Expired => Err(invalid(&format!("{} has expired; make a new key", key.id))),
         KeyState::Revoked => Err(invalid(&format!("{} was revoked, which is final; make a new key", key.id))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::key::{Prefix, Vocabulary};
+    use crate::manage::{NewEntity, NewKey, Settings};
+    use crate::store::memory::MemoryStore;
+    use crate::store::{KeyStore, Member};
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn no_rotation_until_quiet_while_a_gateway_runs_that_may_not_read_it() {
+        let (store, clock) = (MemoryStore::default(), Clock::system());
+        let settings = Settings {
+            prefix: Prefix::new("ark").unwrap(),
+            vocabulary: Vocabulary::new([("orders:read".to_owned(), false)]).unwrap(),
+            presets: BTreeMap::new(),
+            tiers: vec!["test".to_owned()],
+            api_version: None,
+        };
+        let manage = Manage::new(&store, &settings, &clock, "test".into());
+        manage.create_entity(NewEntity { code: "acme".into(), ..NewEntity::default() }).unwrap();
+        let scopes = vec!["orders:read".to_owned()];
+        let new = NewKey { entity: "acme".into(), name: "key".into(), scopes, ..NewKey::default() };
+        let key = manage.create_key(new).unwrap().record.id;
+        let mut gateway = store.changes().unwrap();
+        let member = |version: &str| Member { gateway: "edge-1".into(), version: version.into(), ..Member::default() };
+        gateway.tell(&member("0.0.9")).unwrap();
+        let until_quiet = Some(Duration::from_millis(1500));
+        let refused = manage.rotate_key(key, Overlap { until_quiet, ..Overlap::default() }).unwrap_err();
+        assert!(refused.to_string().starts_with("edge-1 runs keygate 0.0.9"), "{refused}");
+        gateway.tell(&member(env!("CARGO_PKG_VERSION"))).unwrap();
+        let (created, old) = manage.rotate_key(key, Overlap { until_quiet, ..Overlap::default() }).unwrap();
+        assert_eq!((old.until_quiet, created.record.until_quiet), (Some(Duration::from_secs(2)), None));
     }
 }

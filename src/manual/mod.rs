@@ -14,5 +14,7 @@ pub mod settings {}
 pub mod operations {}
 #[doc = include_str!("audit_format.md")]
 pub mod audit_format {}
+#[doc = include_str!("sinks.md")]
+pub mod sinks {}
 #[doc = include_str!("redis_schema.md")]
 pub mod redis_schema {}

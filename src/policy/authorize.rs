@@ -188,6 +188,7 @@ mod tests {
             revoked_at: None,
             rotated_to: None,
             rotated_from: None,
+            until_quiet: None,
         };
         Arc::new(Principal::new(&record, Arc::new(PrincipalEntity::new(entity_id)), Arc::new(grant), None))
     }

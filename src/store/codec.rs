@@ -5,6 +5,7 @@ use crate::clock::Timestamp;
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord, Mode, ScopeList};
 use crate::net::Networks;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// The wire form of a record. Unknown members are refused: a newer gateway may have meant something by them that would
 /// narrow the key.
@@ -35,6 +36,9 @@ struct KeyWire {
     revoked_at: Option<String>,
     rotated_to: Option<String>,
     rotated_from: Option<String>,
+    /// Left out where there is none: a record without it is one that older versions read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    until_quiet_s: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -96,6 +100,7 @@ fn key_to_wire(key: &KeyRecord) -> KeyWire {
         revoked_at: key.revoked_at.map(|time| time.to_string()),
         rotated_to: key.rotated_to.map(|id| id.to_string()),
         rotated_from: key.rotated_from.map(|id| id.to_string()),
+        until_quiet_s: key.until_quiet.map(|time| time.as_secs()),
     }
 }
 
@@ -118,6 +123,7 @@ fn key_from_wire(wire: KeyWire) -> Result<KeyRecord, StoreError> {
         revoked_at: may("revoked_at", wire.revoked_at, Timestamp::parse)?,
         rotated_to: may("rotated_to", wire.rotated_to, KeyId::parse)?,
         rotated_from: may("rotated_from", wire.rotated_from, KeyId::parse)?,
+        until_quiet: wire.until_quiet_s.map(Duration::from_secs),
     })
 }
 

@@ -98,6 +98,12 @@ impl KeyStore for MemoryStore {
         Ok(data.fleet.len() < known)
     }
 
+    fn until_quiet(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        let data = self.data();
+        let waiting = |key: &&KeyRecord| key.until_quiet.is_some() && key.revoked_at.is_none();
+        Ok(data.keys.values().filter(waiting).cloned().collect())
+    }
+
     fn account(&self, account: &Account) -> Result<(), StoreError> {
         let mut data = self.data();
         account.uses.iter().for_each(|(key, uses)| data.uses.entry(*key).or_default().merge(uses));

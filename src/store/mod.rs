@@ -203,6 +203,9 @@ pub trait KeyStore: Send + Sync {
     /// Removes the row of a gateway that is known to be dead; whether there was one.
     fn forget(&self, instance: &str) -> Result<bool, StoreError>;
 
+    /// The keys that end once they are quiet and were not revoked yet, in no order.
+    fn until_quiet(&self) -> Result<Vec<KeyRecord>, StoreError>;
+
     /// Takes a gateway's report of its journal: of two things told the greater stays. Written in steps of a bounded size, the
     /// journal last: after an error some of the uses may be stored, and reporting again is harmless.
     fn account(&self, account: &Account) -> Result<(), StoreError>;

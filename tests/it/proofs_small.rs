@@ -1,5 +1,6 @@
 //! The proofs of `tests/heavy.rs` at a size for every run.
 
+use crate::proofs::audit::failures::Failure;
 use crate::proofs::revocation::{self, Fleet};
 use crate::proofs::{audit, chaos, deaths, large_bodies, many_keys, outage};
 use std::time::Duration;
@@ -39,7 +40,68 @@ fn no_ended_key_is_accepted_whatever_fails() {
 }
 
 #[test]
+fn l1_a_gateway_that_is_killed_has_journaled_whatever_anybody_saw() {
+    audit::deaths::prove(&audit::deaths::Run { seed: seed(), times: 50, rate: None, life: Duration::from_millis(60) });
+}
+
+#[test]
+fn a_journal_that_is_not_waited_for_loses_only_what_was_young_when_the_gateway_was_killed() {
+    let run = audit::deaths::Run { seed: seed(), times: 10, rate: None, life: Duration::from_millis(120) };
+    let ages = audit::deaths::window(&run);
+    assert!(ages.iter().all(|age| *age < Duration::from_millis(500)), "{ages:?}");
+}
+
+#[test]
+fn l2_what_was_answered_is_in_the_journal_when_the_power_has_failed() {
+    audit::power::prove(&audit::deaths::Run { seed: seed(), times: 3, rate: None, life: Duration::from_millis(60) });
+}
+
+#[test]
+fn l4_on_a_full_disk_requests_are_refused_and_counted() {
+    audit::failures::refuse(Failure::FullDisk);
+}
+
+#[test]
+fn l4_on_a_full_disk_what_is_dropped_is_counted() {
+    audit::failures::drop_records(Failure::FullDisk);
+}
+
+#[test]
+fn l5_while_syncs_fail_requests_are_refused_and_counted() {
+    audit::failures::refuse(Failure::FailingSync);
+}
+
+#[test]
+fn l5_while_syncs_fail_what_is_dropped_is_counted() {
+    audit::failures::drop_records(Failure::FailingSync);
+}
+
+#[test]
+fn what_was_refused_or_dropped_is_told_by_the_next_gateway_when_this_one_is_killed() {
+    ["reject", "drop"].into_iter().for_each(audit::failures::die);
+}
+
+#[test]
+fn a_journal_whose_directory_is_removed_tells_what_went_with_it() {
+    audit::failures::take_away(|slot| std::fs::remove_dir_all(slot).unwrap());
+}
+
+#[test]
+fn a_journal_whose_segment_is_emptied_tells_what_went_with_it() {
+    audit::failures::take_away(|slot| {
+        let entries = std::fs::read_dir(slot).unwrap().map(|entry| entry.unwrap().path());
+        let segments = entries.filter(|path| path.extension().is_some_and(|extension| extension == "ndjson"));
+        std::fs::File::create(segments.max().unwrap()).unwrap();
+    });
+}
+
+#[test]
 fn strangers_are_counted_exactly_and_take_little_of_the_disk() {
     let length = Duration::from_secs(3);
     audit::flood::prove(&audit::flood::Size { rate: 3000, length, mib_per_minute_max: 2.0 });
+}
+
+/// `KEYGATE_DEATHS_SEED`, or another one every time.
+fn seed() -> u64 {
+    std::env::var("KEYGATE_DEATHS_SEED").map_or_else(|_| fastrand::u64(..), |text| text.parse().expect("a number"))
 }

@@ -267,6 +267,7 @@ pub fn key(number: u8) -> Record {
         revoked_at: None,
         rotated_to: None,
         rotated_from: None,
+        until_quiet: None,
     })
 }
 
@@ -361,6 +362,10 @@ impl KeyStore for Watched {
 
     fn forget(&self, instance: &str) -> Result<bool, StoreError> {
         self.inner.forget(instance)
+    }
+
+    fn until_quiet(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        self.inner.until_quiet()
     }
 
     fn account(&self, account: &Account) -> Result<(), StoreError> {

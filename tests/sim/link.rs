@@ -214,6 +214,10 @@ impl KeyStore for RemoteStore {
         self.link.call("forget", |server| server.remove_row(instance))
     }
 
+    fn until_quiet(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        self.ask("until_quiet", |store| store.until_quiet())
+    }
+
     fn account(&self, account: &Account) -> Result<(), StoreError> {
         self.ask("account", |store| store.account(account))
     }

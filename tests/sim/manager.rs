@@ -212,7 +212,7 @@ impl Manager {
                 Ok(Record::Key(record))
             }
             Plan::Rotate(key) => {
-                let (created, ended) = manage.rotate_key(*key, Overlap(TIMEOUT))?;
+                let (created, ended) = manage.rotate_key(*key, Overlap { time: TIMEOUT, until_quiet: None })?;
                 lock(&self.state).keys.push(created.record.id);
                 Ok(Record::Key(ended))
             }

@@ -4,7 +4,7 @@ use super::source::{Source, closing, is_name, occurrences};
 
 /// From the leaves up: a module imports from the layers below its own.
 const LAYERS: [&[&str]; 8] = [
-    &["reason", "clock", "secret", "net", "ulid", "sync", "telemetry"],
+    &["reason", "clock", "secret", "net", "ulid", "sync", "tls", "telemetry"],
     &["key"],
     &["policy", "store", "audit"],
     &["auth", "manage"],

@@ -5,7 +5,7 @@ use super::feed::{Entry, Feed, Room};
 use super::gap::{Gap, Lack};
 use super::shipper::Shared;
 use super::status::{State, Status};
-use super::{Line, Positions, Sink, SinkError};
+use super::{Line, Outlet, Positions, Sink, SinkError};
 use crate::clock::{Instant, Timestamp, monotonic};
 use crate::telemetry;
 use std::sync::Arc;
@@ -56,7 +56,8 @@ enum Next {
 // === impl Delivery ===
 
 impl Delivery {
-    pub fn new(sink: Box<dyn Sink>, room: Room, shared: Arc<Shared>, status: Arc<Status>) -> Self {
+    pub fn new(outlet: Outlet, shared: Arc<Shared>, status: Arc<Status>) -> Self {
+        let Outlet { sink, room } = outlet;
         Self {
             checkpoint: Checkpoint::of(&shared.dir, sink.name()),
             part: room.records,
@@ -86,6 +87,9 @@ impl Delivery {
             self.shared.stop.wait(rest);
         }
         while let Ok(Next::GoOn) = self.turn() {}
+        if let Err(error) = self.sink.flush() {
+            self.tell(&error.to_string());
+        }
         self.save(true);
     }
 
@@ -265,12 +269,19 @@ impl Delivery {
     fn save(&mut self, now: bool) {
         let time = monotonic();
         let is_due = now || time.saturating_duration_since(self.saved_at) >= SAVE_EVERY;
-        if !is_due || self.positions == self.saved || self.feed.is_none() {
+        if !is_due || self.feed.is_none() {
             return;
         }
+        let positions = match self.sink.settled() {
+            Some(settled) => smaller(&self.positions, &settled),
+            None => self.positions.clone(),
+        };
         self.saved_at = time;
-        match self.checkpoint.save(&self.positions) {
-            Ok(()) => self.saved.clone_from(&self.positions),
+        if positions == self.saved {
+            return;
+        }
+        match self.checkpoint.save(&positions) {
+            Ok(()) => self.saved = positions,
             Err(error) => self.trouble(&error.to_string()),
         }
     }

@@ -8,12 +8,18 @@ pub mod checkpoint;
 mod delivery;
 mod feed;
 mod gap;
+pub mod http;
 mod shipper;
+mod sqlite;
 mod status;
+mod stdout;
 
 pub use feed::Room;
+pub use http::Http;
 pub use shipper::{Shipper, ShipperParts, Watch};
+pub use sqlite::Sqlite;
 pub use status::{Standing, State};
+pub use stdout::Stdout;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,10 +58,29 @@ pub trait Sink: Send {
     /// [`SinkError`], by what is to be done about it. None of them loses a line.
     fn deliver(&mut self, batch: &[Line]) -> Result<(), SinkError>;
 
+    /// Writes what it has taken and holds back, where it gathers. Called before the end.
+    ///
+    /// # Errors
+    /// As of [`Sink::deliver`]: what is not written comes again after the next start.
+    fn flush(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    /// What it has written of what it took, where it gathers: the checkpoint moves no further.
+    fn settled(&self) -> Option<Positions> {
+        None
+    }
+
     /// Whether the journal must keep what this sink has not taken yet.
     fn is_durable(&self) -> bool {
         true
     }
+}
+
+/// A sink, and how much it is sent at once.
+pub struct Outlet {
+    pub sink: Box<dyn Sink>,
+    pub room: Room,
 }
 
 /// Why lines were not taken, told apart by what to do. There is none for giving lines up.
@@ -78,5 +103,13 @@ impl SinkError {
     /// Again, whenever the shipper sees fit.
     pub fn later(why: impl Into<String>) -> Self {
         Self::Later { why: why.into(), after: None }
+    }
+}
+
+/// Appends lines as they stand in a segment.
+fn push_lines(out: &mut Vec<u8>, batch: &[Line]) {
+    for line in batch {
+        out.extend_from_slice(line.text.as_bytes());
+        out.push(b'\n');
     }
 }

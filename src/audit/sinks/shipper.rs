@@ -1,8 +1,7 @@
 //! The shipper: one process of a directory holds its lock and runs a thread for each sink.
 
-use super::Sink;
+use super::Outlet;
 use super::delivery::Delivery;
-use super::feed::Room;
 use super::status::{self, Standing, Status, Told};
 use crate::clock::{Clock, monotonic};
 use rustix::fs::{FlockOperation, flock};
@@ -31,8 +30,8 @@ pub struct ShipperParts {
     pub dir: PathBuf,
     /// The gateway's id: the first part of its journals' names.
     pub gateway: String,
-    /// The sinks, with how much each takes at once. Their names differ.
-    pub sinks: Vec<(Box<dyn Sink>, Room)>,
+    /// The sinks. Their names differ.
+    pub outlets: Vec<Outlet>,
     pub clock: Clock,
 }
 
@@ -71,13 +70,13 @@ impl Shipper {
     /// # Errors
     /// When no thread can be started.
     pub fn start(parts: ShipperParts) -> io::Result<Self> {
-        let ShipperParts { dir, gateway, sinks, clock } = parts;
-        let statuses = sinks.iter().map(|(sink, _)| Arc::new(Status::new(sink.name()))).collect();
+        let ShipperParts { dir, gateway, outlets, clock } = parts;
+        let statuses = outlets.iter().map(|outlet| Arc::new(Status::new(outlet.sink.name()))).collect();
         let shared = Arc::new(Shared::new(dir, gateway, clock, statuses));
         let mut lead = None;
-        if !sinks.is_empty() {
+        if !outlets.is_empty() {
             let shared = Arc::clone(&shared);
-            lead = Some(Builder::new().name("shipper".into()).spawn(move || ship(&shared, sinks))?);
+            lead = Some(Builder::new().name("shipper".into()).spawn(move || ship(&shared, outlets))?);
         }
         Ok(Self { shared, lead })
     }
@@ -125,12 +124,12 @@ impl Shared {
 }
 
 /// Waits for the directory's lock, runs the sinks, and ends when it is told to.
-fn ship(shared: &Arc<Shared>, sinks: Vec<(Box<dyn Sink>, Room)>) {
+fn ship(shared: &Arc<Shared>, outlets: Vec<Outlet>) {
     let Some(_lock) = wait_for_lock(shared) else { return };
     let (ended, ends) = channel();
-    let started = sinks.into_iter().zip(&shared.statuses);
-    let started = started.map(|((sink, room), status)| {
-        let delivery = Delivery::new(sink, room, Arc::clone(shared), Arc::clone(status));
+    let started = outlets.into_iter().zip(&shared.statuses);
+    let started = started.map(|(outlet, status)| {
+        let delivery = Delivery::new(outlet, Arc::clone(shared), Arc::clone(status));
         spawn(delivery, &status.name, Arc::clone(shared), ended.clone())
     });
     let threads = started.filter(|started| *started).count();

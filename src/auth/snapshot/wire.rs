@@ -220,6 +220,8 @@ impl<'a> KeyWire<'a> {
             revoked_at: self.revoked_at.map(Timestamp::from_micros),
             rotated_to: self.rotated_to.map(key_id),
             rotated_from: self.rotated_from.map(key_id),
+            // Who ends it reads that in the store; what a key may do does not depend on it.
+            until_quiet: None,
         })
     }
 }

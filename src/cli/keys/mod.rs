@@ -39,6 +39,9 @@ pub enum Command {
         /// How long the old key goes on working, such as 24h; 0 ends it now. Never longer than its own expiry.
         #[arg(long, value_name = "TIME", default_value = "24h", value_parser = overlap)]
         overlap: Duration,
+        /// End the old key sooner, once it was not used for so long on any gateway, refused calls included.
+        #[arg(long, value_name = "TIME", value_parser = values::duration)]
+        until_quiet: Option<Duration>,
     },
     /// End a key, at once and for good.
     Revoke {
@@ -163,7 +166,9 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
         Command::List { entity } => session.list(entity.as_deref()),
         Command::Show { id } => session.show(&session.manage.key(key_id(id)?)?),
         Command::Update(args) => session.update(args),
-        Command::Rotate { id, overlap } => session.rotate(key_id(id)?, Overlap(*overlap)),
+        Command::Rotate { id, overlap, until_quiet } => {
+            session.rotate(key_id(id)?, Overlap { time: *overlap, until_quiet: *until_quiet })
+        }
         Command::Revoke { id, yes, wait } => session.revoke(key_id(id)?, *yes, *wait),
         Command::Report(args) => session.report(args),
         Command::Import { grant, sha256 } => session.import(grant, *sha256),
@@ -215,7 +220,7 @@ impl Session<'_> {
             key.mode.to_string(),
             key.state(self.now).as_str().to_owned(),
             key.last4.clone(),
-            output::show_time(key.expires_at),
+            end_of(key),
             key.scopes.to_string(),
         ]
     }
@@ -248,10 +253,10 @@ impl Session<'_> {
 
     fn rotate(&self, id: KeyId, overlap: Overlap) -> Result<ExitCode, Failure> {
         let (created, old) = self.manage.rotate_key(id, overlap)?;
-        let end = match overlap {
-            Overlap(Duration::ZERO) => "has ended".to_owned(),
-            Overlap(_) => format!("works until {}", output::show_time(old.expires_at)),
-        };
+        if overlap.until_quiet.is_some_and(|quiet| quiet >= overlap.time) {
+            say!("warning: the overlap ends before the key can have been quiet for so long; give a longer --overlap");
+        }
+        let end = if overlap.time.is_zero() { "has ended".to_owned() } else { format!("works until {}", end_of(&old)) };
         self.show_created(&created, &format!("rotated: {id} {end}, its successor is"), &old)
     }
 
@@ -323,6 +328,13 @@ impl CreateArgs {
             waive_expiry: self.no_expiry,
         })
     }
+}
+
+/// When a key ends, for people.
+fn end_of(key: &KeyRecord) -> String {
+    let end = output::show_time(key.expires_at);
+    let quiet = key.until_quiet.filter(|_| key.revoked_at.is_none());
+    quiet.map_or_else(|| end.clone(), |quiet| format!("{end}, or once quiet for {}", values::show_duration(quiet)))
 }
 
 fn warn(warnings: &[String]) {

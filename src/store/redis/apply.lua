@@ -44,10 +44,17 @@ local function check_entity(record, before, expected)
   if holder and holder ~= record.id and not given(record.deleted_at) then return {'code_taken', record.code} end
 end
 
-local function index_key(record)
+local function is_waiting(record) return given(record.until_quiet_s) and not given(record.revoked_at) end
+
+local function index_key(record, before)
   put(name('digest', record.digest), record.id)
   table.insert(commands, {'ZADD', name('keys'), 0, record.id})
   table.insert(commands, {'ZADD', name('keys', record.entity_id), 0, record.id})
+  if is_waiting(record) then
+    table.insert(commands, {'ZADD', name('quiet'), 0, record.id})
+  elseif before and is_waiting(before) then
+    table.insert(commands, {'ZREM', name('quiet'), record.id})
+  end
 end
 
 local function index_entity(record, before)
@@ -77,7 +84,7 @@ for _, write in ipairs(writes) do
   table.insert(commands, {'XADD', name('log'), number(seq) .. '-0', 'token', write.token, 'at', at, 'actor', actor,
     'action', write.action, 'before', text or '', 'after', body})
   put(key, body)
-  if record.type == 'key' then index_key(record) else index_entity(record, before) end
+  if record.type == 'key' then index_key(record, before) else index_entity(record, before) end
   table.insert(commands, {'ZADD', name('versions'), number(seq), record.type .. ':' .. record.id})
   table.insert(commands, {'SET', KEYS[1], number(seq) .. ' ' .. write.token})
   table.insert(seqs, number(seq))

@@ -1,10 +1,10 @@
 //! The connection: made when needed, dropped on the first failure, bounded in time.
 
-use super::tls::Tls;
 use super::wire::{Transport, Wire};
 use super::{REPLY_BYTES, Record, StoreError, codec, schema};
 use crate::clock::Instant;
 use crate::secret::Secret;
+use crate::tls::Tls;
 use ::redis::{Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisError};
 use rustls::pki_types::ServerName;
 use std::fmt;

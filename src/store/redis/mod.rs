@@ -6,7 +6,7 @@ mod link;
 mod reply;
 mod roster;
 mod schema;
-mod tls;
+mod stream;
 mod wire;
 mod write;
 
@@ -18,7 +18,7 @@ use crate::key::Digest;
 use link::Link;
 pub use link::{Login, Url};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-pub use tls::{Chain, Identity, Key, Roots, Tls};
+pub use stream::{Appended, RecordStream, StreamSettings};
 
 /// Records read by one call of a list.
 const PAGE: usize = 500;
@@ -64,6 +64,22 @@ impl RedisStore {
         let bound = after.map_or_else(|| "-".to_owned(), |after| format!("({after}"));
         self.link().page(index, kind, ("lex", &bound), limit.min(PAGE))
     }
+
+    /// Keys of an index in the order of their ids, after `after`.
+    fn keys_of(&self, index: &str, mut after: Option<KeyId>, limit: usize) -> Result<Vec<KeyRecord>, StoreError> {
+        let mut keys = Vec::<KeyRecord>::new();
+        while keys.len() < limit {
+            let bound = after.map(|after| after.to_string());
+            let page = self.listed(index, "key:", bound.as_deref(), limit - keys.len())?;
+            keys.extend(page.into_iter().map(as_key).collect::<Result<Vec<_>, _>>()?);
+            let last = keys.last().map(|key| key.id);
+            if last.is_none() || last == after {
+                break;
+            }
+            after = last;
+        }
+        Ok(keys)
+    }
 }
 
 impl KeyStore for RedisStore {
@@ -85,18 +101,7 @@ impl KeyStore for RedisStore {
 
     fn keys(&self, filter: &KeyFilter, after: Option<KeyId>, limit: usize) -> Result<Vec<KeyRecord>, StoreError> {
         let index = filter.entity.map_or_else(|| "keys".to_owned(), |entity| format!("keys:{entity}"));
-        let (mut keys, mut after) = (Vec::<KeyRecord>::new(), after);
-        while keys.len() < limit {
-            let bound = after.map(|after| after.to_string());
-            let page = self.listed(&index, "key:", bound.as_deref(), limit - keys.len())?;
-            keys.extend(page.into_iter().map(as_key).collect::<Result<Vec<_>, _>>()?);
-            let last = keys.last().map(|key| key.id);
-            if last.is_none() || last == after {
-                break;
-            }
-            after = last;
-        }
-        Ok(keys)
+        self.keys_of(&index, after, limit)
     }
 
     fn entity(&self, id: EntityId) -> Result<Option<EntityRecord>, StoreError> {
@@ -139,6 +144,10 @@ impl KeyStore for RedisStore {
 
     fn forget(&self, instance: &str) -> Result<bool, StoreError> {
         roster::remove(&mut self.link(), instance)
+    }
+
+    fn until_quiet(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        self.keys_of("quiet", None, usize::MAX)
     }
 
     fn account(&self, account: &Account) -> Result<(), StoreError> {

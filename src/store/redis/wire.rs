@@ -1,8 +1,8 @@
 //! The bytes between here and the server, plain or encrypted: no step takes longer than it was given in all.
 
 use super::reply;
-use super::tls::Tls;
 use crate::clock::{Instant, monotonic};
+use crate::tls::Tls;
 use ::redis::{RedisError, Value};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};

@@ -127,6 +127,21 @@ impl KeyStore for SqliteStore {
         roster::forget(&self.path, instance).map_err(|error| StoreError::Unavailable(error.to_string()))
     }
 
+    fn until_quiet(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        let opened = self.opened()?;
+        let sql = format!(
+            "SELECT {} FROM keys WHERE until_quiet IS NOT NULL AND revoked_at IS NULL ORDER BY version",
+            rows::KEY_COLUMNS
+        );
+        let mut statement = opened.connection.prepare_cached(&sql).map_err(unavailable)?;
+        let mut found = statement.query([]).map_err(unavailable)?;
+        let mut keys = Vec::new();
+        while let Some(row) = found.next().map_err(unavailable)? {
+            keys.push(rows::read_key(row)?);
+        }
+        Ok(keys)
+    }
+
     fn account(&self, account: &Account) -> Result<(), StoreError> {
         accounts::account(&mut self.opened()?.connection, account)
     }

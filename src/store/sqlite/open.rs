@@ -59,6 +59,11 @@ CREATE TABLE operations (
 ) WITHOUT ROWID;
 ";
 
+/// The few keys that end once they are quiet.
+const INDEX: &str = "
+CREATE INDEX IF NOT EXISTS keys_until_quiet ON keys (version) WHERE until_quiet IS NOT NULL AND revoked_at IS NULL;
+";
+
 /// Opens or makes the database.
 pub fn open(path: &Path) -> Result<Connection, StoreError> {
     make_directory(path)?;
@@ -73,7 +78,7 @@ pub fn open(path: &Path) -> Result<Connection, StoreError> {
         .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
         .map_err(|error| cannot_use(path, &error))?;
     make_schema(&connection, path)?;
-    connection.execute_batch(accounts::TABLES).map_err(|error| cannot_use(path, &error))?;
+    add_to_schema(&connection, path)?;
     Ok(connection)
 }
 
@@ -82,8 +87,10 @@ pub fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(|error| cannot_use(path, &error))?;
     connection.busy_timeout(BUSY).map_err(unavailable)?;
-    connection.execute_batch("PRAGMA query_only = ON;").map_err(unavailable)?;
     check_ours(&connection, path)?;
+    // An older file may have been put in the place of the one that was opened first.
+    add_to_schema(&connection, path)?;
+    connection.execute_batch("PRAGMA query_only = ON;").map_err(unavailable)?;
     Ok(connection)
 }
 
@@ -152,6 +159,20 @@ fn make_schema(connection: &Connection, path: &Path) -> Result<(), StoreError> {
         return Ok(());
     }
     made.map_err(|error| cannot_use(path, &error))
+}
+
+/// Adds what later versions have added. Older ones, which name the columns they use, work on without it.
+fn add_to_schema(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    const COLUMN: &str = "SELECT count(*) FROM pragma_table_info('keys') WHERE name = 'until_quiet'";
+    if number(connection, COLUMN)? == Some(0) {
+        let added = connection.execute_batch("ALTER TABLE keys ADD COLUMN until_quiet INTEGER");
+        // Another process may have added it at the same moment.
+        if number(connection, COLUMN)? == Some(0) {
+            added.map_err(|error| cannot_use(path, &error))?;
+        }
+    }
+    let sql = format!("{INDEX}{}", accounts::TABLES);
+    connection.execute_batch(&sql).map_err(|error| cannot_use(path, &error))
 }
 
 fn cannot_use(path: &Path, error: &rusqlite::Error) -> StoreError {

@@ -7,9 +7,10 @@ use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord, Mode, ScopeLi
 use crate::net::Networks;
 use rusqlite::types::{FromSql, ValueRef};
 use rusqlite::{Connection, Params, Row, params};
+use std::time::Duration;
 
 pub const KEY_COLUMNS: &str = "version, id, digest, entity_id, name, mode, scopes, allowlist, tier, api_version, last4, \
-                               imported, created_at, expires_at, revoked_at, rotated_to, rotated_from";
+                               imported, created_at, expires_at, revoked_at, rotated_to, rotated_from, until_quiet";
 pub const ENTITY_COLUMNS: &str = "version, id, code, name, created_at, deleted_at";
 
 pub fn key_by_id(connection: &Connection, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
@@ -55,6 +56,7 @@ pub fn read_key(row: &Row<'_>) -> Result<KeyRecord, StoreError> {
         revoked_at: column::<Option<i64>>(row, 14)?.map(Timestamp::from_micros),
         rotated_to: key_id(row, 15)?,
         rotated_from: key_id(row, 16)?,
+        until_quiet: column::<Option<u64>>(row, 17)?.map(Duration::from_secs),
     })
 }
 
@@ -71,8 +73,8 @@ pub fn read_entity(row: &Row<'_>) -> Result<EntityRecord, StoreError> {
 
 pub fn insert_key(connection: &Connection, key: &KeyRecord) -> rusqlite::Result<usize> {
     let sql = "INSERT INTO keys (version, id, digest, entity_id, name, mode, scopes, allowlist, tier, api_version, last4, \
-               imported, created_at, expires_at, revoked_at, rotated_to, rotated_from) \
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)";
+               imported, created_at, expires_at, revoked_at, rotated_to, rotated_from, until_quiet) \
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)";
     connection.prepare_cached(sql)?.execute(params![
         key.version,
         key.id.to_string(),
@@ -91,6 +93,7 @@ pub fn insert_key(connection: &Connection, key: &KeyRecord) -> rusqlite::Result<
         key.revoked_at.map(Timestamp::as_micros),
         key.rotated_to.map(|id| id.to_string()),
         key.rotated_from.map(|id| id.to_string()),
+        key.until_quiet.map(|time| time.as_secs()),
     ])
 }
 

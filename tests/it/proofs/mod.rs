@@ -1,6 +1,5 @@
 //! Proofs in two sizes: small in every test run, at full size in `tests/run heavy`.
 
-#[allow(dead_code, reason = "parts serve the heavy run alone until the settings that they prove are there")]
 pub mod audit;
 pub mod chaos;
 pub mod deaths;

@@ -182,7 +182,7 @@ impl World {
 fn delivery(dir: &Path, destination: &Destination) -> Delivery {
     let status = Arc::new(Status::new("test"));
     let shared = Shared::new(dir.to_owned(), "gw".to_owned(), Clock::system(), vec![Arc::clone(&status)]);
-    Delivery::new(Box::new(destination.clone()), ROOM, Arc::new(shared), status)
+    Delivery::new(Outlet { sink: Box::new(destination.clone()), room: ROOM }, Arc::new(shared), status)
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {

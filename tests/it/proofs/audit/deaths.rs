@@ -27,6 +27,9 @@ pub fn prove(run: &Run) {
     let mut site = Site::start(&Plan { audit: &audit, dir: None, rate: run.rate, clients: Clients::All, workers: 2 });
     for death in 1..=run.times {
         site.kill_under_load(&mut random, run.life);
+        if random.u8(..4) == 0 {
+            site.die_while_starting(&mut random);
+        }
         site.gateway.restart();
         let missing = site.settle();
         assert!(missing.is_empty(), "seed {}, death {death}: {missing}", run.seed);

@@ -3,8 +3,8 @@
 use super::disk::Disk;
 use super::failing_sync::FailingSync;
 use super::load::Clients;
-use super::site::{Plan, Site};
-use crate::harness::{Gateway, eventually};
+use super::site::{Missing, Plan, Site};
+use crate::harness::{Gateway, PATIENCE, eventually};
 use fastrand::Rng;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -49,19 +49,15 @@ pub fn refuse(failure: Failure) {
         wait_for_service(&site);
         std::thread::sleep(WHILE);
     });
-    let (refused, mut missing) = (count_refused(&site) as u64, site.settle());
-    eventually("everything is told", || {
-        missing = site.settle_again(std::mem::take(&mut missing));
-        (told(&site, "requests_refused") >= refused).then_some(())
-    });
+    let refused = count_refused(&site) as u64;
+    let missing = settle(&mut site, |site, missing| missing.is_empty() && told(site, "requests_refused") >= refused);
     println!("{:?}; {} answers broken off", site.tally, site.ledger.aborted());
-    missing.answered.retain(|answer| !answer.is_unrecordable());
-    assert!(missing.answered.is_empty(), "{missing}");
+    assert!(missing.is_empty(), "{missing}");
     assert_eq!(told(&site, "requests_refused"), refused);
     assert_eq!(site.tally.lacking, 0);
 }
 
-/// While the journal fails, requests are served all the same, and one record tells afterwards exactly how many have none.
+/// While the journal fails, requests are served all the same, and gap records tell exactly how many have no record.
 pub fn drop_records(failure: Failure) {
     let disk = Disk::new(DISK_BYTES);
     let mut site = start(&disk, "overload = \"drop\"\n");
@@ -74,15 +70,36 @@ pub fn drop_records(failure: Failure) {
         std::thread::sleep(WHILE);
     });
     assert_eq!((count_refused(&site), site.ledger.aborted()), (0, 0), "a request was refused or broken off");
-    let mut missing = site.settle();
-    eventually("everything is told", || {
-        missing = site.settle_again(std::mem::take(&mut missing));
-        assert!(told(&site, "records_dropped") <= missing.answered.len() as u64, "{missing}, told {:?}", site.tally);
-        (told(&site, "records_dropped") == missing.answered.len() as u64).then_some(())
-    });
+    let is_told = |site: &Site, missing: &Missing| told(site, "records_dropped") == missing.answered.len() as u64;
+    let missing = settle(&mut site, is_told);
     println!("{failure:?}: {:?}", site.tally);
+    assert!(is_told(&site, &missing), "{missing}");
     assert!(!missing.answered.is_empty(), "nothing was dropped, so that nothing is proved");
-    assert_eq!((site.tally.gaps, site.tally.lacking), (1, 0));
+    assert_eq!(site.tally.lacking, 0);
+}
+
+/// The gateway is killed while it cannot write: what it has counted outlives it.
+pub fn die(overload: &str) {
+    let disk = Disk::new(DISK_BYTES);
+    let mut site = start(&disk, &format!("overload = \"{overload}\"\n"));
+    let (mut random, ballast) = (Rng::with_seed(1), Ballast::fill(&disk.path()));
+    site.load(&mut random, || {
+        let much = || count_refused(&site) > 1000 || count_served(&site) > DROPPED_MIN;
+        eventually("much is answered", || much().then_some(()));
+    });
+    site.kill_under_load(&mut random, WHILE);
+    drop(ballast);
+    site.gateway.restart();
+    let (refused, broken_off) = (count_refused(&site) as u64, site.ledger.aborted());
+    let missing = settle(&mut site, |_, _| true);
+    println!("{overload}: {:?}", site.tally);
+    let lost = missing.answered.len() as u64 + refused;
+    let told = told(&site, "requests_refused") + told(&site, "records_dropped");
+    assert!(
+        (lost..=lost + broken_off).contains(&told),
+        "{told} are told of {lost}, {broken_off} were broken off; {missing}"
+    );
+    assert!(lost > 0 && site.tally.lacking == 0);
 }
 
 /// Somebody takes the journal's files away under a gateway that serves: it notices, and what is lost with the files lacks in
@@ -91,11 +108,8 @@ pub fn take_away(take: impl FnOnce(&Path)) {
     let mut site = start_at(None, "overload = \"reject\"\n");
     let mut random = Rng::with_seed(1);
     site.load(&mut random, || std::thread::sleep(WHILE));
-    let mut missing = site.settle();
-    eventually("everything is written", || {
-        missing = site.settle_again(std::mem::take(&mut missing));
-        missing.is_empty().then_some(())
-    });
+    let missing = settle(&mut site, |_, missing| missing.is_empty());
+    assert!(missing.is_empty(), "{missing}");
     let slot = site.gateway.dir.path().join("data/audit/0");
     site.load(&mut random, || {
         std::thread::sleep(WHILE);
@@ -106,12 +120,11 @@ pub fn take_away(take: impl FnOnce(&Path)) {
         wait_for_service(&site);
         std::thread::sleep(WHILE);
     });
-    let (refused, mut missing) = (count_refused(&site) as u64, site.settle());
-    eventually("everything is told", || {
-        missing = site.settle_again(std::mem::take(&mut missing));
-        (told(&site, "requests_refused") >= refused).then_some(())
-    });
-    missing.answered.retain(|answer| !answer.is_unrecordable());
+    let refused = count_refused(&site) as u64;
+    let is_told = |site: &Site, missing: &Missing| {
+        told(site, "requests_refused") >= refused && missing.answered.len() as u64 <= site.tally.lacking
+    };
+    let missing = settle(&mut site, is_told);
     println!("{} of {} records were taken away: {:?}", missing.answered.len(), site.tally.answered, site.tally);
     assert_eq!(told(&site, "requests_refused"), refused);
     assert!(
@@ -119,6 +132,24 @@ pub fn take_away(take: impl FnOnce(&Path)) {
         "{missing}; of that, numbers that lack tell {}",
         site.tally.lacking
     );
+    assert!(told(&site, "last") > 0, "no gap record tells of the numbers that lack");
+    site.kill_under_load(&mut random, WHILE);
+    site.gateway.restart();
+    let missing = settle(&mut site, |_, _| true);
+    // Without the rings there is nothing that tells of those that were under way.
+    assert!(missing.answered.is_empty(), "killed after that: {missing}");
+}
+
+/// Reads the journal until it tells what it should, or has had time enough to do so; gives what it lacks. What could not be
+/// recorded has no record.
+fn settle(site: &mut Site, is_told: impl Fn(&Site, &Missing) -> bool) -> Missing {
+    let (deadline, mut missing) = (Instant::now() + PATIENCE, site.settle());
+    missing.answered.retain(|answer| !answer.is_unrecordable());
+    while !is_told(site, &missing) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+        missing = site.settle_again(missing);
+    }
+    missing
 }
 
 fn start(disk: &Disk, audit: &str) -> Site {

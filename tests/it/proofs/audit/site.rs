@@ -3,14 +3,19 @@
 use super::ledger::{Answer, Ledger};
 use super::lines::Reader;
 use super::load::{Clients, Load};
+use crate::harness::gateway::keygate;
 use crate::harness::{Gateway, Key, eventually};
 use fastrand::Rng;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// What a start may take that is killed.
+const STARTING_US: u64 = 80_000;
 
 /// How a site is to be.
 pub struct Plan<'a> {
@@ -113,6 +118,16 @@ impl Site {
         self.gateway.wait();
         self.wait_for_upstream();
         killed.unwrap()
+    }
+
+    /// Starts the gateway again and kills it before it may be ready.
+    pub fn die_while_starting(&self, random: &mut Rng) {
+        let mut command = keygate(self.gateway.dir.path());
+        let command = command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(random.u64(..STARTING_US)));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     /// Waits until the upstream has seen everything that was sent to it. The gateway has ended, or closed its connections.

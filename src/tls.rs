@@ -1,4 +1,4 @@
-//! TLS towards the server: whom to trust, what to show, and why it failed, in words. No check of a certificate can be left out.
+//! TLS towards a server: whom to trust, what to show, and why it failed, in words. No check of a certificate can be left out.
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::{self, PemObject as _};
@@ -24,7 +24,10 @@ pub struct Tls {
 
 /// Certificates of authorities.
 #[derive(Clone)]
-pub struct Roots(Arc<RootCertStore>);
+pub struct Roots {
+    certificates: Arc<[CertificateDer<'static>]>,
+    store: Arc<RootCertStore>,
+}
 
 /// A certificate of our own, and those that lead from it to its authority.
 pub struct Chain(Vec<CertificateDer<'static>>);
@@ -42,7 +45,7 @@ impl Tls {
     /// What rustls needs. The system's authorities are read each time, if they are wanted.
     pub fn client_config(&self) -> io::Result<Arc<ClientConfig>> {
         let roots = match &self.roots {
-            Some(Roots(roots)) => Arc::clone(roots),
+            Some(roots) => Arc::clone(&roots.store),
             None => Arc::new(system_roots()?),
         };
         let config = ClientConfig::builder_with_provider(Arc::new(provider()));
@@ -52,6 +55,17 @@ impl Tls {
             Some(Identity(key)) => config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(key)))),
             None => config.with_no_client_auth(),
         }))
+    }
+
+    /// Who may vouch for the server, for a library that sets TLS up by itself.
+    ///
+    /// # Errors
+    /// When this system trusts nobody.
+    pub fn authorities(&self) -> io::Result<Arc<[CertificateDer<'static>]>> {
+        match &self.roots {
+            Some(roots) => Ok(Arc::clone(&roots.certificates)),
+            None => Ok(system_certificates()?.into()),
+        }
     }
 
     /// The same error for who runs the gateway; its kind stays. `is_new`: nothing was ever heard on this connection, so
@@ -117,18 +131,16 @@ impl Roots {
     /// # Errors
     /// What is wrong with it, to be put behind the file's name.
     pub fn parse(pem: &[u8]) -> Result<Self, String> {
-        let mut roots = RootCertStore::empty();
-        certificates(pem)?
-            .into_iter()
-            .try_for_each(|certificate| roots.add(certificate))
-            .map_err(|error| unusable(&error))?;
-        Ok(Self(Arc::new(roots)))
+        let (certificates, mut store) = (certificates(pem)?, RootCertStore::empty());
+        let added = certificates.iter().try_for_each(|certificate| store.add(certificate.clone()));
+        added.map_err(|error| unusable(&error))?;
+        Ok(Self { certificates: certificates.into(), store: Arc::new(store) })
     }
 }
 
 impl fmt::Debug for Roots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Roots").field(&self.0.len()).finish()
+        f.debug_tuple("Roots").field(&self.certificates.len()).finish()
     }
 }
 
@@ -184,20 +196,29 @@ impl fmt::Debug for Identity {
     }
 }
 
-fn provider() -> CryptoProvider {
+/// Where all of our cryptography towards servers comes from.
+pub fn provider() -> CryptoProvider {
     aws_lc_rs::default_provider()
 }
 
 fn system_roots() -> io::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
     // One that cannot be read vouches for nobody; the others still do.
-    roots.add_parsable_certificates(found.certs);
-    if !roots.is_empty() {
-        return Ok(roots);
+    roots.add_parsable_certificates(system_certificates()?);
+    if roots.is_empty() { Err(trusts_nobody("")) } else { Ok(roots) }
+}
+
+fn system_certificates() -> io::Result<Vec<CertificateDer<'static>>> {
+    let found = rustls_native_certs::load_native_certs();
+    if !found.certs.is_empty() {
+        return Ok(found.certs);
     }
     let why = found.errors.first().map_or_else(String::new, |error| format!(" ({error})"));
-    Err(io::Error::other(format!("this system trusts no authorities{why}: install them, or name the server's with ca")))
+    Err(trusts_nobody(&why))
+}
+
+fn trusts_nobody(why: &str) -> io::Error {
+    io::Error::other(format!("this system trusts no authorities{why}: install them, or name the server's with ca"))
 }
 
 /// The certificates in PEM text, at least one.
