@@ -75,6 +75,14 @@ pub struct Missing {
     pub arrived: Vec<String>,
 }
 
+/// Of each death, the age of the oldest answer that was lost.
+#[derive(Default)]
+pub struct Ages {
+    ages: Vec<Duration>,
+    lost: usize,
+    deaths: usize,
+}
+
 // === impl Site ===
 
 impl Site {
@@ -225,5 +233,24 @@ impl std::fmt::Display for Missing {
             (answered.get(..5).unwrap_or(answered), arrived.get(..5).unwrap_or(arrived));
         write!(f, "not in the journal: {} answers {some_answered:?}, ", answered.len())?;
         write!(f, "{} requests that reached the upstream {some_arrived:?}", arrived.len())
+    }
+}
+
+// === impl Ages ===
+
+impl Ages {
+    pub fn add(&mut self, missing: &Missing, death: Instant) {
+        self.lost += missing.answered.len();
+        self.deaths += 1;
+        self.ages.extend(missing.answered.iter().map(|answer| death.saturating_duration_since(answer.at)).max());
+    }
+
+    /// Prints and gives them.
+    pub fn sorted(mut self) -> Vec<Duration> {
+        self.ages.sort();
+        let (oldest, median) = (self.ages.last(), self.ages.get(self.ages.len() / 2));
+        println!("{} answered requests lost in {} of {} deaths", self.lost, self.ages.len(), self.deaths);
+        println!("age of the oldest of each: at most {oldest:?}, median {median:?}");
+        self.ages
     }
 }
