@@ -8,6 +8,7 @@ use super::segment;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 /// A block's lines are together no longer.
@@ -20,7 +21,7 @@ const MARK: [u8; 16] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, 20, 0, b'K', b'G',
 const LENGTH_AT: usize = MARK.len();
 const FIRST_AT: usize = LENGTH_AT + 4;
 const CHECKSUM_AT: usize = FIRST_AT + 8;
-const HEADER_BYTES: usize = CHECKSUM_AT + 4;
+pub const HEADER_BYTES: usize = CHECKSUM_AT + 4;
 /// CRC-32 and length of the lines.
 const TRAILER_BYTES: usize = 8;
 /// How many bytes one step of compressing takes in.
@@ -157,6 +158,14 @@ impl Blocks {
     }
 }
 
+/// The length of the member that has this header, and the first `seq` in it, as the header says: whether it is whole, only
+/// reading it tells. None when this is no header.
+pub fn header(bytes: &[u8; HEADER_BYTES]) -> Option<(u64, u64)> {
+    let length = u64::from(u32_at(bytes, LENGTH_AT)?);
+    let is_possible = bytes.starts_with(&MARK) && length >= (HEADER_BYTES + TRAILER_BYTES) as u64;
+    Some((length, u64_at(bytes, FIRST_AT)?)).filter(|_| is_possible)
+}
+
 /// The member at the beginning of `bytes`, if there is a whole one.
 fn member(bytes: &[u8]) -> Option<&[u8]> {
     let length = usize::try_from(u32_at(bytes, LENGTH_AT)?).ok()?;
@@ -179,6 +188,26 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..)?.first_chunk().copied()?))
+}
+
+/// Where a compressed segment's last block begins, by the lengths that the blocks before it claim; earlier, where one of
+/// them is damaged.
+///
+/// # Errors
+/// As of reading the file.
+pub fn last_start(path: &Path) -> io::Result<u64> {
+    let file = File::open(path)?;
+    let (end, mut start, mut header) = (file.metadata()?.len(), 0, [0; HEADER_BYTES]);
+    loop {
+        if file.read_at(&mut header, start)? < HEADER_BYTES || !header.starts_with(&MARK) {
+            return Ok(start);
+        }
+        let next = start + u64::from(u32_at(&header, LENGTH_AT).unwrap_or(0));
+        if next >= end || next == start {
+            return Ok(start);
+        }
+        start = next;
+    }
 }
 
 // === impl Inflate ===

@@ -2,13 +2,16 @@
 
 use super::output::{self, Output};
 use super::{Failure, exit, when};
-use crate::audit::query::{Filter, StatusFilter};
+use crate::audit::fields::Fields;
+use crate::audit::index::IndexReader;
+use crate::audit::query::{Cursor, Filter, JournalSource, Page, QueryError, Source as _, StatusFilter};
 use crate::audit::reader::{Follow, journals};
-use crate::config::Config;
+use crate::config::{Config, values};
+use crate::net::{Networks, parse_network};
 use crate::store;
 use serde_json::Value;
-use std::collections::{HashSet, VecDeque};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -21,6 +24,9 @@ pub struct Args {
     /// Of this entity, by its code; it may have been deleted.
     #[arg(long, value_name = "CODE")]
     entity: Option<String>,
+    /// Of keys of this mode.
+    #[arg(long, value_parser = ["test", "live"])]
+    mode: Option<String>,
     /// With this status, or of this class: 403, 4xx.
     #[arg(long, value_parser = StatusFilter::parse)]
     status: Option<StatusFilter>,
@@ -36,14 +42,35 @@ pub struct Args {
     /// Whose path begins with this.
     #[arg(long, value_name = "PREFIX")]
     path: Option<String>,
+    /// Of this route, by its path in the configuration.
+    #[arg(long, value_name = "PATTERN")]
+    route: Option<String>,
+    /// From this client address, or from one in this range.
+    #[arg(long, value_name = "CIDR", value_parser = parse_network)]
+    ip: Option<ipnet::IpNet>,
+    /// With this request id.
+    #[arg(long, value_name = "ID")]
+    request_id: Option<String>,
+    /// That took longer than this, such as 500ms.
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    slower_than: Option<Duration>,
     /// Not older than this: a time back from now (1h) or RFC 3339.
     #[arg(long, value_name = "WHEN")]
     since: Option<String>,
+    /// Older than this.
+    #[arg(long, value_name = "WHEN")]
+    until: Option<String>,
     /// At most this many, the newest.
     #[arg(long, default_value_t = 100, value_name = "N")]
     limit: usize,
-    /// Go on with new records as they are written.
+    /// The newest first.
     #[arg(long)]
+    newest_first: bool,
+    /// Those before the ones that were shown with this cursor.
+    #[arg(long, value_name = "CURSOR")]
+    after: Option<String>,
+    /// Go on with new records as they are written.
+    #[arg(long, conflicts_with_all = ["newest_first", "after", "until"])]
     follow: bool,
 }
 
@@ -52,15 +79,17 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// Runs the command.
 pub fn run(args: &Args, config: &Config, output: Output) -> Result<ExitCode, Failure> {
-    let filter = args.filter(config)?;
-    let mut tail = Tail { dir: config.audit.dir.clone(), known: HashSet::new(), journals: Vec::new() };
-    show(output, &tail.read(&filter, args.limit)?, true)?;
+    let (dir, filter) = (&config.audit.dir, args.filter(config)?);
+    let (page, lasts) = args.page(dir, &filter)?;
+    show(output, &page.lines)?;
     if !args.follow {
+        page.next.iter().for_each(|next| say!("there are more: --after {next}"));
         return Ok(exit::DONE);
     }
+    let mut tail = Tail { dir: dir.clone(), lasts, journals: BTreeMap::new() };
     loop {
         std::thread::sleep(LOOK);
-        show(output, &tail.read(&filter, usize::MAX)?, false)?;
+        show_more(output, &tail.read(&filter)?)?;
     }
 }
 
@@ -71,13 +100,42 @@ impl Args {
         Ok(Filter {
             key_id: self.key.as_deref().map(super::keys::key_id).transpose()?.map(|id| id.to_string()),
             entity_ids: self.entity.as_deref().map(|code| entity_ids(config, code)).transpose()?,
+            mode: self.mode.clone(),
             status: self.status,
             decision: self.decision.clone(),
             reason: self.reason.clone(),
             method: self.method.clone(),
             path_prefix: self.path.clone(),
+            route: self.route.clone(),
+            client_ip: self.ip.map(|network| Networks::new(vec![network])),
+            request_id: self.request_id.clone(),
+            slower_than: self.slower_than,
             since: self.since.as_deref().map(when::parse).transpose()?,
+            until: self.until.as_deref().map(when::parse).transpose()?,
         })
+    }
+
+    /// The records that are there, in the order in which they are shown, and the last of each slot. Asks the journal alone
+    /// when the index cannot be used.
+    fn page(&self, dir: &Path, filter: &Filter) -> Result<(Page, BTreeMap<PathBuf, u64>), Failure> {
+        let index = IndexReader::open(dir).unwrap_or_else(|error| {
+            say!("warning: {error}");
+            None
+        });
+        let after = self.after.clone().map(Cursor);
+        let mut source = JournalSource::new(dir, index);
+        let mut asked = source.page(filter, after.as_ref(), self.limit);
+        if let Err(QueryError::Index(error)) = &asked {
+            say!("warning: {error}");
+            source = JournalSource::new(dir, None);
+            asked = source.page(filter, after.as_ref(), self.limit);
+        }
+        let mut page = asked?;
+        page.warnings.iter().for_each(|warning| say!("warning: {warning}"));
+        if !self.newest_first {
+            page.lines.reverse();
+        }
+        Ok((page, source.lasts().clone()))
     }
 }
 
@@ -89,66 +147,60 @@ fn entity_ids(config: &Config, code: &str) -> Result<Vec<String>, Failure> {
     if ids.is_empty() { Err(format!("there is no entity '{code}', and there was none").into()) } else { Ok(ids) }
 }
 
-/// All journals of the directory, those included that appear later.
+/// What is written behind the records that were shown, in all journals of the directory, those included that appear later.
 struct Tail {
     dir: PathBuf,
-    known: HashSet<PathBuf>,
-    journals: Vec<Follow>,
+    /// The last record of each slot that is not to be shown.
+    lasts: BTreeMap<PathBuf, u64>,
+    journals: BTreeMap<PathBuf, Follow>,
 }
 
 // === impl Tail ===
 
 impl Tail {
-    /// New records of all journals that the filter wants, by time; the newest `limit` of them. Faults are told at once.
-    fn read(&mut self, filter: &Filter, limit: usize) -> Result<Vec<Value>, Failure> {
-        let slots = journals(&self.dir).map_err(|error| format!("no journal in {}: {error}", self.dir.display()))?;
-        for slot in slots {
-            if self.known.insert(slot.clone()) {
-                self.journals.push(Follow::new(slot));
-            }
+    /// New records of all journals that the filter wants, by time. Faults are told at once.
+    fn read(&mut self, filter: &Filter) -> Result<Vec<String>, Failure> {
+        for slot in journals(&self.dir)? {
+            let last = self.lasts.get(&slot).copied().filter(|last| *last > 0);
+            let begin = || last.map_or_else(|| Follow::new(slot.clone()), |last| Follow::after(slot.clone(), last));
+            self.journals.entry(slot.clone()).or_insert_with(begin);
         }
-        let mut records: Vec<Value> = Vec::new();
-        for journal in &mut self.journals {
-            records.extend(newest(journal, filter, limit)?);
+        let mut lines = Vec::new();
+        for journal in self.journals.values_mut() {
+            journal.read(|line| {
+                let is_wanted = Fields::read(&line.text).is_some_and(|fields| filter.wants(&fields));
+                lines.extend(is_wanted.then_some(line.text));
+            })?;
             journal.take_faults().iter().for_each(|fault| say!("warning: {fault}"));
         }
         if self.journals.len() > 1 {
-            records.sort_by(|left, right| time(left).cmp(time(right)));
+            lines.sort_by_cached_key(|line| Fields::read(line).and_then(|fields| Some(fields.ts?.raw().to_owned())));
         }
-        Ok(records.split_off(records.len().saturating_sub(limit)))
+        Ok(lines)
     }
 }
 
-/// The newest `limit` records of one journal that the filter wants. No more than these are held.
-fn newest(journal: &mut Follow, filter: &Filter, limit: usize) -> Result<VecDeque<Value>, Failure> {
-    let mut records = VecDeque::new();
-    journal.read(|line| {
-        let record = serde_json::from_str(&line.text).ok().filter(|record| filter.wants(record));
-        records.extend(record);
-        if records.len() > limit {
-            records.pop_front();
-        }
-    })?;
-    Ok(records)
-}
-
-fn time(record: &Value) -> &str {
-    record.get("ts").and_then(Value::as_str).unwrap_or_default()
-}
-
-fn show(output: Output, records: &[Value], with_headings: bool) -> Result<(), Failure> {
+/// The records that were there when it began.
+fn show(output: Output, lines: &[String]) -> Result<(), Failure> {
     match output {
-        Output::Json if with_headings => output::line(Value::from(records)),
-        Output::Json | Output::Ndjson => records.iter().try_for_each(output::line),
-        Output::Table if with_headings => output::table(&HEADINGS, records.iter().map(row).collect()),
-        // New rows of a table that was drawn already.
-        Output::Table => records.iter().try_for_each(|record| output::line(output::printable(&row(record).join("  ")))),
+        Output::Json => output::line(format_args!("[{}]", lines.join(","))),
+        Output::Ndjson => lines.iter().try_for_each(output::line),
+        Output::Table => output::table(&HEADINGS, lines.iter().map(|line| row(line)).collect()),
+    }
+}
+
+/// New ones, below what was shown.
+fn show_more(output: Output, lines: &[String]) -> Result<(), Failure> {
+    match output {
+        Output::Json | Output::Ndjson => lines.iter().try_for_each(output::line),
+        Output::Table => lines.iter().try_for_each(|line| output::line(output::printable(&row(line).join("  ")))),
     }
 }
 
 const HEADINGS: [&str; 8] = ["TIME", "STATUS", "DECISION", "REASON", "METHOD", "PATH", "KEY", "CLIENT"];
 
-fn row(record: &Value) -> Vec<String> {
+fn row(line: &str) -> Vec<String> {
+    let record: Value = serde_json::from_str(line).unwrap_or_default();
     let text = |member: &str| match record.get(member) {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Number(number)) => number.to_string(),

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 use ureq::http::Uri;
 
-const TYPES: [&str; 3] = ["redis", "http", "stdout"];
+const TYPES: [&str; 4] = ["sqlite", "redis", "http", "stdout"];
 const NAME_MAX: usize = 32;
 /// Of one batch, unless the file says otherwise. Redis does nothing else while it takes one.
 const ROOM: Room = Room { records: 1000, bytes: 1024 * 1024 };
@@ -35,6 +35,8 @@ pub struct SinkSettings {
 /// Where a sink's records go.
 #[derive(Clone, Debug)]
 pub enum Destination {
+    /// The index in the audit directory.
+    Sqlite,
     Redis(StreamSettings),
     Http(HttpSettings),
     Stdout,
@@ -51,12 +53,15 @@ pub fn sinks(audit: &mut Section<'_, '_>, store: Option<&store::Settings>, dir: 
 }
 
 fn by_default(store: Option<&store::Settings>) -> Vec<SinkSettings> {
-    let redis = store.and_then(own_redis).map(|url| SinkSettings {
-        name: "redis".to_owned(),
-        room: REDIS_ROOM,
-        destination: Destination::Redis(StreamSettings { url, stream: STREAM.to_owned(), length_max: STREAM_LENGTH }),
-    });
-    redis.into_iter().collect()
+    let (name, room, destination) = match store {
+        Some(store::Settings::Redis { url }) => {
+            let stream = StreamSettings { url: url.clone(), stream: STREAM.to_owned(), length_max: STREAM_LENGTH };
+            ("redis", REDIS_ROOM, Destination::Redis(stream))
+        }
+        Some(store::Settings::Sqlite { .. }) => ("sqlite", ROOM, Destination::Sqlite),
+        Some(store::Settings::Memory) | None => return Vec::new(),
+    };
+    vec![SinkSettings { name: name.to_owned(), room, destination }]
 }
 
 fn own_redis(store: &store::Settings) -> Option<store::redis::Url> {
@@ -85,6 +90,7 @@ fn sink(
     let default = if kind.value == "redis" { REDIS_ROOM } else { ROOM };
     let room = room(&mut section, default);
     let destination = match kind.value {
+        "sqlite" => Some(Destination::Sqlite),
         "redis" => redis(&mut section, store, dir).map(Destination::Redis),
         "http" => http(&mut section, dir).map(Destination::Http),
         _ => Some(Destination::Stdout),

@@ -101,7 +101,22 @@ fn each_filter_selects_exactly_what_it_says() {
     journal.selects(&["--method", "GET", "--status", "2xx", "--path", &prefix], |one| {
         one["method"] == "GET" && one["status"] == 200 && one["path"].as_str().unwrap().starts_with(&prefix)
     });
-    assert_eq!(journal.logs(&["--reason", "key_revoked"]), Vec::<Value>::new());
+    journal.selects(&["--mode", "live"], |one| one["mode"] == "live");
+    let of_client = |one: &Value| one["client_ip"] == "127.0.0.1";
+    journal.selects(&["--ip", "127.0.0.0/8"], of_client);
+    journal.selects(&["--ip", "127.0.0.1"], of_client);
+    let one = journal.records.iter().find(|one| one["method"] == "PUT").unwrap();
+    journal.selects(&["--request-id", one["request_id"].as_str().unwrap()], |other| other == one);
+    let route = one["route"].as_str().unwrap();
+    journal.selects(&["--route", route], |one| one["route"] == route);
+    let slower = |one: &Value| one["duration_us"].as_u64().is_some_and(|micros| micros > 1000);
+    let expected: Vec<_> = journal.records.iter().filter(|one| slower(one)).cloned().collect();
+    assert_eq!(journal.logs(&["--slower-than", "1ms", "--limit", ALL]), expected);
+    for nothing in
+        [["--reason", "key_revoked"], ["--mode", "test"], ["--ip", "192.0.2.0/24"], ["--request-id", "req_x"]]
+    {
+        assert_eq!(journal.logs(&nothing), Vec::<Value>::new(), "{nothing:?}");
+    }
 }
 
 #[test]
@@ -115,10 +130,12 @@ fn what_a_deleted_entity_did_is_found_by_its_code() {
 }
 
 #[test]
-fn since_selects_what_is_not_older() {
+fn since_selects_what_is_not_older_and_until_what_is() {
     let journal = Journal::new();
     let middle = journal.records[journal.records.len() / 2]["ts"].as_str().unwrap();
     journal.selects(&["--since", middle], |one| one["ts"].as_str().unwrap() >= middle);
+    journal.selects(&["--until", middle], |one| one["ts"].as_str().unwrap() < middle);
+    assert_eq!(journal.logs(&["--since", middle, "--until", middle]), Vec::<Value>::new());
     assert_eq!(journal.logs(&["--since", "1h", "--limit", ALL]), journal.records);
     assert_eq!(journal.logs(&["--since", "1ms", "--limit", ALL]), Vec::<Value>::new());
 }
@@ -135,6 +152,26 @@ fn the_newest_hundred_are_shown_unless_a_limit_is_given() {
 }
 
 #[test]
+fn pages_follow_each_other_and_the_last_one_says_so() {
+    let journal = Journal::new();
+    let (mut shown, mut cursor) = (Vec::new(), None::<String>);
+    loop {
+        let after = cursor.iter().flat_map(|cursor| ["--after", cursor]).collect::<Vec<_>>();
+        let args = [&["logs", "--output", "json", "--newest-first", "--limit", "50"], &after[..]].concat();
+        let output = journal.gateway.run(&args);
+        shown.extend(serde_json::from_slice::<Vec<Value>>(&output.stdout).unwrap());
+        let words = String::from_utf8(output.stderr).unwrap();
+        cursor = words.trim_end().strip_prefix("there are more: --after ").map(str::to_owned);
+        if cursor.is_none() {
+            assert_eq!(words, "");
+            break;
+        }
+    }
+    shown.reverse();
+    assert_eq!(shown, journal.records);
+}
+
+#[test]
 fn a_filter_that_cannot_be_meant_is_refused() {
     let gateway = Gateway::before(&Upstream::named("erp"));
     for (args, code) in [
@@ -142,6 +179,10 @@ fn a_filter_that_cannot_be_meant_is_refused() {
         (["--status", "40"], 2),
         (["--decision", "maybe"], 2),
         (["--since", "yesterday"], 1),
+        (["--until", "tomorrow"], 1),
+        (["--ip", "10.0.0.1/8"], 2),
+        (["--slower-than", "soon"], 2),
+        (["--after", "the last one"], 1),
         (["--key", "key_none"], 1),
         (["--entity", "nobody"], 1),
     ] {
@@ -293,7 +334,7 @@ fn a_damaged_line_is_reported_by_its_range_and_number_and_the_rest_is_read() {
     std::fs::write(&segment, &content).unwrap();
     expected.remove(40);
 
-    let output = journal.gateway.run(&["logs", "--limit", "1"]);
+    let output = journal.gateway.run(&["logs", "--limit", ALL]);
     let words = String::from_utf8(output.stderr).unwrap();
     let range = format!("{} bytes from byte {}", starts[41] - starts[40], starts[40]);
     assert!(words.contains("between records 40 and 42") && words.contains("lacks record 41"), "{words}");
@@ -342,8 +383,8 @@ fn a_damaged_stretch_larger_than_memory_should_be_is_passed_over() {
     // Zeros that take no room on the disk.
     segment.set_len(segment.metadata().unwrap().len() + STRETCH).unwrap();
     segment.write_all(&[b"\n", &line(last + 1)[..]].concat()).unwrap();
-    let following = Following::start(&journal.gateway, &["--limit", "1"]);
-    assert_eq!(following.next()["seq"], last + 1);
+    let following = Following::start(&journal.gateway, &["--limit", "2"]);
+    assert_eq!((following.next()["seq"].as_u64(), following.next()["seq"].as_u64()), (Some(last), Some(last + 1)));
     assert!(following.warning().contains(&format!("{} bytes from byte", STRETCH + 1)));
     let peak = following.peak_bytes();
     assert!(peak < STRETCH / 2, "{peak} bytes for a journal with one long damage");

@@ -87,6 +87,9 @@ impl Delivery {
             self.shared.stop.wait(rest);
         }
         while let Ok(Next::GoOn) = self.turn() {}
+        if let Err(error) = self.sink.flush() {
+            self.tell(&error.to_string());
+        }
         self.save(true);
     }
 
@@ -100,8 +103,12 @@ impl Delivery {
         if self.feed.is_none() {
             self.resume()?;
         }
+        let read_at = self.shared.clock.now();
         let is_full = if self.pending.is_empty() { self.refill()? } else { true };
         self.deliver()?;
+        if !is_full {
+            self.sink.caught_up(read_at, self.shared.stop.is_set())?;
+        }
         self.recovered();
         self.save(false);
         Ok(if is_full { Next::GoOn } else { Next::Rest })
@@ -266,12 +273,19 @@ impl Delivery {
     fn save(&mut self, now: bool) {
         let time = monotonic();
         let is_due = now || time.saturating_duration_since(self.saved_at) >= SAVE_EVERY;
-        if !is_due || self.positions == self.saved || self.feed.is_none() {
+        if !is_due || self.feed.is_none() {
             return;
         }
+        let positions = match self.sink.settled() {
+            Some(settled) => smaller(&self.positions, &settled),
+            None => self.positions.clone(),
+        };
         self.saved_at = time;
-        match self.checkpoint.save(&self.positions) {
-            Ok(()) => self.saved.clone_from(&self.positions),
+        if positions == self.saved {
+            return;
+        }
+        match self.checkpoint.save(&positions) {
+            Ok(()) => self.saved = positions,
             Err(error) => self.trouble(&error.to_string()),
         }
     }

@@ -114,7 +114,7 @@ impl Slot {
 
     fn read(&mut self, batch: &mut Batch) {
         let Self { path, follow, journal, last } = self;
-        let read = reader_bound(path).and_then(|through| {
+        let read = reader::synced_through(path).and_then(|through| {
             follow.read_through(through.unwrap_or(u64::MAX), |line| {
                 name(journal, &line.text);
                 if let Some(gap) = last.and_then(|last| gap(journal, last, line.seq)) {
@@ -150,30 +150,21 @@ fn position_in(slot: &Path, positions: &Positions) -> Option<u64> {
     here.map(|(_, seq)| *seq).max()
 }
 
-/// The last record of a slot that may be read: one that is synced is never given another number.
-fn reader_bound(slot: &Path) -> io::Result<Option<u64>> {
-    match std::fs::read(slot.join("synced")) {
-        Ok(bytes) => Ok(bytes.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// The last record of a slot that may be read, where it can be told without reading the whole journal.
 pub fn end_of(slot: &Path) -> io::Result<Option<u64>> {
     const TAIL: u64 = 256 * 1024;
-    if let Some(synced) = reader_bound(slot)? {
+    if let Some(synced) = reader::synced_through(slot)? {
         return Ok(Some(synced));
     }
-    let Some((first, path)) = segment::list(slot)?.pop() else { return Ok(None) };
+    let newest = segment::list(slot)?.pop().filter(|(_, path)| !segment::is_compressed(path));
+    let Some((_, path)) = newest else { return Ok(None) };
     let mut file = File::open(path)?;
     let length = file.seek(SeekFrom::End(0))?;
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
     let mut tail = Vec::new();
     file.take(TAIL).read_to_end(&mut tail)?;
     let mut lines = tail.split_inclusive(|byte| *byte == b'\n').rev().filter_map(|line| line.strip_suffix(b"\n"));
-    let last = lines.find(|line| segment::is_whole(line)).and_then(segment::seq_of);
-    Ok(last.or(first.checked_sub(1)))
+    Ok(lines.find(|line| segment::is_whole(line)).and_then(segment::seq_of))
 }
 
 // === impl Batch ===
@@ -266,8 +257,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "gw/0", 1, 5);
         let mut feed = Feed::new(dir.path().to_owned(), Positions::new());
+        let lock = File::create(dir.path().join("0").join(reader::LOCK_FILE)).unwrap();
+        lock.lock().unwrap();
         for (synced, expected) in [(0, &[][..]), (2, &[(1, 1), (2, 2)]), (5, &[(3, 3), (4, 4), (5, 5)])] {
-            std::fs::write(dir.path().join("0/synced"), u64::to_le_bytes(synced)).unwrap();
+            std::fs::write(dir.path().join("0").join(reader::SYNCED_FILE), u64::to_le_bytes(synced)).unwrap();
             assert_eq!(read_all(&mut feed), of("gw/0", expected));
             assert_eq!(end_of(&dir.path().join("0")).unwrap(), Some(synced));
         }

@@ -10,15 +10,18 @@ mod feed;
 mod gap;
 pub mod http;
 mod shipper;
+mod sqlite;
 mod status;
 mod stdout;
 
 pub use feed::Room;
 pub use http::Http;
 pub use shipper::{Shipper, ShipperParts, Watch};
+pub use sqlite::Sqlite;
 pub use status::{Standing, State};
 pub use stdout::Stdout;
 
+use crate::clock::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +58,29 @@ pub trait Sink: Send {
     /// # Errors
     /// [`SinkError`], by what is to be done about it. None of them loses a line.
     fn deliver(&mut self, batch: &[Line]) -> Result<(), SinkError>;
+
+    /// Writes what it has taken and holds back, where it gathers. Called before the end.
+    ///
+    /// # Errors
+    /// As of [`Sink::deliver`]: what is not written comes again after the next start.
+    fn flush(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    /// What it has written of what it took, where it gathers: the checkpoint moves no further.
+    fn settled(&self) -> Option<Positions> {
+        None
+    }
+
+    /// Everything that was synced at `read_at` has been delivered. Told again and again while nothing new comes, and a last time
+    /// when the shipper stops.
+    ///
+    /// # Errors
+    /// As of [`Self::deliver`].
+    fn caught_up(&mut self, read_at: Timestamp, is_last: bool) -> Result<(), SinkError> {
+        _ = (read_at, is_last);
+        Ok(())
+    }
 
     /// Whether the journal must keep what this sink has not taken yet.
     fn is_durable(&self) -> bool {

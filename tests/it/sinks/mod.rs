@@ -1,5 +1,6 @@
 //! Sinks: what the journal holds arrives, whatever fails on the way, and no request notices.
 
+mod index;
 mod redis;
 mod server;
 mod stdout;
@@ -10,6 +11,7 @@ use crate::harness::{Gateway, Upstream, eventually};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use server::{Mood, Server, name};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +22,8 @@ struct World {
     gateway: Gateway,
     key: Key,
     path: String,
+    /// Requests that were served with the key.
+    served: Cell<usize>,
 }
 
 impl World {
@@ -32,7 +36,7 @@ impl World {
         let gateway = Gateway::builder().live(&Upstream::named("erp")).toml(sections).start();
         let key = gateway.key(&["orders:read"]);
         let path = gateway.path("orders");
-        Self { gateway, key, path }
+        Self { gateway, key, path, served: Cell::new(0) }
     }
 
     /// Requests that are served, all of them.
@@ -41,6 +45,7 @@ impl World {
         for _ in 0..count {
             assert_eq!(client.request("GET", &self.path, &[&self.key.bearer()]).status, 200);
         }
+        self.served.set(self.served.get() + count);
     }
 
     fn stop(&mut self) {
@@ -53,11 +58,13 @@ impl World {
         journal(&self.gateway.dir.path().join("data/audit"))
     }
 
-    /// Waits until everything that is in the journal has arrived.
+    /// Waits until every request is in the journal, and everything that is there has arrived.
     fn wait_for_all(&self, arrived: impl Fn() -> Vec<String>) {
+        let is_served = |line: &&String| line.contains(&self.key.id) && line.contains(r#""decision":"allow""#);
         eventually("everything has arrived", || {
-            let arrived: BTreeSet<String> = arrived().into_iter().collect();
-            self.journal().iter().all(|line| arrived.contains(line)).then_some(())
+            let (journal, arrived) = (self.journal(), arrived().into_iter().collect::<BTreeSet<_>>());
+            let is_whole = journal.iter().filter(is_served).count() >= self.served.get();
+            (is_whole && journal.iter().all(|line| arrived.contains(line))).then_some(())
         });
     }
 }
@@ -267,8 +274,8 @@ fn of_two_processes_one_ships_for_both_and_the_other_takes_over_when_it_dies() {
     first.gateway.signal("KILL");
     first.gateway.wait();
     second.serve(5);
-    eventually("the second one takes over", arrived);
-    assert!(standing(&second).contains("[sink http] delivering"), "{}", standing(&second));
+    eventually("the second one takes over", || standing(&second).contains("[sink http] delivering").then_some(()));
+    eventually("both journals arrive", arrived);
 }
 
 #[test]
