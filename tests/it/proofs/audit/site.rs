@@ -8,7 +8,7 @@ use crate::harness::{Gateway, Key, eventually};
 use fastrand::Rng;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -52,6 +52,8 @@ pub struct Tally {
     pub answered: usize,
     pub arrived: usize,
     pub records: usize,
+    /// Those that say which key was shown.
+    pub of_key: usize,
     /// Records of requests that died with the gateway.
     pub died: usize,
     pub strangers_recorded: u64,
@@ -191,6 +193,7 @@ impl Site {
     fn enter_request(&mut self, record: &Value) {
         let is_dead = record["reason"] == "gateway_died";
         self.tally.records += 1;
+        self.tally.of_key += usize::from(record["key_id"] == self.key.id.as_str());
         self.tally.died += usize::from(is_dead);
         self.tally.strangers_recorded += u64::from(record["reason"] == "missing_api_key");
         let (id, fate) = (record["request_id"].as_str().unwrap(), Fate { status: record["status"].as_u64(), is_dead });
@@ -198,11 +201,15 @@ impl Site {
         assert!(self.fates.insert(id.to_owned(), fate).is_none(), "two records of {id}");
     }
 
-    /// What the program itself says of the journal: everything that a client has seen is there by now, whole and chained.
+    /// What the program itself says of the journal: it is whole and chained, and it finds every record of the key.
     pub fn verify(&self) {
         let output = self.gateway.run(&["audit", "verify"]);
         let words = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
         assert!(output.status.success(), "{words}");
+        let found = self.gateway.run(&["logs", "--key", &self.key.id, "--output", "ndjson", "--limit", "10000000"]);
+        let found = String::from_utf8(found.stdout).unwrap();
+        let ids = found.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["request_id"].to_string());
+        assert_eq!((found.lines().count(), ids.collect::<BTreeSet<_>>().len()), (self.tally.of_key, self.tally.of_key));
     }
 
     /// Every stranger that was answered is recorded or counted, and none that never was there.
