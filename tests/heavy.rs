@@ -113,6 +113,13 @@ fn a_flood_of_20000_strangers_a_second_is_counted_exactly_and_takes_2_mib_a_minu
     audit::flood::prove(&audit::flood::Size { rate: 20_000, length, mib_per_minute_max: 2.0 });
 }
 
+#[test]
+fn l2_what_is_lost_with_the_power_was_young() {
+    let _alone = alone();
+    let ages = audit::power::window(&deaths_at_full_size(100));
+    assert!(ages.iter().all(|age| *age < Duration::from_millis(250)), "{ages:?}");
+}
+
 fn deaths_at_full_size(times: usize) -> audit::deaths::Run {
     let seed = number("KEYGATE_DEATHS_SEED").unwrap_or_else(|| fastrand::u64(..));
     audit::deaths::Run { seed, times, rate: Some(5000), life: Duration::from_millis(200) }
