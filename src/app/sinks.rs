@@ -1,11 +1,15 @@
 //! The sinks of gateway.toml, built: what is sent where the journal's records go besides.
 
 use super::StartError;
-use crate::audit::sinks::{Http, Line, Outlet, Positions, Sink, SinkError, Sqlite, Standing, State, Stdout};
-use crate::config::{Destination, SinkSettings};
-use crate::store::StoreError;
+use crate::audit::sinks::{Http, Line, Outlet, Positions, Room, Sink, SinkError, Sqlite, Standing, State, Stdout};
+use crate::audit::{Health, reader};
+use crate::clock::Clock;
+use crate::config::{Config, Destination, SinkSettings};
+use crate::manage::reporter::{Reporter, ReporterParts};
 use crate::store::redis::{Appended, RecordStream};
+use crate::store::{KeyStore, StoreError};
 use std::path::Path;
+use std::sync::Arc;
 
 /// A stream in Redis as a sink: the store knows the stream, the journal knows sinks.
 struct RedisSink {
@@ -29,6 +33,33 @@ fn build_one(settings: &SinkSettings, audit_dir: &Path) -> Result<Box<dyn Sink>,
             Box::new(Stdout::open(name).map_err(failed)?)
         }
     })
+}
+
+/// How much the reporter takes at once.
+const ACCOUNTS_ROOM: Room = Room { records: 5_000, bytes: 4 * 1024 * 1024 };
+
+/// What tells the store how far the journals are and what each key was last used for.
+pub fn accounts(config: &Config, store: Arc<dyn KeyStore>, clock: Clock, gateway: &str, health: Arc<Health>) -> Outlet {
+    let dir = config.audit.dir.clone();
+    let ended = ended(&dir, gateway);
+    // A slot's journal takes records while a process holds it; of this process's own more is known.
+    let is_written = move |journal: &str| {
+        let slot = journal.rsplit('/').next().unwrap_or_default();
+        health.is_healthy() && reader::is_held(&dir.join(slot)).unwrap_or(false)
+    };
+    let parts = ReporterParts { store, clock, gateway: gateway.to_owned(), is_written: Box::new(is_written), ended };
+    Outlet { sink: Box::new(Reporter::new(parts)), room: ACCOUNTS_ROOM }
+}
+
+/// The journals that nobody writes, with their last records: this process has recovered them.
+fn ended(dir: &Path, gateway: &str) -> Vec<(String, u64)> {
+    let slots = reader::journals(dir).unwrap_or_default();
+    let left = slots.into_iter().filter(|slot| !reader::is_held(slot).unwrap_or(true));
+    let named = left.filter_map(|slot| {
+        let number = slot.file_name()?.to_str()?.to_owned();
+        Some((format!("{gateway}/{number}"), reader::synced(&slot).ok()??))
+    });
+    named.collect()
 }
 
 /// How a sink stands, in one line.

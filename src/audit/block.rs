@@ -8,6 +8,7 @@ use super::segment;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 /// A block's lines are together no longer.
@@ -187,6 +188,26 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..)?.first_chunk().copied()?))
+}
+
+/// Where a compressed segment's last block begins, by the lengths that the blocks before it claim; earlier, where one of
+/// them is damaged.
+///
+/// # Errors
+/// As of reading the file.
+pub fn last_start(path: &Path) -> io::Result<u64> {
+    let file = File::open(path)?;
+    let (end, mut start, mut header) = (file.metadata()?.len(), 0, [0; HEADER_BYTES]);
+    loop {
+        if file.read_at(&mut header, start)? < HEADER_BYTES || !header.starts_with(&MARK) {
+            return Ok(start);
+        }
+        let next = start + u64::from(u32_at(&header, LENGTH_AT).unwrap_or(0));
+        if next >= end || next == start {
+            return Ok(start);
+        }
+        start = next;
+    }
 }
 
 // === impl Inflate ===

@@ -1,6 +1,7 @@
 //! The journal: one directory, one writer thread, a gapless sequence.
 
 use super::events::{Anonymous, Changes, ConnectionEvents, Health};
+use super::reader;
 use super::recorder::{Recorder, Terms};
 use super::ring::Ring;
 use super::slot::{self, Slot};
@@ -35,6 +36,9 @@ pub struct Tellers {
 
 /// The running journal.
 pub struct Journal {
+    /// Its name, `gateway/slot`.
+    name: String,
+    dir: PathBuf,
     health: Arc<Health>,
     changes: Changes,
     stop: Arc<AtomicBool>,
@@ -59,6 +63,7 @@ impl Journal {
     ) -> Result<(Self, Vec<Tellers>), AuditError> {
         let failed = |error| AuditError { path: settings.dir.clone(), error };
         let (slot, others) = slot::take(&settings.dir).map_err(failed)?;
+        let (name, dir) = (format!("{gateway}/{}", slot.number), slot.dir.clone());
         let stop = Arc::new(AtomicBool::new(false));
         let health = Arc::new(Health::new());
         let (sender, changes) = sync_channel(CHANGES_MAX);
@@ -100,7 +105,7 @@ impl Journal {
         let tellers = tellers.collect();
         let writer = std::thread::Builder::new().name("journal".into()).spawn(move || writer.run()).map_err(failed)?;
         let changes = Changes { sender, health: Arc::clone(&health) };
-        Ok((Self { health, changes, stop, writer }, tellers))
+        Ok((Self { name, dir, health, changes, stop, writer }, tellers))
     }
 
     pub fn health(&self) -> Arc<Health> {
@@ -111,12 +116,16 @@ impl Journal {
         self.changes.clone()
     }
 
-    /// Empties the rings, syncs, and ends the writer. To be called after the workers have ended.
-    pub fn shutdown(self) {
+    /// Empties the rings, syncs, and ends the writer. To be called after the workers have ended. Gives the journal's name and its last
+    /// record; `None` when it is not known to be whole.
+    pub fn shutdown(self) -> Option<(String, u64)> {
         self.stop.store(true, Ordering::SeqCst);
         if self.writer.join().is_err() {
             tracing::error!("the journal's writer panicked");
+            return None;
         }
+        let last = reader::synced(&self.dir).ok().flatten().filter(|_| self.health.is_healthy());
+        last.map(|last| (self.name, last))
     }
 }
 

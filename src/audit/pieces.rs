@@ -1,7 +1,7 @@
 //! A segment, read piece by piece: its whole records, and what is none. A segment may be larger than memory.
 
 use super::block::{Block, Blocks};
-use super::segment;
+use super::{block, segment};
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
@@ -9,6 +9,9 @@ use std::path::Path;
 /// No line is longer: the longest are changes of keys with very long allowlists. More bytes without a newline are damage,
 /// and are not held at once.
 const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// What counts as near a plain segment's end.
+const TAIL_BYTES: u64 = 256 * 1024;
 
 /// What stands in a segment, in its order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +67,19 @@ impl Pieces {
             Source::Plain { reader: BufReader::new(file), line: Vec::new() }
         };
         Ok(Self { source, at: from })
+    }
+
+    /// Reads the last pieces: the last block, or what is whole in about the last quarter of a megabyte, behind a piece of damage
+    /// that is none.
+    ///
+    /// # Errors
+    /// As of opening the file.
+    pub fn open_near_end(path: &Path) -> io::Result<Self> {
+        let from = match segment::is_compressed(path) {
+            true => block::last_start(path)?,
+            false => std::fs::metadata(path)?.len().saturating_sub(TAIL_BYTES),
+        };
+        Self::open(path, from)
     }
 
     /// The byte after the last piece that was given; in a compressed segment, where the block begins that is not given whole.

@@ -169,7 +169,7 @@ impl Follow {
     }
 
     fn read_listed(&mut self, through: u64, take: &mut impl FnMut(Line) -> ControlFlow<()>) -> io::Result<()> {
-        let segments = segment::list(&self.dir).map_err(|error| unreadable(&self.dir, &error))?;
+        let segments = segment::list(&self.dir).map_err(|error| about("read", &self.dir, &error))?;
         for (index, (first, path)) in segments.iter().enumerate() {
             // Records at and after the next segment's first number were written again there.
             let next = segments.get(index + 1).map(|(next, _)| *next);
@@ -181,7 +181,7 @@ impl Follow {
                 continue;
             }
             let whole = self.read_segment(*first, path, next, through, take);
-            if !whole.map_err(|error| unreadable(path, &error))? {
+            if !whole.map_err(|error| about("read", path, &error))? {
                 break;
             }
         }
@@ -257,8 +257,8 @@ impl Follow {
 }
 
 /// The same error, for people.
-pub(super) fn unreadable(path: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("cannot read {}: {error}", path.display()))
+pub(super) fn about(what: &str, path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot {what} {}: {error}", path.display()))
 }
 
 // === impl Fault ===

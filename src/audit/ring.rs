@@ -171,6 +171,10 @@ impl Ring {
         };
         let ring = Self { words };
         ring.reset(slots, config);
+        if file.is_some() {
+            // A loss of power shows by what is here, and the system may not have written it by then.
+            ring.words.sync_first(HEADER_WORDS)?;
+        }
         Ok(ring)
     }
 

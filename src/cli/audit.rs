@@ -76,7 +76,7 @@ fn verify(dir: &Path, heads: &[Head], output: Output) -> Result<ExitCode, Failur
             }
             Ok(())
         })?;
-        let name = summary.journal.clone().unwrap_or_else(|| slot.display().to_string());
+        let name = name(&summary);
         summary.notes().iter().for_each(|note| say!("note: {name}: {note}"));
         values.push(value(&summary, &faults));
         summaries.push(summary);
@@ -103,7 +103,7 @@ fn tell(faults: &mut Vec<Value>, finding: &Finding) {
 
 fn value(summary: &Summary, faults: &[Value]) -> Value {
     json!({
-        "journal": summary.journal,
+        "journal": summary.journal(),
         "dir": summary.dir.display().to_string(),
         "first": summary.first,
         "last": summary.last,
@@ -116,10 +116,14 @@ fn value(summary: &Summary, faults: &[Value]) -> Value {
     })
 }
 
+fn name(summary: &Summary) -> String {
+    summary.journal().map_or_else(|| summary.dir.display().to_string(), str::to_owned)
+}
+
 fn row(summary: &Summary) -> Vec<String> {
     let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
     vec![
-        summary.journal.clone().unwrap_or_else(|| summary.dir.display().to_string()),
+        name(summary),
         number(summary.first),
         number(summary.last),
         summary.records.to_string(),

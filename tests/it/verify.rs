@@ -218,7 +218,7 @@ fn a_whole_journal_is_found_whole_in_every_form() {
         let (summary, findings) = written.verify_with(&[written.head()]);
         assert_eq!(findings, []);
         assert_eq!((summary.first, summary.last, summary.records, summary.segments), (Some(1), Some(90), 90, 3));
-        assert_eq!((summary.sealed_through, summary.journal.as_deref()), (Some(90), Some("edge-1/0")));
+        assert_eq!((summary.sealed_through, summary.journal()), (Some(90), Some("edge-1/0")));
         assert_eq!(summary.notes(), Vec::<String>::new());
         written.compress(compressed);
     }
@@ -406,6 +406,20 @@ fn a_segment_of_another_gateway_is_named_in_place_of_ours_and_beside_it() {
     fs::copy(other.path(1), &beside).unwrap();
     let misnamed = Finding::Misnamed { segment: beside.clone(), begins: Some(21) };
     written.finds(&[misnamed, foreign(&beside, 21, 50)]);
+}
+
+#[test]
+fn a_journal_that_goes_on_under_another_gateway_id_is_whole() {
+    let mut written = Written::of("edge-1/0", &[20, 30]);
+    written.journal = "edge-2/0".into();
+    written.segment(15);
+    written.journal = "edge-3/0".into();
+    written.segment(40);
+    written.compress(1);
+    let (summary, findings) = written.verify_with(&[Head { journal: "edge-1/0".into(), seq: 50, hash: None }]);
+    assert_eq!((findings, summary.records, summary.journal()), (vec![], 105, Some("edge-3/0")));
+    assert_eq!(summary.notes(), ["it was called edge-1/0, edge-2/0 before"]);
+    assert_eq!(verify::absent(&[Head { journal: "edge-2/0".into(), seq: 9, hash: None }], &[summary]), []);
 }
 
 #[test]

@@ -103,8 +103,12 @@ impl Delivery {
         if self.feed.is_none() {
             self.resume()?;
         }
+        let read_at = self.shared.clock.now();
         let is_full = if self.pending.is_empty() { self.refill()? } else { true };
         self.deliver()?;
+        if !is_full {
+            self.sink.caught_up(read_at, self.shared.stop.is_set())?;
+        }
         self.recovered();
         self.save(false);
         Ok(if is_full { Next::GoOn } else { Next::Rest })

@@ -21,6 +21,7 @@ pub use sqlite::Sqlite;
 pub use status::{Standing, State};
 pub use stdout::Stdout;
 
+use crate::clock::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +70,16 @@ pub trait Sink: Send {
     /// What it has written of what it took, where it gathers: the checkpoint moves no further.
     fn settled(&self) -> Option<Positions> {
         None
+    }
+
+    /// Everything that was synced at `read_at` has been delivered. Told again and again while nothing new comes, and a last time
+    /// when the shipper stops.
+    ///
+    /// # Errors
+    /// As of [`Self::deliver`].
+    fn caught_up(&mut self, read_at: Timestamp, is_last: bool) -> Result<(), SinkError> {
+        _ = (read_at, is_last);
+        Ok(())
     }
 
     /// Whether the journal must keep what this sink has not taken yet.

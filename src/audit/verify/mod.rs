@@ -43,8 +43,8 @@ pub enum Event<'a> {
 pub struct Summary {
     /// The slot's directory.
     pub dir: PathBuf,
-    /// None where there is no whole record.
-    pub journal: Option<String>,
+    /// The journal's names: more than one, if the gateway was given another id, and none where there is no whole record.
+    pub names: Vec<String>,
     /// The first and the last record that is there.
     pub first: Option<u64>,
     pub last: Option<u64>,
@@ -76,7 +76,7 @@ pub fn slots(dir: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// The faults of journals that are known by their heads and are not there at all.
 pub fn absent(heads: &[Head], there: &[Summary]) -> Vec<Finding> {
-    let is_there = |head: &&Head| there.iter().any(|summary| summary.journal.as_ref() == Some(&head.journal));
+    let is_there = |head: &&Head| there.iter().any(|summary| summary.names.contains(&head.journal));
     let absent = heads.iter().filter(|head| !is_there(head));
     absent.map(|head| Finding::Cut { journal: head.journal.clone(), last: None, known: head.seq }).collect()
 }
@@ -105,12 +105,20 @@ impl Head {
 // === impl Summary ===
 
 impl Summary {
+    /// What the journal is called now.
+    pub fn journal(&self) -> Option<&str> {
+        self.names.last().map(String::as_str)
+    }
+
     /// What is no fault and worth knowing, as sentences.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         let (Some(first), Some(last)) = (self.first, self.last) else {
             return vec!["it holds no record".to_owned()];
         };
+        if let Some((_, earlier)) = self.names.split_last().filter(|(_, earlier)| !earlier.is_empty()) {
+            notes.push(format!("it was called {} before", earlier.join(", ")));
+        }
         if first > 1 {
             notes.push(format!("it begins with record {first}: what was before is not here any more"));
         }

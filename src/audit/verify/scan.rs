@@ -14,8 +14,8 @@ pub type Take<'a> = dyn FnMut(Event<'_>) -> io::Result<()> + 'a;
 
 /// The state of verifying a slot.
 pub struct Scan<'a> {
-    /// The slot's journal.
-    journal: Option<String>,
+    /// The names of the slot's journal.
+    names: Vec<String>,
     heads: Vec<Head>,
     /// Whether a process holds the slot: its newest segment may end within a line.
     is_held: bool,
@@ -42,8 +42,8 @@ pub fn verify(slot: &Path, heads: &[Head], take: &mut Take<'_>) -> io::Result<Su
     let is_held = reader::is_held(slot)?;
     let survey = Survey::of(slot)?;
     let mut scan = Scan {
-        heads: heads_of(survey.journal.as_deref(), heads, synced),
-        journal: survey.journal.clone(),
+        heads: heads_of(&survey.names, heads, synced),
+        names: survey.names.clone(),
         is_held,
         take,
         last: None,
@@ -51,7 +51,7 @@ pub fn verify(slot: &Path, heads: &[Head], take: &mut Take<'_>) -> io::Result<Su
         run: None,
         found: Vec::new(),
         seals: Seals::default(),
-        summary: Summary { dir: slot.to_owned(), journal: survey.journal.clone(), ..Summary::default() },
+        summary: Summary { dir: slot.to_owned(), names: survey.names.clone(), ..Summary::default() },
     };
     for (index, candidate) in survey.candidates.iter().enumerate() {
         scan.segment(&survey, index, candidate)?;
@@ -62,10 +62,9 @@ pub fn verify(slot: &Path, heads: &[Head], take: &mut Take<'_>) -> io::Result<Su
 }
 
 /// The heads of this journal, and what its writer has synced.
-fn heads_of(journal: Option<&str>, heads: &[Head], synced: Option<u64>) -> Vec<Head> {
-    let Some(journal) = journal else { return Vec::new() };
-    let local = synced.map(|seq| Head { journal: journal.to_owned(), seq, hash: None });
-    heads.iter().filter(|head| head.journal == journal).cloned().chain(local).collect()
+fn heads_of(names: &[String], heads: &[Head], synced: Option<u64>) -> Vec<Head> {
+    let local = names.last().zip(synced).map(|(journal, seq)| Head { journal: journal.clone(), seq, hash: None });
+    heads.iter().filter(|head| names.contains(&head.journal)).cloned().chain(local).collect()
 }
 
 // === impl Scan ===
@@ -77,7 +76,7 @@ impl Scan<'_> {
         self.begin(&path, candidate, survey.is_own(candidate));
         let (void_from, is_newest) = (survey.void_from(index), index + 1 == survey.candidates.len());
         let mut schema = u64::from(SCHEMA);
-        while let Some(piece) = pieces.read().map_err(|error| reader::unreadable(&path, &error))? {
+        while let Some(piece) = pieces.read().map_err(|error| reader::about("read", &path, &error))? {
             match piece {
                 Piece::Record { seq, line } => {
                     let told = segment::schema_of(line.as_bytes()).unwrap_or_default();
@@ -115,7 +114,7 @@ impl Scan<'_> {
     /// A whole record; true if it counts.
     fn record(&mut self, path: &Path, void_from: Option<u64>, seq: u64, line: &str) -> bool {
         let journal = segment::journal_of(line.as_bytes());
-        if journal != self.journal.as_deref() {
+        if !journal.is_some_and(|journal| self.names.iter().any(|name| name == journal)) {
             let (segment, journal) = (path.to_owned(), journal.unwrap_or_default().to_owned());
             self.go_on(Finding::Foreign { segment, journal, first: seq, last: seq });
         } else if self.last.is_some_and(|last| seq <= last) {
@@ -217,7 +216,7 @@ impl Scan<'_> {
         let damage = std::mem::take(&mut self.damage);
         self.find_damage(damage, Some((after, None)));
         let known = self.heads.iter().map(|head| head.seq).max();
-        let journal = self.journal.clone();
+        let journal = self.names.last().cloned();
         if let (Some(known), Some(journal)) = (known.filter(|known| Some(*known) > self.summary.last), journal) {
             self.find(Finding::Cut { journal, last: self.summary.last, known });
         }

@@ -31,7 +31,8 @@ pub fn prove(run: &Run) {
     };
     let mut site = Site::start(&plan);
     for loss in 1..=run.times {
-        fail_under_load(&mut site, &disk, &mut random, run.life);
+        let life = Duration::from_micros(random.u64(run.life_us()));
+        fail_under_load(&mut site, &disk, &mut random, life);
         boot(&mut site.gateway, loss);
         let mut missing = site.settle();
         missing.answered.retain(|answer| !answer.is_unrecordable());
@@ -39,7 +40,9 @@ pub fn prove(run: &Run) {
         assert_eq!(site.tally.lacking, 0, "seed {}, loss {loss}: numbers lack", run.seed);
     }
     println!("{:?}", site.tally);
+    assert_eq!(site.tally.after["power_loss"], run.times);
     assert!(site.tally.answered > 10 * run.times, "too little was answered to prove anything");
+    site.verify();
     // Its files are on the disk.
     drop(site);
 }
@@ -53,11 +56,10 @@ fn boot(gateway: &mut Gateway, number: usize) {
 }
 
 fn fail_under_load(site: &mut Site, disk: &Disk, random: &mut Rng, life: Duration) {
-    let moment = Duration::from_micros(random.u64(..life.as_micros() as u64));
     let agony = Duration::from_micros(random.u64(..AGONY_US));
     let pid = site.pid();
     site.load(random, || {
-        std::thread::sleep(moment);
+        std::thread::sleep(life);
         disk.lose_power();
         std::thread::sleep(agony);
         kill_process(pid, Signal::KILL).unwrap();

@@ -58,6 +58,9 @@ pub struct Tally {
     pub strangers_counted: u64,
     /// Numbers without a record.
     pub lacking: u64,
+    pub seals: usize,
+    /// How the process before ended, as the records of starts say.
+    pub after: BTreeMap<String, usize>,
     /// How many gap records there are, and what they tell in all, by member.
     pub gaps: usize,
     pub told: BTreeMap<String, u64>,
@@ -105,13 +108,12 @@ impl Site {
         Pid::from_raw(self.gateway.pid().try_into().unwrap()).unwrap()
     }
 
-    /// Kills the gateway at a random moment of a load of at most `length`; gives the moment.
-    pub fn kill_under_load(&mut self, random: &mut Rng, length: Duration) -> Instant {
+    /// Kills the gateway when it has been under load for so long; gives the moment.
+    pub fn kill_under_load(&mut self, random: &mut Rng, life: Duration) -> Instant {
         let pid = self.pid();
-        let moment = Duration::from_micros(random.u64(..length.as_micros() as u64));
         let mut killed = None;
         self.load(random, || {
-            std::thread::sleep(moment);
+            std::thread::sleep(life);
             killed = Some(Instant::now());
             kill_process(pid, Signal::KILL).unwrap();
         });
@@ -163,6 +165,8 @@ impl Site {
         match record["kind"].as_str() {
             Some("request") => self.enter_request(record),
             Some("gap") => self.enter_gap(record),
+            Some("seal") => self.tally.seals += 1,
+            Some("start") => *self.tally.after.entry(record["after"].as_str().unwrap().to_owned()).or_default() += 1,
             _ => {}
         }
     }
@@ -184,6 +188,13 @@ impl Site {
         let (id, fate) = (record["request_id"].as_str().unwrap(), Fate { status: record["status"].as_u64(), is_dead });
         assert!(fate.status.is_none() || !is_dead, "a request that died has a status: {record}");
         assert!(self.fates.insert(id.to_owned(), fate).is_none(), "two records of {id}");
+    }
+
+    /// What the program itself says of the journal: everything that a client has seen is there by now, whole and chained.
+    pub fn verify(&self) {
+        let output = self.gateway.run(&["audit", "verify"]);
+        let words = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        assert!(output.status.success(), "{words}");
     }
 
     /// Every stranger that was answered is recorded or counted, and none that never was there.

@@ -1,0 +1,206 @@
+//! Tells the store how far this gateway's journals are and what each key was last used for: folds lines of the journal into
+//! accounts and hands those over every few seconds.
+//!
+//! At least once: an account is forgotten only when the store has taken it, and where to begin is what the store says.
+
+mod line;
+#[cfg(test)]
+mod tests;
+
+use super::quiet;
+use crate::audit::sinks::{self, Positions, Sink, SinkError};
+use crate::clock::{Clock, Instant, Timestamp};
+use crate::store::{Account, JournalAccount, KeyStore, StoreError};
+use line::{Latest, Told};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Folds journals into accounts.
+pub struct Reporter {
+    store: Arc<dyn KeyStore>,
+    clock: Clock,
+    /// Whose reporter it is.
+    gateway: String,
+    is_written: Box<dyn Fn(&str) -> bool + Send>,
+    /// Not told yet.
+    ended: Vec<(String, u64)>,
+    /// What the store knew of all journals; none until it was asked.
+    known: Option<BTreeMap<String, JournalAccount>>,
+    /// Of the journals of which lines were taken.
+    accounts: BTreeMap<String, Account>,
+    /// There is something the store was not told yet.
+    is_changed: bool,
+    told_at: Instant,
+}
+
+/// What a reporter is made of.
+pub struct ReporterParts {
+    pub store: Arc<dyn KeyStore>,
+    pub clock: Clock,
+    /// Whose reporter it is.
+    pub gateway: String,
+    /// Whether a process writes a journal now and it takes records: of one that takes none nobody can say that nothing has happened.
+    pub is_written: Box<dyn Fn(&str) -> bool + Send>,
+    /// Journals of processes that are gone, with their last records.
+    pub ended: Vec<(String, u64)>,
+}
+
+/// What it is called among the sinks.
+const NAME: &str = "accounts";
+/// How often the store is told.
+const TELL_EVERY: Duration = Duration::from_secs(2);
+/// So many keys are told at once sooner than that.
+const KEYS_MAX: usize = 10_000;
+/// How far what is recorded may be behind what happens, while the journal takes records: from a call's end until its record
+/// can be read back.
+const RECORDED_WITHIN: Duration = Duration::from_secs(5);
+// === impl Reporter ===
+
+impl Reporter {
+    pub fn new(parts: ReporterParts) -> Self {
+        let ReporterParts { store, clock, gateway, is_written, ended } = parts;
+        let told_at = clock.moment().mono;
+        let (known, accounts, is_changed) = (None, BTreeMap::new(), false);
+        Self { store, clock, gateway, is_written, ended, known, accounts, is_changed, told_at }
+    }
+
+    /// The last record that the store knows of each journal, whoever reported it.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn positions(&mut self) -> Result<BTreeMap<String, u64>, StoreError> {
+        let journals = self.store.accounts()?.journals;
+        let known = self.known.insert(journals.into_iter().map(|journal| (journal.journal.clone(), journal)).collect());
+        Ok(known.iter().map(|(name, journal)| (name.clone(), journal.seq)).collect())
+    }
+
+    /// Takes lines of journals, without their newlines; they may have been taken before.
+    ///
+    /// # Errors
+    /// The store's, when it was not asked yet what it knows.
+    pub fn fold<'a>(&mut self, lines: impl IntoIterator<Item = &'a str>) -> Result<(), StoreError> {
+        if self.known.is_none() {
+            self.positions()?;
+        }
+        let mut latest = Latest::default();
+        for text in lines {
+            // A whole line that this version cannot read stays unreported, and the next one's number shows that.
+            let Some(told) = Told::read(text) else { continue };
+            latest.add(text, &told);
+            self.account_of(&told).into_iter().for_each(|account| told.add_to(&mut account.journal));
+            self.is_changed = true;
+        }
+        for told in latest.lines().filter_map(Told::read) {
+            if let (Some((key, call)), Some(account)) = (told.call(), self.account_of(&told)) {
+                account.add(key, &call);
+            }
+        }
+        Ok(())
+    }
+
+    /// The account of a line's journal, which goes on from what the store knew.
+    fn account_of(&mut self, told: &Told<'_>) -> Option<&mut Account> {
+        if !self.accounts.contains_key(&*told.journal) {
+            let name = told.journal.to_string();
+            let known = self.known.as_ref().and_then(|known| known.get(&name)).cloned();
+            let journal = known.unwrap_or_else(|| JournalAccount::new(name.clone(), told.ended_at));
+            self.accounts.insert(name, Account::new(journal));
+        }
+        self.accounts.get_mut(&*told.journal)
+    }
+
+    /// Everything that could be read back of the journals at `read_at` has been taken.
+    pub fn advance(&mut self, read_at: Timestamp) {
+        let through = read_at.minus(RECORDED_WITHIN);
+        let journals = self.accounts.values_mut().map(|account| &mut account.journal);
+        for journal in journals.filter(|journal| journal.through < through && (self.is_written)(&journal.journal)) {
+            journal.through = through;
+            self.is_changed = true;
+        }
+        self.close_ended();
+    }
+
+    /// Everything of the journals that have ended was taken.
+    fn close_ended(&mut self) {
+        for (name, last) in std::mem::take(&mut self.ended) {
+            let known = self.known.as_ref().and_then(|known| known.get(&name));
+            if let Some(known) = known.filter(|_| !self.accounts.contains_key(&name)) {
+                self.accounts.insert(name.clone(), Account::new(known.clone()));
+            }
+            if let Some(account) = self.accounts.get_mut(&name) {
+                account.journal.closed_seq = account.journal.closed_seq.max(last);
+                self.is_changed = true;
+            }
+        }
+    }
+
+    /// Whether the store should be told now.
+    pub fn is_due(&self) -> bool {
+        let waited = self.clock.moment().mono.saturating_duration_since(self.told_at);
+        let keys: usize = self.accounts.values().map(|account| account.uses.len()).sum();
+        self.is_changed && (waited >= TELL_EVERY || keys >= KEYS_MAX)
+    }
+
+    /// Tells the store what it does not know yet.
+    ///
+    /// # Errors
+    /// The store's; what it has not taken is told again the next time.
+    pub fn hand_over(&mut self) -> Result<(), StoreError> {
+        self.told_at = self.clock.moment().mono;
+        for account in self.accounts.values_mut() {
+            self.store.account(account)?;
+            account.uses.clear();
+        }
+        self.is_changed = false;
+        Ok(())
+    }
+}
+
+/// As the store says it, in a sink's words.
+fn again(error: StoreError) -> SinkError {
+    SinkError::later(error.to_string())
+}
+
+impl Sink for Reporter {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn position(&mut self) -> Result<Option<Positions>, SinkError> {
+        self.positions().map(Some).map_err(again)
+    }
+
+    /// Takes them; the store has them once it was told, and where to go on after a restart is what it has.
+    fn deliver(&mut self, batch: &[sinks::Line]) -> Result<(), SinkError> {
+        self.fold(batch.iter().map(|line| line.text.as_str())).map_err(again)?;
+        if self.is_due() { self.hand_over().map_err(again) } else { Ok(()) }
+    }
+
+    fn caught_up(&mut self, read_at: Timestamp, is_last: bool) -> Result<(), SinkError> {
+        self.advance(read_at);
+        if !is_last && !self.is_due() {
+            return Ok(());
+        }
+        self.hand_over().map_err(again)?;
+        let ended = quiet::step(self.store.as_ref(), &self.clock, &self.gateway).map_err(again)?;
+        ended.iter().for_each(|key| tracing::info!(%key, "a rotated key was quiet, and has ended"));
+        Ok(())
+    }
+}
+
+/// Tells the store that the process which wrote `journal` has ended in good order with the record `last_seq`: once everything up
+/// to there is reported, nothing more is to be expected of it.
+///
+/// # Errors
+/// The store's.
+pub fn close(store: &dyn KeyStore, journal: &str, last_seq: u64, now: Timestamp) -> Result<(), StoreError> {
+    let journal = JournalAccount { closed_seq: last_seq, ..JournalAccount::new(journal.to_owned(), now) };
+    store.account(&Account::new(journal))
+}
+
+impl std::fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reporter").field("accounts", &self.accounts).finish_non_exhaustive()
+    }
+}
