@@ -47,7 +47,7 @@ pub struct ReporterParts {
 }
 
 /// What it is called among the sinks.
-const NAME: &str = "accounts";
+pub const NAME: &str = "accounts";
 /// How often the store is told.
 const TELL_EVERY: Duration = Duration::from_secs(2);
 /// So many keys are told at once sooner than that.
