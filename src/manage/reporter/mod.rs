@@ -29,6 +29,8 @@ pub struct Reporter {
     known: Option<BTreeMap<String, JournalAccount>>,
     /// Of the journals of which lines were taken.
     accounts: BTreeMap<String, Account>,
+    /// The last record of each journal that the store has taken.
+    told: BTreeMap<String, u64>,
     /// There is something the store was not told yet.
     is_changed: bool,
     told_at: Instant,
@@ -44,6 +46,15 @@ pub struct ReporterParts {
     pub is_written: Box<dyn Fn(&str) -> bool + Send>,
     /// Journals of processes that are gone, with their last records.
     pub ended: Vec<(String, u64)>,
+}
+
+/// Why the store was not told.
+#[derive(Debug, thiserror::Error)]
+pub enum NotTold {
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    #[error("the store has lost what keys were last used for; it is told again what the journals hold")]
+    Lost,
 }
 
 /// What it is called among the sinks.
@@ -76,8 +87,8 @@ impl Reporter {
     pub fn new(parts: ReporterParts) -> Self {
         let ReporterParts { store, clock, gateway, is_written, ended } = parts;
         let told_at = clock.moment().mono;
-        let (known, accounts, is_changed) = (None, BTreeMap::new(), false);
-        Self { store, clock, gateway, is_written, ended, known, accounts, is_changed, told_at }
+        let (known, accounts, told, is_changed) = (None, BTreeMap::new(), BTreeMap::new(), false);
+        Self { store, clock, gateway, is_written, ended, known, accounts, told, is_changed, told_at }
     }
 
     /// The last record that the store knows of each journal, whoever reported it.
@@ -160,21 +171,46 @@ impl Reporter {
     /// Tells the store what it does not know yet.
     ///
     /// # Errors
-    /// The store's; what it has not taken is told again the next time.
-    pub fn hand_over(&mut self) -> Result<(), StoreError> {
+    /// What it has not taken is told again the next time; what it has lost must be taken again, from [`Self::positions`] on.
+    pub fn hand_over(&mut self) -> Result<(), NotTold> {
         self.told_at = self.clock.moment().mono;
-        for account in self.accounts.values_mut() {
+        let known = self.positions()?;
+        let is_lost = |(name, told): (&String, &u64)| known.get(name).is_none_or(|seq| seq < told);
+        if self.told.iter().any(is_lost) {
+            // Put back from a copy, or failed over: it has lost uses too, which nobody holds any more but the journals.
+            (self.accounts, self.told) = (BTreeMap::new(), BTreeMap::new());
+            return Err(NotTold::Lost);
+        }
+        for (name, account) in &mut self.accounts {
             self.store.account(account)?;
             account.uses.clear();
+            self.told.insert(name.clone(), account.journal.seq);
         }
         self.is_changed = false;
         Ok(())
+    }
+
+    /// Ends what is quiet. That it fails is no reason to hold the accounts back.
+    fn end_quiet_keys(&self) {
+        match quiet::step(self.store.as_ref(), &self.clock, &self.gateway) {
+            Ok(ended) => ended.iter().for_each(|key| tracing::info!(%key, "a rotated key was quiet, and has ended")),
+            Err(error) => tracing::warn!(%error, "rotated keys that are quiet cannot be ended now"),
+        }
     }
 }
 
 /// As the store says it, in a sink's words.
 fn again(error: StoreError) -> SinkError {
     SinkError::later(error.to_string())
+}
+
+impl From<NotTold> for SinkError {
+    fn from(error: NotTold) -> Self {
+        match error {
+            NotTold::Store(error) => again(error),
+            NotTold::Lost => Self::Behind { why: error.to_string() },
+        }
+    }
 }
 
 impl Sink for Reporter {
@@ -189,7 +225,7 @@ impl Sink for Reporter {
     /// Takes them; the store has them once it was told, and where to go on after a restart is what it has.
     fn deliver(&mut self, batch: &[sinks::Line]) -> Result<(), SinkError> {
         self.fold(batch.iter().map(|line| line.text.as_str())).map_err(again)?;
-        if self.is_due() { self.hand_over().map_err(again) } else { Ok(()) }
+        if self.is_due() { Ok(self.hand_over()?) } else { Ok(()) }
     }
 
     fn caught_up(&mut self, read_at: Timestamp, is_last: bool) -> Result<(), SinkError> {
@@ -197,9 +233,8 @@ impl Sink for Reporter {
         if !is_last && !self.is_due() {
             return Ok(());
         }
-        self.hand_over().map_err(again)?;
-        let ended = quiet::step(self.store.as_ref(), &self.clock, &self.gateway).map_err(again)?;
-        ended.iter().for_each(|key| tracing::info!(%key, "a rotated key was quiet, and has ended"));
+        self.hand_over()?;
+        self.end_quiet_keys();
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use crate::audit::segment::{self, Kind};
 use crate::clock::Hand;
 use crate::key::KeyId;
 use crate::store::memory::MemoryStore;
+use crate::store::sqlite::SqliteStore;
 use crate::store::{KeyFilter, LastUses, Seal};
 use crate::ulid::Ulid;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -196,4 +197,26 @@ fn a_journal_that_is_given_up_is_waited_for_no_more_and_what_it_did_not_report_s
     reporter.fold([&*call(3, 70, "allow")]).unwrap();
     reporter.hand_over().unwrap();
     assert!(!told(&store).0.is_closed());
+}
+
+#[test]
+fn a_store_that_was_put_back_from_a_copy_is_told_again_what_it_has_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.db");
+    let store = Arc::new(SqliteStore::open(&path).unwrap());
+    let parts = |clock| ReporterParts { store: Arc::<SqliteStore>::clone(&store), ..parts(&Arc::default(), clock) };
+    let mut reporter = Reporter::new(parts(Clock::manual(at(1000)).0));
+    let lines = [line(Kind::Start, 1, 10, ""), call(2, 11, "allow"), line(Kind::Connection, 3, 12, "")];
+    reporter.fold([&*lines[0]]).unwrap();
+    reporter.hand_over().unwrap();
+    reporter.fold(lines[1..].iter().map(String::as_str)).unwrap();
+    reporter.hand_over().unwrap();
+    rusqlite::Connection::open(&path).unwrap().execute_batch("UPDATE journals SET seq = 1; DELETE FROM uses;").unwrap();
+    assert!(matches!(reporter.hand_over(), Err(NotTold::Lost)));
+    // As the shipper does then.
+    assert_eq!(reporter.positions().unwrap(), BTreeMap::from([("edge-1/0".to_owned(), 1)]));
+    reporter.fold(lines[1..].iter().map(String::as_str)).unwrap();
+    reporter.hand_over().unwrap();
+    let used = store.last_uses(&[KEY]).unwrap().remove(0);
+    assert_eq!((used.any.unwrap().seq, store.accounts().unwrap().journals[0].seq), (2, 3));
 }
