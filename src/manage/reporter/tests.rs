@@ -6,8 +6,9 @@ use crate::clock::Hand;
 use crate::key::KeyId;
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{KeyFilter, LastUses, Seal};
+use crate::store::{KeyFilter, LastUses, Seal, Use};
 use crate::ulid::Ulid;
+use proptest::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const KEY: KeyId = KeyId::new(Ulid::from_bits(7));
@@ -219,4 +220,32 @@ fn a_store_that_was_put_back_from_a_copy_is_told_again_what_it_has_lost() {
     reporter.hand_over().unwrap();
     let used = store.last_uses(&[KEY]).unwrap().remove(0);
     assert_eq!((used.any.unwrap().seq, store.accounts().unwrap().journals[0].seq), (2, 3));
+}
+
+proptest! {
+    /// Whatever the lines and however they come in batches, the store has what a plain fold over all calls gives.
+    #[test]
+    fn the_last_uses_are_those_of_a_plain_fold(
+        calls in prop::collection::vec((0u128..3, 0i64..20, 0u64..5, any::<bool>()), 1..40), batch in 1usize..10,
+    ) {
+        let lines: Vec<_> = calls.iter().zip(1..).map(|((key, second, duration, allowed), seq)| {
+            let (key, decision) = (KeyId::new(Ulid::from_bits(*key)), if *allowed { "allow" } else { "deny" });
+            let body = format!(r#""method":"GET","key_id":"{key}","decision":"{decision}","duration_us":{},"#, duration * 1_000_000);
+            line(Kind::Request, seq, *second, &body)
+        }).collect();
+        let store = Arc::new(MemoryStore::default());
+        let (mut reporter, _) = reporter(&store);
+        for batch in lines.chunks(batch) {
+            reporter.fold(batch.iter().map(String::as_str)).unwrap();
+        }
+        reporter.hand_over().unwrap();
+        for key in 0..3 {
+            let of_key = calls.iter().zip(1..).filter(|((number, ..), _)| *number == key);
+            let ended = of_key.map(|((_, second, duration, allowed), seq)| (second + *duration as i64, seq, *allowed));
+            let last = |allowed_only: bool| ended.clone().filter(|(.., allowed)| *allowed || !allowed_only).max();
+            let told = store.last_uses(&[KeyId::new(Ulid::from_bits(key))]).unwrap().remove(0);
+            let place = |call: Option<Use>| call.map(|call| (call.ended_at.as_micros() / 1_000_000, call.seq, call.allowed));
+            prop_assert_eq!((place(told.any), place(told.allowed)), (last(false), last(true)));
+        }
+    }
 }
