@@ -27,6 +27,8 @@ pub struct Reporter {
     ended: Vec<(String, u64)>,
     /// What the store knew of all journals; none until it was asked.
     known: Option<BTreeMap<String, JournalAccount>>,
+    /// What has been taken since the store was told last.
+    latest: Latest,
     /// Of the journals of which lines were taken.
     accounts: BTreeMap<String, Account>,
     /// The last record of each journal that the store has taken.
@@ -61,8 +63,8 @@ pub enum NotTold {
 const NAME: &str = "accounts";
 /// How often the store is told.
 const TELL_EVERY: Duration = Duration::from_secs(2);
-/// So many keys are told at once sooner than that.
-const KEYS_MAX: usize = 10_000;
+/// So many last calls are told sooner than that.
+const CALLS_MAX: usize = 10_000;
 /// How far what is recorded may be behind what happens, while the journal takes records: from a call's end until its record
 /// can be read back.
 const RECORDED_WITHIN: Duration = Duration::from_secs(5);
@@ -87,8 +89,19 @@ impl Reporter {
     pub fn new(parts: ReporterParts) -> Self {
         let ReporterParts { store, clock, gateway, is_written, ended } = parts;
         let told_at = clock.moment().mono;
-        let (known, accounts, told, is_changed) = (None, BTreeMap::new(), BTreeMap::new(), false);
-        Self { store, clock, gateway, is_written, ended, known, accounts, told, is_changed, told_at }
+        Self {
+            store,
+            clock,
+            gateway,
+            is_written,
+            ended,
+            told_at,
+            known: None,
+            latest: Latest::default(),
+            accounts: BTreeMap::new(),
+            told: BTreeMap::new(),
+            is_changed: false,
+        }
     }
 
     /// The last record that the store knows of each journal, whoever reported it.
@@ -109,20 +122,24 @@ impl Reporter {
         if self.known.is_none() {
             self.positions()?;
         }
-        let mut latest = Latest::default();
         for text in lines {
             // A whole line that this version cannot read stays unreported, and the next one's number shows that.
             let Some(told) = Told::read(text) else { continue };
-            latest.add(text, &told);
+            self.latest.add(&told);
             self.account_of(&told).into_iter().for_each(|account| told.add_to(&mut account.journal));
             self.is_changed = true;
         }
-        for told in latest.lines().filter_map(Told::read) {
+        Ok(())
+    }
+
+    /// Moves the latest calls into their accounts.
+    fn settle(&mut self) {
+        for text in self.latest.take() {
+            let Some(told) = Told::read(&text) else { continue };
             if let (Some((key, call)), Some(account)) = (told.call(), self.account_of(&told)) {
                 account.add(key, &call);
             }
         }
-        Ok(())
     }
 
     /// The account of a line's journal, which goes on from what the store knew.
@@ -164,8 +181,7 @@ impl Reporter {
     /// Whether the store should be told now.
     pub fn is_due(&self) -> bool {
         let waited = self.clock.moment().mono.saturating_duration_since(self.told_at);
-        let keys: usize = self.accounts.values().map(|account| account.uses.len()).sum();
-        self.is_changed && (waited >= TELL_EVERY || keys >= KEYS_MAX)
+        self.is_changed && (waited >= TELL_EVERY || self.latest.len() >= CALLS_MAX)
     }
 
     /// Tells the store what it does not know yet.
@@ -178,9 +194,10 @@ impl Reporter {
         let is_lost = |(name, told): (&String, &u64)| known.get(name).is_none_or(|seq| seq < told);
         if self.told.iter().any(is_lost) {
             // Put back from a copy, or failed over: it has lost uses too, which nobody holds any more but the journals.
-            (self.accounts, self.told) = (BTreeMap::new(), BTreeMap::new());
+            (self.accounts, self.told, self.latest) = Default::default();
             return Err(NotTold::Lost);
         }
+        self.settle();
         for (name, account) in &mut self.accounts {
             self.store.account(account)?;
             account.uses.clear();
