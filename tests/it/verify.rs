@@ -652,3 +652,33 @@ fn a_running_gateways_journal_is_compressed_and_stays_whole_through_kills() {
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert_eq!(exported(&output), (1..=exported(&output).len() as u64).collect::<Vec<_>>());
 }
+
+#[test]
+fn what_the_gateways_told_the_store_shows_a_tail_that_was_cut_off() {
+    let upstream = Upstream::named("erp");
+    let mut gateway = Gateway::before(&upstream);
+    let (key, path) = (gateway.key(&["orders:read"]), gateway.path("orders"));
+    for _ in 0..20 {
+        assert_eq!(gateway.client().request("GET", &path, &[&key.bearer()]).status, 200);
+    }
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait(), Some(0));
+    let slot = gateway.dir.path().join("data/audit/0");
+    let (first, newest) = segment::list(&slot).unwrap().pop().unwrap();
+    let lines = fs::read_to_string(&newest).unwrap();
+    let last = first + lines.lines().count() as u64 - 1;
+    let verified = || gateway.run(&["audit", "verify"]);
+    assert_eq!(verified().status.code(), Some(0), "{}", text(&verified().stderr));
+    // At the end of a line, with what the slot itself knows.
+    fs::write(&newest, lines.split_inclusive('\n').take(5).collect::<String>()).unwrap();
+    fs::remove_file(slot.join(SYNCED_FILE)).unwrap();
+    let words = text(&verified().stderr);
+    assert_eq!(verified().status.code(), Some(1), "{words}");
+    assert!(
+        words.contains(&format!("ends with record {}, and it is known to have come to {last}", first + 4)),
+        "{words}"
+    );
+    // Whoever has the files alone cannot see it.
+    let copied = gateway.run(&["audit", "verify", slot.to_str().unwrap()]);
+    assert_eq!(copied.status.code(), Some(0), "{}", text(&copied.stderr));
+}
