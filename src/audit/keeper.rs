@@ -230,7 +230,7 @@ fn oldest_each(closed: &[Closed]) -> impl Iterator<Item = &Closed> {
 fn lost(segment: &Closed, passed: &Passed) -> io::Result<Vec<Lost>> {
     let journal = journal_of(segment)?;
     let lost = passed.iter().filter_map(|(sink, positions)| {
-        let first = segment.first.max(position_in(&segment.slot, positions) + 1);
+        let first = segment.first.max(position_in(&segment.slot, positions).saturating_add(1));
         let (sink, journal, last) = (sink.clone(), journal.clone(), segment.last);
         (first <= last).then_some(Lost { sink, journal, first, last })
     });

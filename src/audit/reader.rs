@@ -175,7 +175,7 @@ impl Follow {
             let next = segments.get(index + 1).map(|(next, _)| *next);
             let read_before = match self.at {
                 Some(place) => *first < place.first,
-                None => next.is_some_and(|next| self.last_seq.is_some_and(|last| next <= last + 1)),
+                None => next.is_some_and(|next| self.last_seq.is_some_and(|last| next <= last.saturating_add(1))),
             };
             if read_before {
                 continue;
@@ -230,7 +230,7 @@ impl Follow {
         if let Some(Fault::Damage { before, .. }) = self.faults.last_mut() {
             before.get_or_insert(seq);
         }
-        if let Some(last) = self.last_seq.replace(seq).filter(|last| last + 1 < seq) {
+        if let Some(last) = self.last_seq.replace(seq).filter(|last| last.saturating_add(1) < seq) {
             self.faults.push(Fault::Missing { journal: self.dir.clone(), first: last + 1, last: seq - 1 });
         }
     }

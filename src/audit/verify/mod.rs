@@ -132,7 +132,7 @@ impl Summary {
                 finding::records(first, last)
             ));
         }
-        let unsealed = self.sealed_through.map_or(first, |sealed| sealed + 1);
+        let unsealed = self.sealed_through.map_or(first, |sealed| sealed.saturating_add(1));
         if unsealed <= last {
             notes.push(format!("{}: not sealed yet", finding::records(unsealed, last)));
         }
