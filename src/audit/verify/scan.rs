@@ -146,7 +146,8 @@ impl Scan<'_> {
             // Only at the beginning; of others it has been told what lacks.
             Shown::Unchecked { last } => {
                 let first = self.summary.first.filter(|first| *first > 1 && self.summary.sealed_through.is_none());
-                self.summary.unchecked = self.summary.unchecked.or(first.map(|first| (first, last)));
+                self.summary.unchecked =
+                    self.summary.unchecked.or(first.map(|first| (first, last))).filter(|(first, last)| first <= last);
             }
         }
         self.check_head(seq, line);
