@@ -56,8 +56,8 @@ pub struct Keeper {
     compressing: Option<(PathBuf, Compressing)>,
     /// Segments that could not be compressed, with the time before which they are left alone.
     unfit: HashMap<PathBuf, Instant>,
-    /// The times of segments' newest records, as far as somebody had to know them.
-    ages: HashMap<PathBuf, Timestamp>,
+    /// The times of segments' newest records, as far as somebody had to know them, with the segments' lengths.
+    ages: HashMap<PathBuf, (u64, Timestamp)>,
 }
 
 /// A segment that nobody writes to.
@@ -100,10 +100,12 @@ impl Keeper {
         }
         let closed = closed(&self.dir)?;
         let is_there = |path: &Path| closed.iter().any(|segment| segment.path == path);
-        self.ages.retain(|path, _| is_there(path));
         self.unfit.retain(|path, _| is_there(path));
         if let Some(segment) = self.outlived(&closed, passed, now)? {
             return delete(&segment).map(|()| true);
+        }
+        if self.shorten_idle(&closed, passed, now)? {
+            return Ok(true);
         }
         // Before anything is deleted for want of room, room is made.
         if let Some(segment) = closed.iter().find(|segment| self.is_compressible(&segment.path, now.mono)) {
@@ -157,16 +159,36 @@ impl Keeper {
 
     /// A segment whose time is over and that every durable sink has passed.
     fn outlived(&mut self, closed: &[Closed], passed: &Passed, now: Moment) -> io::Result<Option<Closed>> {
-        if now.mono.saturating_duration_since(self.steady.mono) < STEADY_AFTER {
-            return Ok(None);
-        }
         for segment in oldest_each(closed) {
-            let is_old = now.wall.since(self.newest_time(segment)?) > self.retention.age;
-            if is_old && lost(segment, passed)?.is_empty() {
+            if self.is_outlived(segment, passed, now)? {
                 return Ok(Some(segment.clone()));
             }
         }
         Ok(None)
+    }
+
+    fn is_outlived(&mut self, segment: &Closed, passed: &Passed, now: Moment) -> io::Result<bool> {
+        let is_steady = now.mono.saturating_duration_since(self.steady.mono) >= STEADY_AFTER;
+        let is_old = is_steady && now.wall.since(self.newest_time(segment)?) > self.retention.age;
+        Ok(is_old && lost(segment, passed)?.is_empty())
+    }
+
+    /// Deletes what is too old in a slot that nobody writes to: but for its last seal, which says what number comes next.
+    /// Whether there was one.
+    fn shorten_idle(&mut self, closed: &[Closed], passed: &Passed, now: Moment) -> io::Result<bool> {
+        for slot in reader::journals(&self.dir)? {
+            let is_next = closed.iter().all(|segment| segment.slot != slot);
+            let Some(segment) = is_next.then(|| newest(&slot)).transpose()?.flatten() else { continue };
+            if !self.is_outlived(&segment, passed, now)? {
+                continue;
+            }
+            let Some(_held) = reader::hold(&slot)? else { continue };
+            // Who held it a moment ago may have written.
+            if newest(&slot)?.is_some_and(|now| now.path == segment.path && now.last == segment.last) {
+                return delete(&segment).map(|()| true);
+            }
+        }
+        Ok(false)
     }
 
     /// The segment that has been closed for longest, of all journals.
@@ -182,12 +204,17 @@ impl Keeper {
     }
 
     fn newest_time(&mut self, segment: &Closed) -> io::Result<Timestamp> {
-        if let Some(time) = self.ages.get(&segment.path) {
-            return Ok(*time);
+        let path = &segment.path;
+        let length = fs::metadata(path).map_err(|error| about("read", path, &error))?.len();
+        match self.ages.get(path) {
+            Some((known, time)) if *known == length => Ok(*time),
+            Some(_) | None => {
+                let time = newest_time(path).map_err(|error| about("read", path, &error))?;
+                self.ages.retain(|path, _| path.exists());
+                self.ages.insert(path.clone(), (length, time));
+                Ok(time)
+            }
         }
-        let time = newest_time(&segment.path).map_err(|error| about("read", &segment.path, &error))?;
-        self.ages.insert(segment.path.clone(), time);
-        Ok(time)
     }
 }
 
@@ -256,6 +283,22 @@ fn closed(dir: &Path) -> io::Result<Vec<Closed>> {
         }
     }
     Ok(closed)
+}
+
+/// The newest segment of a slot, if it ends with a seal and holds more than that.
+fn newest(slot: &Path) -> io::Result<Option<Closed>> {
+    let Some((first, path)) = segment::list(slot)?.pop() else { return Ok(None) };
+    let mut newest = Closed { slot: slot.to_owned(), path, first, from: first, last: 0 };
+    let mut pieces = Pieces::open_near_end(&newest.path)?;
+    while let Some(piece) = pieces.read()? {
+        match piece {
+            Piece::Record { seq, .. } => newest.last = seq,
+            Piece::Damage { .. } => {}
+            // Recovery moves it aside.
+            Piece::Torn { .. } => return Ok(None),
+        }
+    }
+    Ok(last_seal(&newest)?.map(|_| newest))
 }
 
 /// The oldest segment of each slot.

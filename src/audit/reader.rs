@@ -89,14 +89,28 @@ pub fn synced(slot: &Path) -> io::Result<Option<u64>> {
 /// # Errors
 /// As of opening and locking the file.
 pub fn is_held(slot: &Path) -> io::Result<bool> {
-    let lock = match File::open(slot.join(LOCK_FILE)) {
-        Ok(lock) => lock,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    match flock(&lock, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(false),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+    match File::open(slot.join(LOCK_FILE)) {
+        Ok(lock) => Ok(!is_free(&lock, FlockOperation::NonBlockingLockShared)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Holds a slot that no process holds, as long as what is given back lives. Not for longer than a moment: whoever starts then
+/// takes another one.
+///
+/// # Errors
+/// As of opening and locking the file.
+pub fn hold(slot: &Path) -> io::Result<Option<File>> {
+    let lock = File::options().create(true).truncate(false).write(true).open(slot.join(LOCK_FILE))?;
+    Ok(is_free(&lock, FlockOperation::NonBlockingLockExclusive)?.then_some(lock))
+}
+
+/// Locks the file, if nobody else has.
+fn is_free(lock: &File, operation: FlockOperation) -> io::Result<bool> {
+    match flock(lock, operation) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

@@ -250,6 +250,23 @@ fn a_segment_that_does_not_end_with_a_seal_leaves_nothing() {
 }
 
 #[test]
+fn of_a_slot_that_nobody_holds_only_the_number_stays_when_its_time_is_over() {
+    let mut kept = Kept::new(Retention { age: 30 * DAY, bytes: u64::MAX });
+    kept.write(0, &[(20, YEAR), (20, YEAR)]);
+    kept.write(1, &[(20, YEAR), (20, YEAR)]);
+    kept.write(2, &[(20, YEAR), (20, DAY)]);
+    let _held = reader::hold(&kept.slot(1)).unwrap().unwrap();
+    kept.settle();
+    kept.turn(&passed(&[40, 41, 41]));
+    assert_eq!((kept.segments(0), kept.segments(1), kept.segments(2)), (vec![21, 22], vec![21, 22], vec![21, 22]));
+    kept.turn(&passed(&[41, 41, 41]));
+    assert_eq!((kept.segments(0), kept.segments(1), kept.segments(2)), (vec![42], vec![21, 22], vec![21, 22]));
+    assert_eq!(kept.records(0), [42]);
+    assert_eq!(segment::recover(&kept.slot(0)).unwrap().last_seq, 42);
+    assert_eq!(Chain::recover(&kept.slot(0), 42).unwrap().seal().first, 42);
+}
+
+#[test]
 fn what_was_moved_aside_goes_with_its_segment() {
     let mut kept = Kept::new(Retention { age: 30 * DAY, bytes: u64::MAX });
     kept.write(0, &[(20, YEAR), (20, DAY), (5, DAY)]);
@@ -280,6 +297,7 @@ proptest! {
             kept.write(slot, &segments);
         }
         let before: Vec<_> = (0..slots.len()).map(|slot| kept.segments(slot)).collect();
+        let _held: Vec<_> = (0..slots.len()).map(|slot| reader::hold(&kept.slot(slot)).unwrap().unwrap()).collect();
         kept.settle();
         kept.turn(&passed(&positions));
         let total = total_bytes(kept.dir.path()).unwrap();
