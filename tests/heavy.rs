@@ -8,7 +8,7 @@ mod harness;
 mod proofs;
 
 use proofs::revocation::{self, Fleet};
-use proofs::{audit, chaos, deaths, large_bodies, many_keys, outage};
+use proofs::{audit, chaos, deaths, index, large_bodies, many_keys, outage};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +46,18 @@ fn redis_dies_under_load_and_nobody_is_told_anything_untrue() {
 fn a_gateway_that_died_with_its_redis_knows_what_it_confirmed_200_times_of_200() {
     let _alone = alone();
     deaths::prove(10, 20);
+}
+
+#[test]
+fn a_key_and_a_day_are_found_among_10_million_records_in_100_ms() {
+    let _alone = alone();
+    index::prove(&index::Size {
+        records: 10_000_000,
+        keys: 1000,
+        compressed: false,
+        within: Some(Duration::from_millis(100)),
+        bytes_per_record_max: 16 * 1024,
+    });
 }
 
 #[test]
@@ -99,6 +111,13 @@ fn a_flood_of_20000_strangers_a_second_is_counted_exactly_and_takes_2_mib_a_minu
     let _alone = alone();
     let length = Duration::from_secs(60);
     audit::flood::prove(&audit::flood::Size { rate: 20_000, length, mib_per_minute_max: 2.0 });
+}
+
+#[test]
+fn l2_what_is_lost_with_the_power_was_young() {
+    let _alone = alone();
+    let ages = audit::power::window(&deaths_at_full_size(100));
+    assert!(ages.iter().all(|age| *age < Duration::from_millis(250)), "{ages:?}");
 }
 
 fn deaths_at_full_size(times: usize) -> audit::deaths::Run {

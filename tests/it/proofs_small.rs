@@ -2,7 +2,7 @@
 
 use crate::proofs::audit::failures::Failure;
 use crate::proofs::revocation::{self, Fleet};
-use crate::proofs::{audit, chaos, deaths, large_bodies, many_keys, outage};
+use crate::proofs::{audit, chaos, deaths, index, large_bodies, many_keys, outage};
 use std::time::Duration;
 
 #[test]
@@ -19,6 +19,14 @@ fn i7_redis_dies_under_load_and_nobody_is_told_anything_untrue() {
 #[test]
 fn i3_a_gateway_that_died_with_its_redis_knows_what_it_confirmed() {
     deaths::prove(2, 2);
+}
+
+#[test]
+fn a_question_about_a_key_and_a_day_reads_little_of_the_journal() {
+    let plain =
+        index::Size { records: 150_000, keys: 250, compressed: false, within: None, bytes_per_record_max: 16 * 1024 };
+    index::prove(&plain);
+    index::prove(&index::Size { records: 250_000, compressed: true, bytes_per_record_max: 32 * 1024, ..plain });
 }
 
 #[test]
@@ -54,6 +62,13 @@ fn a_journal_that_is_not_waited_for_loses_only_what_was_young_when_the_gateway_w
 #[test]
 fn l2_what_was_answered_is_in_the_journal_when_the_power_has_failed() {
     audit::power::prove(&audit::deaths::Run { seed: seed(), times: 3, rate: None, life: Duration::from_millis(60) });
+}
+
+#[test]
+fn l2_what_is_lost_with_the_power_was_young() {
+    let run = audit::deaths::Run { seed: seed(), times: 3, rate: None, life: Duration::from_millis(60) };
+    let ages = audit::power::window(&run);
+    assert!(ages.iter().all(|age| *age < Duration::from_secs(1)), "{ages:?}");
 }
 
 #[test]

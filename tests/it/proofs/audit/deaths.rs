@@ -1,7 +1,7 @@
 //! A gateway is killed at random moments under load, again and again: whatever anybody saw of a request is in the journal.
 
 use super::load::Clients;
-use super::site::{Plan, Site};
+use super::site::{Ages, Plan, Site};
 use fastrand::Rng;
 use std::ops::Range;
 use std::time::Duration;
@@ -67,18 +67,14 @@ pub fn window(run: &Run) -> Vec<Duration> {
     let plan =
         Plan { audit: "durability = \"async\"\n", dir: None, rate: run.rate, clients: Clients::Known, workers: 2 };
     let mut site = Site::start(&plan);
-    let (mut ages, mut lost) = (Vec::new(), 0);
+    let mut ages = Ages::default();
     for death in 1..=run.times {
         let life = Duration::from_micros(random.u64(run.life_us()));
         let killed = site.kill_under_load(&mut random, life);
         site.gateway.restart();
-        let missing = site.settle();
+        ages.add(&site.settle(), killed);
         assert_eq!(site.tally.lacking, 0, "seed {}, death {death}: numbers lack", run.seed);
-        lost += missing.answered.len();
-        ages.extend(missing.answered.iter().map(|answer| killed.saturating_duration_since(answer.at)).max());
     }
-    ages.sort();
-    println!("{:?}; {lost} answered requests lost in {} deaths, the oldest of each aged", site.tally, ages.len());
-    println!("  at most {:?}, median {:?}", ages.last(), ages.get(ages.len() / 2));
-    ages
+    println!("{:?}", site.tally);
+    ages.sorted()
 }

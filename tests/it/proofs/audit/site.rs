@@ -8,7 +8,7 @@ use crate::harness::{Gateway, Key, eventually};
 use fastrand::Rng;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -52,6 +52,8 @@ pub struct Tally {
     pub answered: usize,
     pub arrived: usize,
     pub records: usize,
+    /// Those that say which key was shown.
+    pub of_key: usize,
     /// Records of requests that died with the gateway.
     pub died: usize,
     pub strangers_recorded: u64,
@@ -73,6 +75,14 @@ pub struct Missing {
     pub answered: Vec<Answer>,
     /// Ids of requests that arrived at the upstream and have no record at all.
     pub arrived: Vec<String>,
+}
+
+/// Of each death, the age of the oldest answer that was lost.
+#[derive(Default)]
+pub struct Ages {
+    ages: Vec<Duration>,
+    lost: usize,
+    deaths: usize,
 }
 
 // === impl Site ===
@@ -183,6 +193,7 @@ impl Site {
     fn enter_request(&mut self, record: &Value) {
         let is_dead = record["reason"] == "gateway_died";
         self.tally.records += 1;
+        self.tally.of_key += usize::from(record["key_id"] == self.key.id.as_str());
         self.tally.died += usize::from(is_dead);
         self.tally.strangers_recorded += u64::from(record["reason"] == "missing_api_key");
         let (id, fate) = (record["request_id"].as_str().unwrap(), Fate { status: record["status"].as_u64(), is_dead });
@@ -190,11 +201,15 @@ impl Site {
         assert!(self.fates.insert(id.to_owned(), fate).is_none(), "two records of {id}");
     }
 
-    /// What the program itself says of the journal: everything that a client has seen is there by now, whole and chained.
+    /// What the program itself says of the journal: it is whole and chained, and it finds every record of the key.
     pub fn verify(&self) {
         let output = self.gateway.run(&["audit", "verify"]);
         let words = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
         assert!(output.status.success(), "{words}");
+        let found = self.gateway.run(&["logs", "--key", &self.key.id, "--output", "ndjson", "--limit", "10000000"]);
+        let found = String::from_utf8(found.stdout).unwrap();
+        let ids = found.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["request_id"].to_string());
+        assert_eq!((found.lines().count(), ids.collect::<BTreeSet<_>>().len()), (self.tally.of_key, self.tally.of_key));
     }
 
     /// Every stranger that was answered is recorded or counted, and none that never was there.
@@ -225,5 +240,24 @@ impl std::fmt::Display for Missing {
             (answered.get(..5).unwrap_or(answered), arrived.get(..5).unwrap_or(arrived));
         write!(f, "not in the journal: {} answers {some_answered:?}, ", answered.len())?;
         write!(f, "{} requests that reached the upstream {some_arrived:?}", arrived.len())
+    }
+}
+
+// === impl Ages ===
+
+impl Ages {
+    pub fn add(&mut self, missing: &Missing, death: Instant) {
+        self.lost += missing.answered.len();
+        self.deaths += 1;
+        self.ages.extend(missing.answered.iter().map(|answer| death.saturating_duration_since(answer.at)).max());
+    }
+
+    /// Prints and gives them.
+    pub fn sorted(mut self) -> Vec<Duration> {
+        self.ages.sort();
+        let (oldest, median) = (self.ages.last(), self.ages.get(self.ages.len() / 2));
+        println!("{} answered requests lost in {} of {} deaths", self.lost, self.ages.len(), self.deaths);
+        println!("age of the oldest of each: at most {oldest:?}, median {median:?}");
+        self.ages
     }
 }
