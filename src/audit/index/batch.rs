@@ -82,7 +82,6 @@ struct Record {
 #[derive(Clone, Copy, Debug)]
 struct Use {
     at: Timestamp,
-    gateway: TextId,
     client_ip: Option<TextId>,
     method: TextId,
     route: Option<TextId>,
@@ -95,7 +94,8 @@ struct Use {
 #[derive(Debug)]
 struct DayBatch {
     first: Timestamp,
-    last: Use,
+    /// The latest, and the place of its journal.
+    last: (u32, Use),
     statuses: Statuses,
     refusals: Counts<TextId>,
     addresses: Counts<TextId>,
@@ -199,12 +199,38 @@ impl Batch {
             let Some(use_) = record.use_ else { continue };
             let day = Day::of(use_.at);
             match days.iter_mut().rev().find(|(there, _)| *there == day) {
-                Some((_, uses)) => uses.add(use_),
-                None => days.push((day, DayBatch::of(use_))),
+                Some((_, uses)) => uses.add(record.journal, use_),
+                None => days.push((day, DayBatch::of(record.journal, use_))),
             }
         }
-        let days = days.into_iter().map(|(day, uses)| (day, uses.more(&self.texts))).collect();
+        let days = days.into_iter().map(|(day, uses)| (day, self.more(&uses))).collect();
         KeyBatch { key_id, postings, days }
+    }
+
+    fn more(&self, uses: &DayBatch) -> More {
+        let route = |(method, pattern): (TextId, Option<TextId>)| Route {
+            method: self.texts.text(method),
+            pattern: pattern.map(|pattern| self.texts.text(pattern)),
+        };
+        let ip = |ip| self.texts.text(ip).parse().ok();
+        let (journal, last) = uses.last;
+        let Route { method, pattern } = route((last.method, last.route));
+        let refusals = uses.refusals.entries.iter();
+        More {
+            first: uses.first,
+            last: LastUse {
+                at: last.at,
+                gateway: self.journals.get(journal as usize).map(JournalBatch::gateway).unwrap_or_default().to_owned(),
+                client_ip: last.client_ip.and_then(ip),
+                method,
+                route: pattern,
+                refused: last.refused,
+            },
+            statuses: uses.statuses,
+            refusals: refusals.map(|(reason, seen)| (self.texts.text(*reason), seen.count)).collect(),
+            addresses: uses.addresses.entries.iter().filter_map(|(from, seen)| Some((ip(*from)?, *seen))).collect(),
+            routes: uses.routes.entries.iter().map(|(what, seen)| (route(*what), *seen)).collect(),
+        }
     }
 
     /// The place of a journal.
@@ -220,6 +246,10 @@ impl Batch {
 // === impl JournalBatch ===
 
 impl JournalBatch {
+    fn gateway(&self) -> &str {
+        self.name.split('/').next().unwrap_or_default()
+    }
+
     /// Numbers begin with 1.
     const fn is_new(&self, seq: u64) -> bool {
         seq > self.last
@@ -250,23 +280,23 @@ impl Stretch {
 // === impl DayBatch ===
 
 impl DayBatch {
-    fn of(first: Use) -> Self {
+    fn of(journal: u32, first: Use) -> Self {
         let mut day = Self {
             first: first.at,
-            last: first,
+            last: (journal, first),
             statuses: Statuses::default(),
             refusals: Counts::default(),
             addresses: Counts::default(),
             routes: Counts::default(),
         };
-        day.add(first);
+        day.add(journal, first);
         day
     }
 
-    fn add(&mut self, use_: Use) {
+    fn add(&mut self, journal: u32, use_: Use) {
         self.first = self.first.min(use_.at);
-        if use_.at >= self.last.at {
-            self.last = use_;
+        if use_.at >= self.last.1.at {
+            self.last = (journal, use_);
         }
         self.statuses.add(use_.status.map(u64::from), 1);
         self.routes.add((use_.method, use_.route), use_.at);
@@ -275,30 +305,6 @@ impl DayBatch {
         }
         if let Some(reason) = use_.reason.filter(|_| use_.refused) {
             self.refusals.add(reason, use_.at);
-        }
-    }
-
-    fn more(&self, texts: &Texts) -> More {
-        let route = |(method, pattern): (TextId, Option<TextId>)| Route {
-            method: texts.text(method),
-            pattern: pattern.map(|pattern| texts.text(pattern)),
-        };
-        let (last, last_route) = (self.last, route((self.last.method, self.last.route)));
-        let ip = |ip| texts.text(ip).parse().ok();
-        More {
-            first: self.first,
-            last: LastUse {
-                at: last.at,
-                gateway: texts.text(last.gateway),
-                client_ip: last.client_ip.and_then(ip),
-                method: last_route.method,
-                route: last_route.pattern,
-                refused: last.refused,
-            },
-            statuses: self.statuses,
-            refusals: self.refusals.entries.iter().map(|(reason, seen)| (texts.text(*reason), seen.count)).collect(),
-            addresses: self.addresses.entries.iter().filter_map(|(from, seen)| Some((ip(*from)?, *seen))).collect(),
-            routes: self.routes.entries.iter().map(|(what, seen)| (route(*what), *seen)).collect(),
         }
     }
 }
@@ -356,7 +362,6 @@ impl Texts {
         let refused = fields.decision.is_some_and(|decision| decision.is("deny"));
         Use {
             at,
-            gateway: self.number(fields.gateway.map_or("", Text::raw)),
             client_ip: fields.client_ip.map(|ip| self.number(ip.raw())),
             method: self.number(fields.method.map_or("", Text::raw)),
             route: fields.route.map(|route| self.number(route.raw())),
