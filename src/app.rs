@@ -3,6 +3,7 @@
 mod sinks;
 
 use crate::admin::{self, ControlPlane};
+use crate::audit::keeper::Keeper;
 use crate::audit::sinks::{self as audit_sinks, Outlet, Shipper, ShipperParts};
 use crate::audit::{self, Journal, Tellers};
 use crate::auth::follower::{self, Turn};
@@ -189,7 +190,8 @@ impl Gateway {
 fn start_shipper(config: &Config, accounts: Outlet, gateway: String, clock: Clock) -> Result<Shipper, StartError> {
     let mut outlets = sinks::build(&config.sinks, &config.audit.dir)?;
     outlets.push(accounts);
-    let parts = ShipperParts { dir: config.audit.dir.clone(), gateway, outlets, clock };
+    let keeper = Keeper::new(&config.audit, clock.clone());
+    let parts = ShipperParts { dir: config.audit.dir.clone(), gateway, outlets, keeper, clock };
     Shipper::start(parts).map_err(|error| StartError::Other(format!("cannot start the shipper: {error}")))
 }
 

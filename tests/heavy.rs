@@ -8,7 +8,7 @@ mod harness;
 mod proofs;
 
 use proofs::revocation::{self, Fleet};
-use proofs::{audit, chaos, deaths, large_bodies, many_keys, outage};
+use proofs::{audit, chaos, deaths, index, large_bodies, many_keys, outage};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +46,18 @@ fn redis_dies_under_load_and_nobody_is_told_anything_untrue() {
 fn a_gateway_that_died_with_its_redis_knows_what_it_confirmed_200_times_of_200() {
     let _alone = alone();
     deaths::prove(10, 20);
+}
+
+#[test]
+fn a_key_and_a_day_are_found_among_10_million_records_in_100_ms() {
+    let _alone = alone();
+    index::prove(&index::Size {
+        records: 10_000_000,
+        keys: 1000,
+        compressed: false,
+        within: Some(Duration::from_millis(100)),
+        bytes_per_record_max: 16 * 1024,
+    });
 }
 
 #[test]

@@ -3,13 +3,14 @@
 use super::StartError;
 use crate::audit::sinks::{Http, Line, Outlet, Positions, Room, Sink, SinkError, Sqlite, Standing, State, Stdout};
 use crate::audit::{Health, reader};
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::config::{Config, Destination, SinkSettings};
 use crate::manage::reporter::{Reporter, ReporterParts};
 use crate::store::redis::{Appended, RecordStream};
 use crate::store::{KeyStore, StoreError};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A stream in Redis as a sink: the store knows the stream, the journal knows sinks.
 struct RedisSink {
@@ -38,14 +39,18 @@ fn build_one(settings: &SinkSettings, audit_dir: &Path) -> Result<Box<dyn Sink>,
 /// How much the reporter takes at once.
 const ACCOUNTS_ROOM: Room = Room { records: 5_000, bytes: 4 * 1024 * 1024 };
 
+/// A journal whose writer is behind by more does not take records in time: what happens meanwhile is reported later.
+const SYNCED_WITHIN: Duration = Duration::from_secs(2);
+
 /// What tells the store how far the journals are and what each key was last used for.
 pub fn accounts(config: &Config, store: Arc<dyn KeyStore>, clock: Clock, gateway: &str, health: Arc<Health>) -> Outlet {
     let dir = config.audit.dir.clone();
     let ended = ended(&dir, gateway);
-    // A slot's journal takes records while a process holds it; of this process's own more is known.
+    // A slot's journal takes records while a process holds it. That this process's own does is not asked of its slot alone.
     let is_written = move |journal: &str| {
         let slot = journal.rsplit('/').next().unwrap_or_default();
-        health.is_healthy() && reader::is_held(&dir.join(slot)).unwrap_or(false)
+        let lag = clock::monotonic().saturating_duration_since(health.synced_until());
+        lag < SYNCED_WITHIN && reader::is_held(&dir.join(slot)).unwrap_or(false)
     };
     let parts = ReporterParts { store, clock, gateway: gateway.to_owned(), is_written: Box::new(is_written), ended };
     Outlet { sink: Box::new(Reporter::new(parts)), room: ACCOUNTS_ROOM }

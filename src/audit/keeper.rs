@@ -4,7 +4,7 @@
 //! What is left can be verified from its first seal on. One process of a directory keeps it, by the lock under which it ships.
 
 use super::block::{Compressing, Step};
-use super::pieces::{Piece, Pieces};
+use super::pieces::{Piece, Pieces, newest_time};
 use super::reader::about;
 use super::{Settings, reader, segment};
 use crate::clock::{Clock, Instant, Moment, Timestamp};
@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Nothing is deleted for its age before both clocks have run together for so long: whoever sets the clock must not delete
 /// what is young.
@@ -255,23 +255,6 @@ fn journal_of(segment: &Closed) -> io::Result<String> {
         }
     }
     Ok(String::new())
-}
-
-/// The time of a segment's newest record; of a segment without one, of its last change.
-fn newest_time(path: &Path) -> io::Result<Timestamp> {
-    for mut pieces in [Pieces::open_near_end(path)?, Pieces::open(path, 0)?] {
-        let mut newest = None;
-        while let Some(piece) = pieces.read()? {
-            if let Piece::Record { line, .. } = piece {
-                newest = newest.max(segment::time_of(line.as_bytes()));
-            }
-        }
-        if let Some(newest) = newest {
-            return Ok(newest);
-        }
-    }
-    let changed = fs::metadata(path)?.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(Timestamp::from_micros(0).plus(changed))
 }
 
 /// The bytes of all segments, and of what is left of others.

@@ -2,9 +2,11 @@
 
 use super::block::{Block, Blocks};
 use super::{block, segment};
+use crate::clock::Timestamp;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 /// No line is longer: the longest are changes of keys with very long allowlists. More bytes without a newline are damage,
 /// and are not held at once.
@@ -134,4 +136,24 @@ impl Compressed {
 fn record(line: &[u8]) -> Option<(u64, &str)> {
     let body = line.strip_suffix(b"\n").filter(|body| segment::is_whole(body))?;
     Some((segment::seq_of(body)?, std::str::from_utf8(line).ok()?))
+}
+
+/// The time of a segment's newest record; of a segment without one, of its last change.
+///
+/// # Errors
+/// As of reading the file.
+pub fn newest_time(path: &Path) -> io::Result<Timestamp> {
+    for mut pieces in [Pieces::open_near_end(path)?, Pieces::open(path, 0)?] {
+        let mut newest = None;
+        while let Some(piece) = pieces.read()? {
+            if let Piece::Record { line, .. } = piece {
+                newest = newest.max(segment::time_of(line.as_bytes()));
+            }
+        }
+        if let Some(newest) = newest {
+            return Ok(newest);
+        }
+    }
+    let changed = std::fs::metadata(path)?.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(Timestamp::from_micros(0).plus(changed))
 }

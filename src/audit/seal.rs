@@ -243,6 +243,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
         #[test]
         fn every_seal_is_the_plain_hash_of_what_it_covers(actions in prop::collection::vec(0_u8..8, 0..120)) {
             let mut journal = Journal::new();

@@ -69,7 +69,7 @@ fn verify(dir: &Path, heads: &[Head], output: Output) -> Result<ExitCode, Failur
     let (mut summaries, mut values) = (Vec::new(), Vec::new());
     for slot in &slots {
         let mut faults = Vec::new();
-        let summary = verify::verify(slot, heads, &mut |event| {
+        let summary = verify::verify(slot, heads, None, &mut |event| {
             match event {
                 Event::Record { .. } => {}
                 Event::Fault(finding) => tell(&mut faults, finding),
@@ -159,7 +159,7 @@ fn export(args: &ExportArgs, config: &Config) -> Result<ExitCode, Failure> {
     let mut slots = reader::journals(dir).map_err(|error| format!("no journal in {}: {error}", dir.display()))?;
     slots.retain(|slot| export.wants(slot));
     for slot in &slots {
-        verify::verify(slot, &[], &mut |event| export.take(&event))?;
+        verify::verify(slot, &[], Some(export.since), &mut |event| export.take(&event))?;
         export.meet(None);
         export.before = None;
     }

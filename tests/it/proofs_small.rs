@@ -2,7 +2,7 @@
 
 use crate::proofs::audit::failures::Failure;
 use crate::proofs::revocation::{self, Fleet};
-use crate::proofs::{audit, chaos, deaths, large_bodies, many_keys, outage};
+use crate::proofs::{audit, chaos, deaths, index, large_bodies, many_keys, outage};
 use std::time::Duration;
 
 #[test]
@@ -19,6 +19,14 @@ fn i7_redis_dies_under_load_and_nobody_is_told_anything_untrue() {
 #[test]
 fn i3_a_gateway_that_died_with_its_redis_knows_what_it_confirmed() {
     deaths::prove(2, 2);
+}
+
+#[test]
+fn a_question_about_a_key_and_a_day_reads_little_of_the_journal() {
+    let plain =
+        index::Size { records: 150_000, keys: 250, compressed: false, within: None, bytes_per_record_max: 16 * 1024 };
+    index::prove(&plain);
+    index::prove(&index::Size { records: 250_000, compressed: true, bytes_per_record_max: 32 * 1024, ..plain });
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! they are.
 
 use crate::harness::gateway::keygate;
+use crate::harness::{Gateway, Upstream, eventually};
 use keygate::audit::block::{Blocks, Step, compress};
 use keygate::audit::reader::{LOCK_FILE, SYNCED_FILE};
 use keygate::audit::seal::{Chain, Hash, Seal};
@@ -109,7 +110,7 @@ impl Written {
 
     fn verify_with(&self, heads: &[Head]) -> (Summary, Vec<Finding>) {
         let mut findings = Vec::new();
-        let summary = verify::verify(&self.slot(), heads, &mut |event| {
+        let summary = verify::verify(&self.slot(), heads, None, &mut |event| {
             if let Event::Fault(finding) = event {
                 findings.push(finding.clone());
             }
@@ -554,6 +555,19 @@ fn faults_are_told_as_words_and_as_data_and_by_the_exit_code() {
     assert_eq!(run(elsewhere.path(), &["audit", "verify", dir, "--head", "edge-1/0"]).status.code(), Some(2));
 }
 
+#[test]
+fn an_export_reads_no_segment_that_is_older_than_its_period_but_one() {
+    let written = Written::of("edge-1/0", &[20, 30, 40, 20]);
+    fs::write(written.path(0), "no record").unwrap();
+    fs::File::options().append(true).open(written.path(0)).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    let dir = configured(&written);
+    for (since, code) in [(20, 1), (51, 0), (95, 0), (200, 0)] {
+        let output = run(dir.path(), &["audit", "export", "--since", &time_of(since).to_string()]);
+        assert_eq!(output.status.code(), Some(code), "{since}: {}", text(&output.stderr));
+        assert_eq!(exported(&output), (since.max(21)..=110).collect::<Vec<_>>());
+    }
+}
+
 /// A directory with a configuration whose journal is this one.
 fn configured(written: &Written) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -613,4 +627,28 @@ fn seals_say_in_their_line_what_they_cover() {
     assert_eq!(covered, [(1, 6), (7, 13), (14, 19)]);
     assert_eq!(seals[0].previous, [0; 32]);
     assert!(seals.windows(2).all(|pair| pair[1].previous == pair[0].hash));
+}
+
+#[test]
+fn a_running_gateways_journal_is_compressed_and_stays_whole_through_kills() {
+    let upstream = Upstream::named("erp");
+    let mut gateway = Gateway::builder().live(&upstream).toml("[audit]\nrotate = { age = \"1s\" }").start();
+    let (key, path) = (gateway.key(&["orders:read"]), gateway.path("orders"));
+    let slot = gateway.dir.path().join("data/audit/0");
+    for _ in 0..2 {
+        eventually("closed segments are compressed", || {
+            assert_eq!(gateway.client().request("GET", &path, &[&key.bearer()]).status, 200);
+            let segments = segment::list(&slot).unwrap();
+            (segments.len() > 2 && segments.iter().filter(|(_, path)| !segment::is_compressed(path)).count() == 1)
+                .then_some(())
+        });
+        let output = gateway.run(&["audit", "verify"]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        gateway.restart();
+    }
+    let served = gateway.records().iter().filter(|record| record["status"] == 200).count();
+    assert_eq!(served, upstream.received().len());
+    let output = gateway.run(&["audit", "export", "--since", "1h"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(exported(&output), (1..=exported(&output).len() as u64).collect::<Vec<_>>());
 }

@@ -93,7 +93,7 @@ impl Kept {
     #[track_caller]
     fn records(&self, slot: usize) -> Vec<u64> {
         let mut seqs = Vec::new();
-        let summary = verify(&self.slot(slot), &[], &mut |event| {
+        let summary = verify(&self.slot(slot), &[], None, &mut |event| {
             match event {
                 Event::Record { seq, .. } => seqs.push(seq),
                 Event::Fault(fault) => panic!("{fault}"),

@@ -10,7 +10,11 @@ use std::path::Path;
 /// No line is longer; more bytes without a newline are damage.
 const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// How much is read to see which record is at a place: a record or two.
-const PROBE_BYTES: u64 = 4 * 1024;
+const PROBE_BYTES: u64 = 2 * 1024;
+/// A place is known well enough when no more bytes are in question.
+const NEAR_BYTES: u64 = 4 * 1024;
+/// So many guesses in a row, and then one half of what is left is ruled out.
+const GUESSES: u32 = 3;
 
 /// One open segment.
 #[derive(Debug)]
@@ -59,28 +63,22 @@ impl Plain {
 
     /// A place not far behind the last record of at most `upto`, where a line begins or the file ends.
     fn end_of(&mut self, upto: u64) -> io::Result<u64> {
-        if upto == u64::MAX {
-            return Ok(self.length);
+        let mut search = Search::new(self.first, self.length);
+        match self.edge {
+            _ if upto == u64::MAX => return Ok(self.length),
+            Some((seq, start)) if upto < seq => search.newer_at(seq, start),
+            Some(_) | None => {}
         }
-        // Lines that begin before `low` are not newer, those that begin at `high` and behind it are, and `end` begins one.
-        let (mut low, mut high, mut end) = (0, self.length, self.length);
-        // Numbers grow almost evenly with bytes: a guess by proportion is near. Every other step halves, in case it is not.
-        let (mut low_seq, mut end_seq, mut halve) = (self.first, None::<u64>, true);
-        while high - low > 2 * PROBE_BYTES {
-            let room = high - low;
-            let known = end_seq
-                .filter(|_| !halve)
-                .map(|end_seq| share(upto.saturating_sub(low_seq), end_seq.saturating_sub(low_seq), end - low));
-            let middle = low + known.unwrap_or(room / 2).clamp(PROBE_BYTES / 2, room - PROBE_BYTES / 2);
-            halve = !halve || end_seq.is_none();
-            match self.probe(middle, high)? {
-                Some(found) if found.seq <= upto => (low, low_seq) = (found.end, found.seq),
-                Some(found) => (high, end, end_seq) = (found.start, found.start, Some(found.seq)),
+        while search.high - search.low > NEAR_BYTES {
+            let place = search.guess(upto);
+            match self.probe(place, search.high)? {
+                Some(found) if found.seq <= upto => (search.low, search.low_seq) = (found.end, found.seq + 1),
+                Some(found) => search.newer_at(found.seq, found.start),
                 // No record begins there, though one may end.
-                None => high = middle,
+                None => search.high = place,
             }
         }
-        Ok(end)
+        Ok(search.end)
     }
 
     /// The first whole record that begins behind `from` and before `high`.
@@ -137,6 +135,51 @@ struct Found {
     start: u64,
     /// Behind its newline.
     end: u64,
+}
+
+/// Narrows down where the records beyond a number begin.
+struct Search {
+    /// Lines that begin before this byte are not beyond it; the one that begins here is at least this.
+    low: u64,
+    low_seq: u64,
+    /// Lines that begin here or behind are beyond it.
+    high: u64,
+    /// Where such a line begins, and its number, or the file's end.
+    end: u64,
+    end_seq: Option<u64>,
+    guesses: u32,
+}
+
+// === impl Search ===
+
+impl Search {
+    const fn new(first: u64, length: u64) -> Self {
+        Self { low: 0, low_seq: first, high: length, end: length, end_seq: None, guesses: 0 }
+    }
+
+    const fn newer_at(&mut self, seq: u64, start: u64) {
+        (self.high, self.end, self.end_seq) = (start, start, Some(seq));
+    }
+
+    /// The place to look at next. Numbers grow almost evenly with bytes, so a guess by proportion is near; guesses take turns
+    /// to fall short of the place and to go beyond it, so that soon both sides are near.
+    fn guess(&mut self, upto: u64) -> u64 {
+        let room = self.high - self.low;
+        self.guesses += 1;
+        let known = self.end_seq.filter(|_| !self.guesses.is_multiple_of(GUESSES + 1));
+        let offset = known.map_or(room / 2, |end_seq| {
+            let (records, bytes) = (end_seq.saturating_sub(self.low_seq), self.end - self.low);
+            let (below, above) = (upto.saturating_sub(self.low_seq) + 1, end_seq.saturating_sub(upto + 1));
+            // From the nearer side: lines are of about one length in one neighbourhood.
+            let place = if below < above {
+                share(below, records, bytes)
+            } else {
+                bytes.saturating_sub(share(above, records, bytes))
+            };
+            if self.guesses.is_multiple_of(2) { place + PROBE_BYTES / 2 } else { place.saturating_sub(PROBE_BYTES) }
+        });
+        self.low + offset.clamp(PROBE_BYTES / 4, room - PROBE_BYTES / 4)
+    }
 }
 
 /// `part` of `whole`, of `length`.

@@ -104,9 +104,9 @@ impl Delivery {
             self.resume()?;
         }
         let read_at = self.shared.clock.now();
-        let is_full = if self.pending.is_empty() { self.refill()? } else { true };
+        let (is_full, is_whole) = if self.pending.is_empty() { self.refill()? } else { (true, false) };
         self.deliver()?;
-        if !is_full {
+        if is_whole {
             self.sink.caught_up(read_at, self.shared.stop.is_set())?;
         }
         self.recovered();
@@ -132,12 +132,12 @@ impl Delivery {
         Ok(())
     }
 
-    /// Reads a batch; whether there may be more.
-    fn refill(&mut self) -> Result<bool, SinkError> {
-        let Some(feed) = &mut self.feed else { return Ok(false) };
+    /// Reads a batch; whether there may be more, and whether it is known that there is not.
+    fn refill(&mut self) -> Result<(bool, bool), SinkError> {
+        let Some(feed) = &mut self.feed else { return Ok((false, false)) };
         let batch = feed.read(self.room).map_err(|error| SinkError::later(error.to_string()))?;
         batch.troubles.iter().for_each(|trouble| self.trouble(trouble));
-        let is_full = batch.is_full();
+        let read = (batch.is_full(), batch.is_whole);
         let now = self.shared.clock.now();
         for entry in batch.entries {
             let line = match entry {
@@ -152,7 +152,7 @@ impl Delivery {
         }
         self.begin_journals();
         self.status.wait_since(self.pending.first().map(|line| written_at(line).unwrap_or(now)));
-        Ok(is_full)
+        Ok(read)
     }
 
     /// Holds on to where a journal began before anything of it was taken: what goes from there on is a gap.

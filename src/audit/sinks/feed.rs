@@ -24,6 +24,8 @@ pub struct Batch {
     pub entries: Vec<Entry>,
     /// What is damaged or cannot be read, in sentences.
     pub troubles: Vec<String>,
+    /// Everything that was synced was read, of every journal.
+    pub is_whole: bool,
     room: Room,
     bytes: usize,
 }
@@ -67,7 +69,7 @@ impl Feed {
     /// # Errors
     /// As of reading the directory; what is wrong with a single journal is one of the batch's troubles.
     pub fn read(&mut self, room: Room) -> io::Result<Batch> {
-        let mut batch = Batch { entries: Vec::new(), troubles: Vec::new(), room, bytes: 0 };
+        let mut batch = Batch { entries: Vec::new(), troubles: Vec::new(), is_whole: true, room, bytes: 0 };
         self.find_slots(&mut batch)?;
         let (count, first) = (self.slots.len(), self.first);
         self.first = if count == 0 { 0 } else { (first + 1) % count };
@@ -79,6 +81,7 @@ impl Feed {
             }
             slot.read(&mut batch);
         }
+        batch.is_whole &= !batch.is_full();
         Ok(batch)
     }
 
@@ -125,7 +128,10 @@ impl Slot {
                 if batch.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })
         });
-        batch.troubles.extend(read.err().map(|error| error.to_string()));
+        if let Err(error) = read {
+            batch.troubles.push(error.to_string());
+            batch.is_whole = false;
+        }
         batch.troubles.extend(follow.take_faults().iter().map(ToString::to_string));
     }
 }

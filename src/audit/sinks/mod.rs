@@ -9,6 +9,7 @@ mod delivery;
 mod feed;
 mod gap;
 pub mod http;
+mod keeping;
 mod shipper;
 mod sqlite;
 mod status;

@@ -1,8 +1,10 @@
-//! The shipper: one process of a directory holds its lock and runs a thread for each sink.
+//! The shipper: one process of a directory holds its lock, and runs a thread for each sink and one for the keeper.
 
 use super::Outlet;
 use super::delivery::Delivery;
+use super::keeping::Keeping;
 use super::status::{self, Standing, Status, Told};
+use crate::audit::keeper::Keeper;
 use crate::clock::{Clock, monotonic};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::setpriority_process;
@@ -32,13 +34,15 @@ pub struct ShipperParts {
     pub gateway: String,
     /// The sinks. Their names differ.
     pub outlets: Vec<Outlet>,
+    /// Who compresses and deletes what the sinks have taken.
+    pub keeper: Keeper,
     pub clock: Clock,
 }
 
 /// Ships the records of a directory, as soon as and for as long as no other process does.
 pub struct Shipper {
     shared: Arc<Shared>,
-    lead: Option<JoinHandle<()>>,
+    lead: JoinHandle<()>,
 }
 
 /// How the sinks stand, for whoever is asked.
@@ -65,19 +69,16 @@ pub struct Stop {
 // === impl Shipper ===
 
 impl Shipper {
-    /// Starts. Without a sink there is nothing to do.
+    /// Starts. Without a sink the segments are kept all the same.
     ///
     /// # Errors
     /// When no thread can be started.
     pub fn start(parts: ShipperParts) -> io::Result<Self> {
-        let ShipperParts { dir, gateway, outlets, clock } = parts;
+        let ShipperParts { dir, gateway, outlets, keeper, clock } = parts;
         let statuses = outlets.iter().map(|outlet| Arc::new(Status::new(outlet.sink.name()))).collect();
         let shared = Arc::new(Shared::new(dir, gateway, clock, statuses));
-        let mut lead = None;
-        if !outlets.is_empty() {
-            let shared = Arc::clone(&shared);
-            lead = Some(Builder::new().name("shipper".into()).spawn(move || ship(&shared, outlets))?);
-        }
+        let led = Arc::clone(&shared);
+        let lead = Builder::new().name("shipper".into()).spawn(move || ship(&led, outlets, keeper))?;
         Ok(Self { shared, lead })
     }
 
@@ -89,7 +90,7 @@ impl Shipper {
     /// journal's last sync.
     pub fn stop(self) {
         self.shared.stop.set();
-        if self.lead.is_some_and(|lead| lead.join().is_err()) {
+        if self.lead.join().is_err() {
             tracing::error!("the shipper panicked");
         }
     }
@@ -123,16 +124,20 @@ impl Shared {
     }
 }
 
-/// Waits for the directory's lock, runs the sinks, and ends when it is told to.
-fn ship(shared: &Arc<Shared>, outlets: Vec<Outlet>) {
+/// Waits for the directory's lock, runs the sinks and the keeper, and ends when it is told to.
+fn ship(shared: &Arc<Shared>, outlets: Vec<Outlet>, keeper: Keeper) {
     let Some(_lock) = wait_for_lock(shared) else { return };
     let (ended, ends) = channel();
+    let durable = outlets.iter().filter(|outlet| outlet.sink.is_durable());
+    let keeping =
+        Keeping::new(keeper, Arc::clone(shared), durable.map(|outlet| outlet.sink.name().to_owned()).collect());
+    let keeper = start(keeping, ended.clone());
     let started = outlets.into_iter().zip(&shared.statuses);
     let started = started.map(|(outlet, status)| {
         let delivery = Delivery::new(outlet, Arc::clone(shared), Arc::clone(status));
         spawn(delivery, &status.name, Arc::clone(shared), ended.clone())
     });
-    let threads = started.filter(|started| *started).count();
+    let threads = started.filter(|started| *started).count() + usize::from(keeper);
     shared.stop.wait_until_set();
     wait_for_ends(&ends, threads);
 }
@@ -196,6 +201,22 @@ fn spawn(mut delivery: Delivery, name: &str, shared: Arc<Shared>, ended: Sender<
     let started = thread.spawn(run);
     if let Err(error) = &started {
         tracing::error!(sink = name, %error, "cannot start a sink's thread; its records stay in the journal");
+    }
+    started.is_ok()
+}
+
+/// Starts the keeper's thread; whether it started.
+fn start(mut keeping: Keeping, ended: Sender<()>) -> bool {
+    let run = move || {
+        _ = setpriority_process(None, NICE);
+        if catch_unwind(AssertUnwindSafe(|| keeping.run())).is_err() {
+            tracing::error!("the keeper panicked: segments are neither compressed nor deleted until the next start");
+        }
+        _ = ended.send(());
+    };
+    let started = Builder::new().name("keeper".into()).spawn(run);
+    if let Err(error) = &started {
+        tracing::error!(%error, "cannot start the keeper's thread; segments are neither compressed nor deleted");
     }
     started.is_ok()
 }

@@ -6,6 +6,7 @@ use super::{Event, Finding, Head, Summary};
 use crate::audit::pieces::Piece;
 use crate::audit::seal::Seal;
 use crate::audit::{SCHEMA, reader, segment};
+use crate::clock::Timestamp;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -32,11 +33,12 @@ pub struct Scan<'a> {
     summary: Summary,
 }
 
-/// Verifies one slot. `heads` may be of any journals; those of this one count.
+/// Verifies one slot. `heads` may be of any journals; those of this one count. With `since`, old segments without a record of
+/// that time or later are left out, up to the last one before those that have some.
 ///
 /// # Errors
 /// As of reading the files. What is wrong with their contents is no error.
-pub fn verify(slot: &Path, heads: &[Head], take: &mut Take<'_>) -> io::Result<Summary> {
+pub fn verify(slot: &Path, heads: &[Head], since: Option<Timestamp>, take: &mut Take<'_>) -> io::Result<Summary> {
     // Before the segments: what is synced now must be in them.
     let synced = reader::synced(slot)?;
     let is_held = reader::is_held(slot)?;
@@ -53,7 +55,8 @@ pub fn verify(slot: &Path, heads: &[Head], take: &mut Take<'_>) -> io::Result<Su
         seals: Seals::default(),
         summary: Summary { dir: slot.to_owned(), names: survey.names.clone(), ..Summary::default() },
     };
-    for (index, candidate) in survey.candidates.iter().enumerate() {
+    let from = since.map_or(Ok(0), |since| survey.index_since(since))?;
+    for (index, candidate) in survey.candidates.iter().enumerate().skip(from) {
         scan.segment(&survey, index, candidate)?;
     }
     scan.end();
@@ -71,7 +74,11 @@ fn heads_of(names: &[String], heads: &[Head], synced: Option<u64>) -> Vec<Head> 
 
 impl Scan<'_> {
     fn segment(&mut self, survey: &Survey, index: usize, candidate: &Candidate) -> io::Result<()> {
-        let Some((path, mut pieces)) = open(&candidate.path)? else { return Ok(()) };
+        let Some((path, mut pieces)) = open(&candidate.path)? else {
+            // Its time was over meanwhile, and so was that of all before it.
+            self.last = None;
+            return Ok(());
+        };
         self.summary.segments += 1;
         self.begin(&path, candidate, survey.is_own(candidate));
         let (void_from, is_newest) = (survey.void_from(index), index + 1 == survey.candidates.len());

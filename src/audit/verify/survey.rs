@@ -1,8 +1,10 @@
 //! The files of a slot, before any is read to its end: where each begins and whose it is.
 
+use crate::audit::pieces::newest_time;
 use crate::audit::pieces::{Piece, Pieces};
 use crate::audit::seal::Seal;
 use crate::audit::{reader, segment};
+use crate::clock::Timestamp;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -53,6 +55,21 @@ impl Survey {
     /// Whether this one is of the slot's journal, or nobody can say.
     pub fn is_own(&self, candidate: &Candidate) -> bool {
         candidate.journal.as_ref().is_none_or(|journal| self.names.contains(journal))
+    }
+
+    /// The segment before the first one that has records of this time or later: in between, numbers may lack. Clocks may go
+    /// back, so that all of them are looked at.
+    ///
+    /// # Errors
+    /// As of reading the segments.
+    pub fn index_since(&self, since: Timestamp) -> io::Result<usize> {
+        for (index, candidate) in self.candidates.iter().enumerate() {
+            let Some((path, _)) = open(&candidate.path)? else { continue };
+            if newest_time(&path)? >= since {
+                return Ok(index.saturating_sub(1));
+            }
+        }
+        Ok(self.candidates.len().saturating_sub(1))
     }
 
     /// The number from which on the segment at `index` is void: there the next one begins.

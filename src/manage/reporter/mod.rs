@@ -55,6 +55,21 @@ const KEYS_MAX: usize = 10_000;
 /// How far what is recorded may be behind what happens, while the journal takes records: from a call's end until its record
 /// can be read back.
 const RECORDED_WITHIN: Duration = Duration::from_secs(5);
+/// Gives up a journal of which nothing more will ever be reported, because its machine is gone: what it recorded and did not
+/// report stays unknown, and nobody waits for it any more. Whether there is one to give up.
+///
+/// # Errors
+/// The store's.
+pub fn abandon(store: &dyn KeyStore, journal: &str, now: Timestamp) -> Result<bool, StoreError> {
+    let accounts = store.accounts()?.journals;
+    let open = accounts.into_iter().find(|known| known.journal == journal && !known.is_closed());
+    let Some(open) = open else { return Ok(false) };
+    // Also of one that told its end and was never reported so far.
+    let seq = open.seq.max(open.closed_seq).max(1);
+    let given_up = JournalAccount { seq, closed_seq: seq, whole_since: now, ..open };
+    store.account(&Account::new(given_up)).map(|()| true)
+}
+
 // === impl Reporter ===
 
 impl Reporter {

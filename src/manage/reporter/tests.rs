@@ -180,3 +180,20 @@ fn what_a_process_that_is_gone_has_left_is_closed_once_all_of_it_is_taken() {
     assert!(journal.is_closed() && journal.through == at(0));
     assert_eq!(store.accounts().unwrap().journals.len(), 1);
 }
+
+#[test]
+fn a_journal_that_is_given_up_is_waited_for_no_more_and_what_it_did_not_report_stays_unknown() {
+    let store = Arc::new(MemoryStore::default());
+    let (mut reporter, _) = reporter(&store);
+    reporter.fold([&*line(Kind::Start, 1, 10, ""), &call(2, 11, "allow")]).unwrap();
+    reporter.hand_over().unwrap();
+    assert!(!abandon(store.as_ref(), "edge-9/0", at(50)).unwrap());
+    assert!(abandon(store.as_ref(), "edge-1/0", at(50)).unwrap());
+    let (journal, _) = told(&store);
+    assert!(journal.is_closed() && journal.whole_since == at(50));
+    assert!(!abandon(store.as_ref(), "edge-1/0", at(60)).unwrap());
+    // It lives.
+    reporter.fold([&*call(3, 70, "allow")]).unwrap();
+    reporter.hand_over().unwrap();
+    assert!(!told(&store).0.is_closed());
+}

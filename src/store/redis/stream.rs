@@ -1,10 +1,12 @@
 //! A stream of the fleet's audit records, and beside it how far each journal has come: one script moves both.
 
 use super::link::{self, Link};
-use super::{StoreError, Url, codec, schema};
+use super::{REPLY_BYTES, StoreError, Url, codec, schema};
+use crate::clock::Timestamp;
 use std::collections::BTreeMap;
 
 const APPEND: &str = include_str!("audit.lua");
+const RECORDS: &str = include_str!("records.lua");
 
 /// Which stream, where.
 #[derive(Clone, Debug)]
@@ -25,6 +27,15 @@ pub struct RecordStream {
     length_max: u64,
     /// What the stream is known to have, by journal.
     known: BTreeMap<String, u64>,
+}
+
+/// A record of the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRecord {
+    /// Its place: ids ascend in the order in which records arrived. Begins with the time of its arrival.
+    pub id: String,
+    /// The line.
+    pub text: String,
 }
 
 /// What came of an append.
@@ -90,5 +101,43 @@ impl RecordStream {
             "behind" => Ok(Appended::Behind { journal, seq }),
             _ => Err(codec::corrupt(&format!("an append was answered with '{outcome}'"))),
         }
+    }
+
+    /// The newest records, or those before `before`, newest first: at most `limit`, and fewer when they are long.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when Redis cannot be asked.
+    pub fn newest(&mut self, before: Option<&str>, limit: usize) -> Result<Vec<StoredRecord>, StoreError> {
+        self.read("newest", before, limit)
+    }
+
+    /// The oldest records, or those after `after`, oldest first, as [`Self::newest`].
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when Redis cannot be asked.
+    pub fn after(&mut self, after: Option<&str>, limit: usize) -> Result<Vec<StoredRecord>, StoreError> {
+        self.read("after", after, limit)
+    }
+
+    fn read(&mut self, way: &str, from: Option<&str>, limit: usize) -> Result<Vec<StoredRecord>, StoreError> {
+        let mut command = link::script(RECORDS, &[&self.stream]);
+        command.arg(way).arg(from.unwrap_or_default()).arg(limit).arg(REPLY_BYTES);
+        let records: Vec<(String, String)> = self.link.call(&command)?;
+        Ok(records.into_iter().map(|(id, text)| StoredRecord { id, text }).collect())
+    }
+}
+
+// === impl StoredRecord ===
+
+impl StoredRecord {
+    /// Whether this is an id that a stream could have given.
+    pub fn is_id(text: &str) -> bool {
+        text.split_once('-').is_some_and(|parts| parts.0.parse::<u64>().is_ok() && parts.1.parse::<u64>().is_ok())
+    }
+
+    /// When it arrived, by the server's clock.
+    pub fn arrived_at(&self) -> Option<Timestamp> {
+        let millis: i64 = self.id.split('-').next()?.parse().ok()?;
+        Some(Timestamp::from_micros(millis.checked_mul(1000)?))
     }
 }

@@ -268,13 +268,14 @@ fn of_two_processes_one_ships_for_both_and_the_other_takes_over_when_it_dies() {
     eventually("both journals arrive", arrived);
     assert_eq!(repeated(&server.lines()), []);
     let standing = |world: &World| world.gateway.admin_page("/readyz?verbose").text();
-    assert!(standing(&first).contains("[sink http] delivering, 0 records"), "{}", standing(&first));
+    let is_through = |world: &World| standing(world).contains("[sink http] delivering, 0 records").then_some(());
+    eventually("the first one is through", || is_through(&first));
     assert!(standing(&second).contains("[sink http] not shipping"), "{}", standing(&second));
 
     first.gateway.signal("KILL");
     first.gateway.wait();
     second.serve(5);
-    eventually("the second one takes over", || standing(&second).contains("[sink http] delivering").then_some(()));
+    eventually("the second one takes over", || is_through(&second));
     eventually("both journals arrive", arrived);
 }
 
