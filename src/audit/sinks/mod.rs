@@ -17,7 +17,7 @@ mod stdout;
 
 pub use feed::Room;
 pub use http::Http;
-pub use shipper::{Shipper, ShipperParts, Watch};
+pub use shipper::{Shipper, ShipperParts, Watch, directory_id};
 pub use sqlite::Sqlite;
 pub use status::{Standing, State};
 pub use stdout::Stdout;

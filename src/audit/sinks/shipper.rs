@@ -9,7 +9,7 @@ use crate::clock::{Clock, monotonic};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::setpriority_process;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,6 +17,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+/// Locked by the process that ships.
+const LOCK_FILE: &str = "ship.lock";
 /// How often a process that does not ship looks whether it should.
 const TAKE_OVER: Duration = Duration::from_millis(500);
 /// How long a stop waits for the last deliveries.
@@ -175,12 +177,30 @@ fn wait_for_lock(shared: &Shared) -> Option<File> {
 }
 
 fn try_lock(dir: &Path) -> io::Result<Option<File>> {
-    let file = File::options().create(true).truncate(false).write(true).open(dir.join("ship.lock"))?;
+    let mut file = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error.into()),
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        Err(error) => return Err(error.into()),
     }
+    if directory_id(dir).is_err() {
+        file.set_len(0)?;
+        file.write_all(format!("{:032x}", fastrand::u128(..)).as_bytes())?;
+        file.sync_all()?;
+    }
+    Ok(Some(file))
+}
+
+/// What tells an audit directory from every other, one in the same place included: made when records are first shipped, kept
+/// in the lock's file.
+///
+/// # Errors
+/// As of reading the file.
+pub fn directory_id(dir: &Path) -> io::Result<String> {
+    let path = dir.join(LOCK_FILE);
+    let id = std::fs::read_to_string(&path).ok();
+    let id = id.filter(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    id.ok_or_else(|| io::Error::other(format!("{} holds no id of this directory", path.display())))
 }
 
 /// Starts a sink's thread; whether it started.

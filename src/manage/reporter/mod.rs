@@ -63,7 +63,7 @@ pub enum NotTold {
 }
 
 /// What it is called among the sinks.
-const NAME: &str = "accounts";
+pub const NAME: &str = "accounts";
 /// How often the store is told.
 const TELL_EVERY: Duration = Duration::from_secs(2);
 /// So many last calls are told sooner than that.
