@@ -4,7 +4,7 @@ use super::StartError;
 use crate::audit::sinks::{
     Http, Line, Outlet, Positions, Room, Sink, SinkError, Sqlite, Standing, State, Stdout, directory_id,
 };
-use crate::audit::{Health, reader};
+use crate::audit::{Journal, reader};
 use crate::clock::{self, Clock};
 use crate::config::{Config, Destination, SinkSettings};
 use crate::manage::reporter::{Reporter, ReporterParts};
@@ -53,7 +53,8 @@ const ACCOUNTS_ROOM: Room = Room { records: 5_000, bytes: 4 * 1024 * 1024 };
 const SYNCED_WITHIN: Duration = Duration::from_secs(2);
 
 /// What tells the store how far the journals are and what each key was last used for.
-pub fn accounts(config: &Config, store: Arc<dyn KeyStore>, clock: Clock, gateway: &str, health: Arc<Health>) -> Outlet {
+pub fn accounts(config: &Config, store: Arc<dyn KeyStore>, clock: Clock, gateway: &str, journal: &Journal) -> Outlet {
+    let (health, under_way) = (journal.health(), journal.under_way());
     let dir = config.audit.dir.clone();
     let ended = ended(&dir, gateway);
     // A slot's journal takes records while a process holds it. That this process's own does is not asked of its slot alone.
@@ -62,7 +63,14 @@ pub fn accounts(config: &Config, store: Arc<dyn KeyStore>, clock: Clock, gateway
         let lag = clock::monotonic().saturating_duration_since(health.synced_until());
         lag < SYNCED_WITHIN && reader::is_held(&dir.join(slot)).unwrap_or(false)
     };
-    let parts = ReporterParts { store, clock, gateway: gateway.to_owned(), is_written: Box::new(is_written), ended };
+    let parts = ReporterParts {
+        store,
+        clock,
+        gateway: gateway.to_owned(),
+        is_written: Box::new(is_written),
+        under_way: Box::new(move || under_way.lines()),
+        ended,
+    };
     Outlet { sink: Box::new(Reporter::new(parts)), room: ACCOUNTS_ROOM }
 }
 

@@ -10,7 +10,7 @@ mod tests;
 use super::quiet;
 use crate::audit::sinks::{self, Positions, Sink, SinkError};
 use crate::clock::{Clock, Instant, Timestamp};
-use crate::store::{Account, JournalAccount, KeyStore, StoreError};
+use crate::store::{Account, JournalAccount, KeyStore, StoreError, Use};
 use line::{Latest, Told};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,6 +23,7 @@ pub struct Reporter {
     /// Whose reporter it is.
     gateway: String,
     is_written: Box<dyn Fn(&str) -> bool + Send>,
+    under_way: Box<dyn Fn() -> Vec<String> + Send>,
     /// Not told yet.
     ended: Vec<(String, u64)>,
     /// What the store knew of all journals; none until it was asked.
@@ -46,6 +47,8 @@ pub struct ReporterParts {
     pub gateway: String,
     /// Whether a process writes a journal now and it takes records: of one that takes none nobody can say that nothing has happened.
     pub is_written: Box<dyn Fn(&str) -> bool + Send>,
+    /// Lines of the requests that are under way: a stream may be so for days before it leaves a record.
+    pub under_way: Box<dyn Fn() -> Vec<String> + Send>,
     /// Journals of processes that are gone, with their last records.
     pub ended: Vec<(String, u64)>,
 }
@@ -65,6 +68,8 @@ pub const NAME: &str = "accounts";
 const TELL_EVERY: Duration = Duration::from_secs(2);
 /// So many last calls are told sooner than that.
 const CALLS_MAX: usize = 10_000;
+/// A request that is under way for so long is told before it leaves a record.
+const UNDER_WAY_AFTER: Duration = Duration::from_secs(1);
 /// How far what is recorded may be behind what happens, while the journal takes records: from a call's end until its record
 /// can be read back.
 const RECORDED_WITHIN: Duration = Duration::from_secs(5);
@@ -87,13 +92,14 @@ pub fn abandon(store: &dyn KeyStore, journal: &str, now: Timestamp) -> Result<bo
 
 impl Reporter {
     pub fn new(parts: ReporterParts) -> Self {
-        let ReporterParts { store, clock, gateway, is_written, ended } = parts;
+        let ReporterParts { store, clock, gateway, is_written, under_way, ended } = parts;
         let told_at = clock.moment().mono;
         Self {
             store,
             clock,
             gateway,
             is_written,
+            under_way,
             ended,
             told_at,
             known: None,
@@ -162,6 +168,20 @@ impl Reporter {
             self.is_changed = true;
         }
         self.close_ended();
+    }
+
+    /// Takes the calls that are under way: each is in use now.
+    fn take_under_way(&mut self, now: Timestamp) {
+        for text in (self.under_way)() {
+            // One that has just begun is in its record before long.
+            let Some(told) = Told::read(&text).filter(|told| told.ended_at.plus(UNDER_WAY_AFTER) <= now) else {
+                continue;
+            };
+            if let (Some((key, call)), Some(account)) = (told.call(), self.account_of(&told)) {
+                account.add(key, &Use { ended_at: now, reason: None, ..call });
+                self.is_changed = true;
+            }
+        }
     }
 
     /// Everything of the journals that have ended was taken.
@@ -246,6 +266,7 @@ impl Sink for Reporter {
     }
 
     fn caught_up(&mut self, read_at: Timestamp, is_last: bool) -> Result<(), SinkError> {
+        self.take_under_way(read_at);
         self.advance(read_at);
         if !is_last && !self.is_due() {
             return Ok(());

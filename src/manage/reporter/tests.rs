@@ -39,7 +39,8 @@ fn refused(seq: u64, second: i64, reason: &str) -> String {
 
 fn parts(store: &Arc<MemoryStore>, clock: Clock) -> ReporterParts {
     let store: Arc<dyn KeyStore> = Arc::<MemoryStore>::clone(store);
-    ReporterParts { store, clock, gateway: "edge-1".into(), is_written: Box::new(|_| true), ended: Vec::new() }
+    let (is_written, under_way) = (Box::new(|_: &str| true), Box::new(Vec::new));
+    ReporterParts { store, clock, gateway: "edge-1".into(), is_written, under_way, ended: Vec::new() }
 }
 
 fn reporter(store: &Arc<MemoryStore>) -> (Reporter, Arc<Hand>) {
@@ -148,6 +149,22 @@ fn an_idle_journal_is_reported_up_to_now_while_it_is_written() {
     assert!(reporter.is_due());
     reporter.hand_over().unwrap();
     assert_eq!(told(&store).0.through, at(1995));
+}
+
+#[test]
+fn a_call_that_is_under_way_is_a_use_until_now() {
+    let store = Arc::new(MemoryStore::default());
+    let under_way = Box::new(|| vec![call(0, 11, "allow"), "{\"torn".to_owned()]);
+    let (clock, hand) = Clock::manual(at(1000));
+    let mut reporter = Reporter::new(ReporterParts { under_way, ..parts(&store, clock) });
+    reporter.fold([&*line(Kind::Start, 1, 10, "")]).unwrap();
+    for now in [1000, 1002] {
+        hand.pass(TELL_EVERY);
+        reporter.caught_up(at(now), false).unwrap();
+        let call = told(&store).1.any.unwrap();
+        assert_eq!((call.at, call.ended_at, call.seq), (at(11), at(now), 0));
+    }
+    assert_eq!(told(&store).0.seq, 1);
 }
 
 #[test]
