@@ -4,7 +4,7 @@
 use crate::harness::gateway::keygate;
 use crate::harness::{Gateway, Upstream, eventually};
 use keygate::audit::block::{Blocks, Step, compress};
-use keygate::audit::reader::{LOCK_FILE, SYNCED_FILE};
+use keygate::audit::reader::{Follow, LOCK_FILE, SYNCED_FILE};
 use keygate::audit::seal::{Chain, Hash, Seal};
 use keygate::audit::segment::{self, Kind, file_name, is_whole, seq_of, write_line};
 use keygate::audit::verify::{self, Event, Finding, Head, Summary};
@@ -367,6 +367,22 @@ fn a_copy_under_another_number_is_named_with_the_records_it_repeats() {
 }
 
 #[test]
+fn numbers_at_the_end_of_what_can_be_counted_are_read_like_others() {
+    let written = Written::of("edge-1/0", &[10]);
+    let mut line = Vec::new();
+    write_line(&mut line, Kind::Gap, "edge-1/0", u64::MAX, "cfg", b"");
+    let again = [line.clone(), line].concat();
+    fs::write(written.slot().join(file_name(11)), &again).unwrap();
+    let (_, findings) = written.verify();
+    assert_eq!(findings.iter().map(Finding::code).collect::<Vec<_>>(), ["misnamed", "missing", "repeated"]);
+    let mut seqs = Vec::new();
+    let mut follow = Follow::new(written.slot());
+    follow.read(|line| seqs.push(line.seq)).unwrap();
+    assert_eq!(seqs.last(), Some(&u64::MAX));
+    assert_eq!(follow.take_faults().len(), 1);
+}
+
+#[test]
 fn a_line_that_stands_twice_is_named_also_with_other_content() {
     for (from, to) in [("text", "text"), ("text", "texT")] {
         let written = Written::of("edge-1/0", &[20]);
@@ -500,6 +516,81 @@ proptest! {
             expected.push(cut(&written, first - 1, 340));
         }
         prop_assert_eq!(findings, expected);
+    }
+}
+
+/// What somebody does to a segment's bytes.
+#[derive(Clone, Debug)]
+enum Edit {
+    Replace(prop::sample::Index, usize, Vec<u8>),
+    /// A stretch of it, somewhere else in it or in another segment.
+    Copy(prop::sample::Index, usize, prop::sample::Index, usize),
+    Exchange(usize),
+}
+
+fn edit() -> impl Strategy<Value = Edit> {
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        (index(), 0_usize..3000, prop::collection::vec(any::<u8>(), 0..50))
+            .prop_map(|(at, length, bytes)| Edit::Replace(at, length, bytes)),
+        (index(), 1_usize..5000, index(), 0_usize..3)
+            .prop_map(|(from, length, to, into)| Edit::Copy(from, length, to, into)),
+        (0_usize..3).prop_map(Edit::Exchange),
+    ]
+}
+
+fn apply(written: &Written, segment: usize, edit: Edit) {
+    let mut bytes = fs::read(written.path(segment)).unwrap();
+    match edit {
+        Edit::Replace(at, length, with) => {
+            let at = at.index(bytes.len());
+            let end = (at + length).min(bytes.len());
+            bytes.splice(at..end, with);
+            fs::write(written.path(segment), bytes).unwrap();
+        }
+        Edit::Copy(from, length, to, into) => {
+            let from = from.index(bytes.len());
+            let piece = bytes[from..(from + length).min(bytes.len())].to_vec();
+            let mut bytes = fs::read(written.path(into)).unwrap();
+            let to = to.index(bytes.len() + 1);
+            bytes.splice(to..to, piece);
+            fs::write(written.path(into), bytes).unwrap();
+        }
+        Edit::Exchange(other) => {
+            let others = fs::read(written.path(other)).unwrap();
+            fs::write(written.path(other), bytes).unwrap();
+            fs::write(written.path(segment), others).unwrap();
+        }
+    }
+}
+
+/// The records that count, and how many faults there are.
+fn counted(written: &Written) -> (Vec<(u64, String)>, u64) {
+    let mut records = Vec::new();
+    let summary = verify::verify(&written.slot(), &[written.head()], None, &mut |event| {
+        if let Event::Record { seq, line } = event {
+            records.push((seq, line.to_owned()));
+        }
+        Ok(())
+    });
+    (records, summary.unwrap().faults)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn whatever_is_done_to_the_bytes_only_what_was_written_counts_and_what_lacks_is_told(
+        edits in prop::collection::vec((0_usize..3, edit()), 1..4),
+    ) {
+        let written = three();
+        let (original, none) = counted(&written);
+        prop_assert_eq!((original.len(), none), (340, 0));
+        edits.into_iter().for_each(|(segment, edit)| apply(&written, segment, edit));
+        let (records, faults) = counted(&written);
+        prop_assert!(records.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        prop_assert!(records.iter().all(|record| original.contains(record)));
+        prop_assert!(faults > 0 || records == original);
     }
 }
 
@@ -651,4 +742,34 @@ fn a_running_gateways_journal_is_compressed_and_stays_whole_through_kills() {
     let output = gateway.run(&["audit", "export", "--since", "1h"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert_eq!(exported(&output), (1..=exported(&output).len() as u64).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_the_gateways_told_the_store_shows_a_tail_that_was_cut_off() {
+    let upstream = Upstream::named("erp");
+    let mut gateway = Gateway::before(&upstream);
+    let (key, path) = (gateway.key(&["orders:read"]), gateway.path("orders"));
+    for _ in 0..20 {
+        assert_eq!(gateway.client().request("GET", &path, &[&key.bearer()]).status, 200);
+    }
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait(), Some(0));
+    let slot = gateway.dir.path().join("data/audit/0");
+    let (first, newest) = segment::list(&slot).unwrap().pop().unwrap();
+    let lines = fs::read_to_string(&newest).unwrap();
+    let last = first + lines.lines().count() as u64 - 1;
+    let verified = || gateway.run(&["audit", "verify"]);
+    assert_eq!(verified().status.code(), Some(0), "{}", text(&verified().stderr));
+    // At the end of a line, with what the slot itself knows.
+    fs::write(&newest, lines.split_inclusive('\n').take(5).collect::<String>()).unwrap();
+    fs::remove_file(slot.join(SYNCED_FILE)).unwrap();
+    let words = text(&verified().stderr);
+    assert_eq!(verified().status.code(), Some(1), "{words}");
+    assert!(
+        words.contains(&format!("ends with record {}, and it is known to have come to {last}", first + 4)),
+        "{words}"
+    );
+    // Whoever has the files alone cannot see it.
+    let copied = gateway.run(&["audit", "verify", slot.to_str().unwrap()]);
+    assert_eq!(copied.status.code(), Some(0), "{}", text(&copied.stderr));
 }
