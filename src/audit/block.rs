@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 /// A block's lines are together no longer.
 pub const BLOCK_BYTES_MAX: usize = 64 * 1024;
-/// A member that does not shrink is stored, at five bytes for each 16 KiB and less.
-const MEMBER_BYTES_MAX: usize = BLOCK_BYTES_MAX + 1024;
+/// What does not shrink may grow: a fast compressor takes nine bits for some bytes.
+const MEMBER_BYTES_MAX: usize = BLOCK_BYTES_MAX / 8 * 9 + 1024;
 /// Magic, deflate, FEXTRA; no time, no flags, unknown system; 20 bytes of extra field; subfield KG of 16 bytes. The length
 /// (u32), the first `seq` (u64) and the checksum (u32) follow, little endian.
 const MARK: [u8; 16] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, 20, 0, b'K', b'G', 16, 0];

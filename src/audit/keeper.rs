@@ -45,6 +45,17 @@ pub struct Lost {
     pub last: u64,
 }
 
+/// What is left to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Nothing; a look every few seconds is enough.
+    Done,
+    /// More, without haste.
+    More,
+    /// More, and there is no room for it to wait.
+    Pressing,
+}
+
 /// Keeps the segments of an audit directory.
 #[derive(Debug)]
 pub struct Keeper {
@@ -54,6 +65,8 @@ pub struct Keeper {
     /// Since when both clocks have run together.
     steady: Moment,
     compressing: Option<(PathBuf, Compressing)>,
+    /// What is there was more than may be when the keeper last looked.
+    is_over: bool,
     /// Segments that could not be compressed, with the time before which they are left alone.
     unfit: HashMap<PathBuf, Instant>,
     /// The times of segments' newest records, as far as somebody had to know them, with the segments' lengths.
@@ -82,43 +95,45 @@ impl Keeper {
             steady: clock.moment(),
             clock,
             compressing: None,
+            is_over: false,
             unfit: HashMap::new(),
             ages: HashMap::new(),
         }
     }
 
-    /// Does one piece of work: a megabyte is compressed, or a segment deleted. True if there is more to do at once; otherwise
-    /// once a minute is enough. What is lost for a sink is told to `lose` before it is deleted, and is not deleted if that
+    /// Does one piece of work: a megabyte is compressed, or a segment deleted. What is lost for a sink is told to `lose` before it is deleted, and is not deleted if that
     /// fails; it may be told again.
     ///
     /// # Errors
     /// As of the files, with the one it was about, and as of `lose`. It can be called again.
-    pub fn turn(&mut self, passed: &Passed, lose: &mut dyn FnMut(&Lost) -> io::Result<()>) -> io::Result<bool> {
+    pub fn turn(&mut self, passed: &Passed, lose: &mut dyn FnMut(&Lost) -> io::Result<()>) -> io::Result<Turn> {
         let now = self.look_at_the_clocks();
         if self.compressing.is_some() {
             return self.compress(now.mono);
         }
         let closed = closed(&self.dir)?;
-        let is_there = |path: &Path| closed.iter().any(|segment| segment.path == path);
-        self.unfit.retain(|path, _| is_there(path));
+        self.unfit.retain(|path, _| closed.iter().any(|segment| segment.path == *path));
+        self.is_over = total_bytes(&self.dir)? > self.retention.bytes;
         if let Some(segment) = self.outlived(&closed, passed, now)? {
-            return delete(&segment).map(|()| true);
+            return delete(&segment).map(|()| self.more());
         }
         if self.shorten_idle(&closed, passed, now)? {
-            return Ok(true);
+            return Ok(self.more());
         }
         // Before anything is deleted for want of room, room is made.
         if let Some(segment) = closed.iter().find(|segment| self.is_compressible(&segment.path, now.mono)) {
             return self.begin(&segment.path, now.mono);
         }
-        if total_bytes(&self.dir)? <= self.retention.bytes {
-            return Ok(false);
-        }
-        let Some(segment) = self.oldest(&closed)? else { return Ok(false) };
+        let oldest = if self.is_over { self.oldest(&closed)? } else { None };
+        let Some(segment) = oldest else { return Ok(Turn::Done) };
         for lost in lost(&segment, passed)? {
             lose(&lost)?;
         }
-        delete(&segment).map(|()| true)
+        delete(&segment).map(|()| self.more())
+    }
+
+    const fn more(&self) -> Turn {
+        if self.is_over { Turn::Pressing } else { Turn::More }
     }
 
     /// Notices when somebody sets the wall clock.
@@ -136,7 +151,7 @@ impl Keeper {
         !segment::is_compressed(path) && self.unfit.get(path).is_none_or(|again| *again <= now)
     }
 
-    fn begin(&mut self, path: &Path, now: Instant) -> io::Result<bool> {
+    fn begin(&mut self, path: &Path, now: Instant) -> io::Result<Turn> {
         // Until it is done; then it has another name.
         self.unfit.insert(path.to_owned(), now + AGAIN_AFTER);
         let compressing = Compressing::begin(path).map_err(|error| about("compress", path, &error))?;
@@ -144,8 +159,8 @@ impl Keeper {
         self.compress(now)
     }
 
-    fn compress(&mut self, now: Instant) -> io::Result<bool> {
-        let Some((path, mut compressing)) = self.compressing.take() else { return Ok(true) };
+    fn compress(&mut self, now: Instant) -> io::Result<Turn> {
+        let Some((path, mut compressing)) = self.compressing.take() else { return Ok(Turn::Done) };
         match compressing.step().map_err(|error| about("compress", &path, &error))? {
             Step::More => self.compressing = Some((path, compressing)),
             Step::Done => _ = self.unfit.remove(&path),
@@ -154,7 +169,7 @@ impl Keeper {
                 self.unfit.insert(path, now + AGAIN_AFTER);
             }
         }
-        Ok(true)
+        Ok(self.more())
     }
 
     /// A segment whose time is over and that every durable sink has passed.

@@ -69,7 +69,7 @@ impl Kept {
             told.push(lost.clone());
             Ok(())
         };
-        while self.keeper.turn(passed, &mut tell).unwrap() {}
+        while self.keeper.turn(passed, &mut tell).unwrap() != Turn::Done {}
     }
 
     /// The clocks run for an hour, and are looked at.
@@ -136,7 +136,7 @@ fn no_turn_compresses_more_than_a_bounded_piece() {
     let pieces = fs::metadata(&segment).unwrap().len() / (1024 * 1024);
     let mut turns = 0;
     while segment.exists() {
-        assert!(kept.keeper.turn(&Passed::new(), &mut |_| Ok(())).unwrap());
+        assert_eq!(kept.keeper.turn(&Passed::new(), &mut |_| Ok(())).unwrap(), Turn::More);
         turns += 1;
     }
     assert!(pieces > 2 && (pieces..=pieces + 2).contains(&turns), "{turns} turns for {pieces} MiB");
@@ -200,7 +200,7 @@ fn beyond_its_size_the_oldest_goes_and_each_sink_is_told_exactly_what_it_lost() 
     kept.write(1, &[(20, 6 * DAY), (20, 5 * DAY), (5, DAY)]);
     let refuse = kept.keeper.turn(&passed(&[10, 30]), &mut |_| Err(io::Error::other("no room for it")));
     // It compresses first, and then cannot tell.
-    assert!(refuse.unwrap());
+    assert_eq!(refuse.unwrap(), Turn::Pressing);
     while kept.keeper.turn(&passed(&[10, 30]), &mut |_| Err(io::Error::other("no room for it"))).is_ok() {}
     assert_eq!((kept.segments(0).len(), kept.segments(1).len()), (3, 3));
     kept.turn(&passed(&[10, 30]));
