@@ -136,7 +136,7 @@ impl Delivery {
     /// Reads a batch; whether there may be more, and whether it is known that there is not.
     fn refill(&mut self) -> Result<(bool, bool), SinkError> {
         let Some(feed) = &mut self.feed else { return Ok((false, false)) };
-        let batch = feed.read(self.room).map_err(|error| SinkError::later(error.to_string()))?;
+        let batch = feed.read(self.room, &self.shared.tails).map_err(|error| SinkError::later(error.to_string()))?;
         batch.troubles.iter().for_each(|trouble| self.trouble(trouble));
         let read = (batch.is_full(), batch.is_whole);
         let now = self.shared.clock.now();

@@ -57,6 +57,6 @@ impl Gap {
         let mut text = Vec::new();
         write_line(&mut text, Kind::Gap, journal, *last, "", body.as_bytes());
         text.pop();
-        Line { journal: Arc::clone(journal), seq: *last, text: String::from_utf8(text).unwrap_or_default() }
+        Line { journal: Arc::clone(journal), seq: *last, text: String::from_utf8(text).unwrap_or_default().into() }
     }
 }

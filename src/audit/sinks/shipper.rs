@@ -4,6 +4,7 @@ use super::Outlet;
 use super::delivery::Delivery;
 use super::keeping::Keeping;
 use super::status::{self, Standing, Status, Told};
+use super::tails::Tails;
 use crate::audit::keeper::Keeper;
 use crate::clock::{Clock, monotonic};
 use rustix::fs::{FlockOperation, flock};
@@ -23,6 +24,8 @@ const LOCK_FILE: &str = "ship.lock";
 const TAKE_OVER: Duration = Duration::from_millis(500);
 /// How long a stop waits for the last deliveries.
 const LAST_DELIVERY: Duration = Duration::from_secs(2);
+/// Of each journal's newest records, so much is held for the sinks that keep up.
+const TAIL_BYTES: usize = 4 * 1024 * 1024;
 /// Of the sinks' threads: whoever serves requests goes first.
 const NICE: i32 = 10;
 /// After a sink's thread failed for a defect of ours.
@@ -57,6 +60,7 @@ pub struct Shared {
     pub clock: Clock,
     pub stop: Stop,
     pub told: Told,
+    pub tails: Tails,
     gateway: String,
     statuses: Vec<Arc<Status>>,
 }
@@ -117,7 +121,15 @@ impl Watch {
 
 impl Shared {
     pub fn new(dir: PathBuf, gateway: String, clock: Clock, statuses: Vec<Arc<Status>>) -> Self {
-        Self { dir, clock, stop: Stop::default(), told: Told::default(), gateway, statuses }
+        Self {
+            dir,
+            clock,
+            stop: Stop::default(),
+            told: Told::default(),
+            tails: Tails::new(TAIL_BYTES),
+            gateway,
+            statuses,
+        }
     }
 
     /// Whether a journal is this gateway's.

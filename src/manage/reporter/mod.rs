@@ -261,7 +261,7 @@ impl Sink for Reporter {
 
     /// Takes them; the store has them once it was told, and where to go on after a restart is what it has.
     fn deliver(&mut self, batch: &[sinks::Line]) -> Result<(), SinkError> {
-        self.fold(batch.iter().map(|line| line.text.as_str())).map_err(again)?;
+        self.fold(batch.iter().map(|line| &*line.text)).map_err(again)?;
         if self.is_due() { Ok(self.hand_over()?) } else { Ok(()) }
     }
 
