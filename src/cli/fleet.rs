@@ -26,18 +26,35 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
     let store = store::open_existing(&config.store)?;
     match command {
         Command::List => list(store.as_ref(), output),
-        Command::Forget { instance } if store.forget(instance)? => {
-            say!("forgotten; if it lives, it joins again");
-            Ok(exit::DONE)
-        }
-        Command::Forget { instance } if reporter::abandon(store.as_ref(), instance, Clock::system().now())? => {
-            say!("given up; what it recorded and did not report stays unknown");
-            Ok(exit::DONE)
-        }
-        Command::Forget { instance } => {
-            Err(format!("there is no instance and no open journal '{}'", output::printable(instance)).into())
-        }
+        Command::Forget { instance } => forget(store.as_ref(), instance),
     }
+}
+
+fn forget(store: &dyn KeyStore, name: &str) -> Result<ExitCode, Failure> {
+    let members = store.fleet()?.members;
+    if store.forget(name)? {
+        say!("forgotten; if it lives, it joins again");
+        let gateway = members.iter().find(|member| member.instance == name).map(|member| member.gateway.as_str());
+        tell_open_journals(store, gateway)?;
+        return Ok(exit::DONE);
+    }
+    if reporter::abandon(store, name, Clock::system().now())? {
+        say!("given up; what it recorded and did not report stays unknown");
+        return Ok(exit::DONE);
+    }
+    Err(format!("there is no instance and no open journal '{}'", output::printable(name)).into())
+}
+
+/// What else is waited for of a gateway.
+fn tell_open_journals(store: &dyn KeyStore, gateway: Option<&str>) -> Result<(), Failure> {
+    let journals = store.accounts()?.journals;
+    for journal in journals.iter().filter(|journal| !journal.is_closed() && Some(journal.gateway()) == gateway) {
+        let name = output::printable(&journal.journal);
+        say!(
+            "its journal {name} is not reported to its end; if nothing more will come of it: keygate fleet forget {name}"
+        );
+    }
+    Ok(())
 }
 
 fn list(store: &dyn KeyStore, output: Output) -> Result<ExitCode, Failure> {

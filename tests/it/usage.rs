@@ -257,6 +257,19 @@ fn a_gateway_that_ended_in_good_order_leaves_nothing_unknown_and_a_dead_one_does
     eventually("what it may have seen is unknown", || (verdict(&first, &key, &[]) == "unknown").then_some(()));
     second.restart();
     eventually("its successor has reported what it left", || is_safe().then_some(()));
+
+    // The machine is gone.
+    second.signal("KILL");
+    second.wait();
+    let members = first.json(&["fleet", "list", "--output", "json"]);
+    let dead = members.as_array().unwrap().iter().find(|member| member["gateway"] == "edge-2").unwrap();
+    let forget = |name: &str| String::from_utf8(first.run(&["fleet", "forget", name]).stderr).unwrap();
+    let told = forget(dead["instance"].as_str().unwrap());
+    assert!(told.contains("keygate fleet forget edge-2/0"), "{told}");
+    assert!(forget("edge-2/0").starts_with("given up"));
+    let later = unused(&first, "later", &["--scope", "orders:read"]);
+    eventually("what comes after it is known", || (verdict(&first, &later, &[]) == "safe to delete").then_some(()));
+    assert_eq!(verdict(&first, &key, &[]), "unknown");
 }
 
 #[test]
