@@ -121,6 +121,15 @@ def cpu_seconds(process):
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
+def seconds_by_thread(process):
+    """Time on a CPU so far of threads of the same name; numbers at the end of a name do not count."""
+    seconds = {}
+    for task in Path(f"/proc/{process.pid}/task").iterdir():
+        name = (task / "comm").read_text().strip().rstrip("0123456789").rstrip("-")
+        seconds[name] = seconds.get(name, 0.0) + int((task / "schedstat").read_text().split()[0]) / 1e9
+    return seconds
+
+
 def core_seconds(core):
     """Time that a core has been busy so far, or was kept from us by the host."""
     fields = re.search(rf"^cpu{core} (.*)", Path("/proc/stat").read_text(), re.M).group(1).split()

@@ -3,13 +3,15 @@
 mod sinks;
 
 use crate::admin::{self, ControlPlane};
-use crate::audit::sinks::{self as audit_sinks, Shipper, ShipperParts};
+use crate::audit::keeper::Keeper;
+use crate::audit::sinks::{self as audit_sinks, Outlet, Shipper, ShipperParts};
 use crate::audit::{self, Journal, Tellers};
 use crate::auth::follower::{self, Turn};
 use crate::auth::{self, Authenticator, Fills, Follower, KeyCache, Snapshot};
 use crate::clock::{self, Clock, Timestamp};
 use crate::config::Config;
 use crate::key::Digest;
+use crate::manage::reporter;
 use crate::policy::{RouteTable, UpstreamModes};
 use crate::proxy::canonical::HeadLimits;
 use crate::proxy::service::Shared;
@@ -63,6 +65,7 @@ pub struct Gateway {
     state: Arc<State>,
     journal: Journal,
     shipper: Shipper,
+    store: Arc<dyn KeyStore>,
     control: tokio::runtime::Runtime,
     _place: Place,
 }
@@ -119,7 +122,8 @@ impl Gateway {
         let (cutter, cuts) = Cutter::new(config.server.workers);
         let place = Place::take(&config.snapshot, clock.now())?;
         let changes = journal.changes();
-        let shipped = gateway.clone();
+        let accounts = sinks::accounts(&config, Arc::clone(&store), clock.clone(), &gateway, &journal);
+        let (shipped, told) = (gateway.clone(), Arc::clone(&store));
         let (fills, asked) = Fills::new();
         let mut follower = Follower::new(follower::Parts {
             cache: Arc::clone(&cache),
@@ -133,7 +137,7 @@ impl Gateway {
             heard: Box::new(move |change| journal_change(change, &changes)),
         })?;
         first_load(&mut follower)?;
-        let shipper = start_shipper(&config, shipped, clock.clone())?;
+        let shipper = start_shipper(&config, accounts, shipped, clock.clone())?;
         let state = Arc::new(State {
             cache: Arc::clone(&cache),
             clock: clock.clone(),
@@ -155,7 +159,8 @@ impl Gateway {
         spawn_filler(follower.filler(asked))?;
         let follower = spawn_follower(follower, Arc::clone(&state))?;
         let control = control.0;
-        Ok(Self { listening, admin, stop, workers, follower, state, journal, shipper, control, _place: place })
+        let store = told;
+        Ok(Self { listening, admin, stop, workers, follower, state, journal, shipper, store, control, _place: place })
     }
 
     /// Lets what is in flight finish within the drain's bound, flushes the journal, and ends.
@@ -170,16 +175,23 @@ impl Gateway {
         if self.follower.join().is_err() {
             tracing::error!("follower panicked");
         }
-        self.journal.shutdown();
+        let ended = self.journal.shutdown();
         self.shipper.stop();
+        if let Some((journal, last)) = ended
+            && let Err(error) = reporter::close(self.store.as_ref(), &journal, last, self.state.clock.now())
+        {
+            tracing::warn!(%error, "the store was not told that this journal has ended; the next start tells it");
+        }
         self.control.shutdown_timeout(Duration::from_millis(100));
     }
 }
 
 /// Starts to ship what the journal holds. Whatever fails after this leaves the records where they are.
-fn start_shipper(config: &Config, gateway: String, clock: Clock) -> Result<Shipper, StartError> {
-    let outlets = sinks::build(&config.sinks, &config.audit.dir)?;
-    let parts = ShipperParts { dir: config.audit.dir.clone(), gateway, outlets, clock };
+fn start_shipper(config: &Config, accounts: Outlet, gateway: String, clock: Clock) -> Result<Shipper, StartError> {
+    let mut outlets = sinks::build(&config.sinks, &config.audit.dir)?;
+    outlets.push(accounts);
+    let keeper = Keeper::new(&config.audit, clock.clone());
+    let parts = ShipperParts { dir: config.audit.dir.clone(), gateway, outlets, keeper, clock };
     Shipper::start(parts).map_err(|error| StartError::Other(format!("cannot start the shipper: {error}")))
 }
 

@@ -1,7 +1,7 @@
 //! What is not a request but belongs into the journal or onto the metrics page: counts, changes, health.
 
 use super::ring::{Counter, Ring};
-use crate::clock::Timestamp;
+use crate::clock::{Instant, Timestamp};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, OnceLock};
@@ -24,6 +24,8 @@ pub struct ConnectionEvents(pub(super) Arc<Ring>);
 #[derive(Debug)]
 pub struct Health {
     healthy: AtomicBool,
+    /// See [`Self::synced_until`].
+    synced_until: AtomicU64,
     /// The rings' files are gone: they do not outlive the process any more.
     rings_lost: AtomicBool,
     records: AtomicU64,
@@ -90,6 +92,7 @@ impl Health {
     pub(super) const fn new() -> Self {
         Self {
             healthy: AtomicBool::new(true),
+            synced_until: AtomicU64::new(0),
             rings_lost: AtomicBool::new(false),
             records: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -100,6 +103,15 @@ impl Health {
     /// Whether records can be written now.
     pub fn is_healthy(&self) -> bool {
         self.healthy.load(Ordering::Relaxed)
+    }
+
+    /// Everything that was recorded before this time is synced.
+    pub fn synced_until(&self) -> Instant {
+        Instant::from_nanos(self.synced_until.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn tell_synced_until(&self, time: Instant) {
+        self.synced_until.store(time.as_nanos(), Ordering::Relaxed);
     }
 
     /// Records written since the start.

@@ -1,8 +1,10 @@
 //! The journal: one directory, one writer thread, a gapless sequence.
 
 use super::events::{Anonymous, Changes, ConnectionEvents, Health};
+use super::reader;
 use super::recorder::{Recorder, Terms};
 use super::ring::Ring;
+use super::segment::{Kind, write_line};
 use super::slot::{self, Slot};
 use super::writer::{Parts, Writer};
 use super::{Durability, Settings};
@@ -33,9 +35,20 @@ pub struct Tellers {
     pub events: ConnectionEvents,
 }
 
+/// The requests that are under way in this process. None is known with `durability = "async"`.
+#[derive(Clone)]
+pub struct UnderWay {
+    journal: String,
+    rings: Vec<Arc<Ring>>,
+}
+
 /// The running journal.
 pub struct Journal {
+    /// Its name, `gateway/slot`.
+    name: String,
+    dir: PathBuf,
     health: Arc<Health>,
+    rings: Vec<Arc<Ring>>,
     changes: Changes,
     stop: Arc<AtomicBool>,
     writer: JoinHandle<()>,
@@ -59,6 +72,7 @@ impl Journal {
     ) -> Result<(Self, Vec<Tellers>), AuditError> {
         let failed = |error| AuditError { path: settings.dir.clone(), error };
         let (slot, others) = slot::take(&settings.dir).map_err(failed)?;
+        let (name, dir) = (format!("{gateway}/{}", slot.number), slot.dir.clone());
         let stop = Arc::new(AtomicBool::new(false));
         let health = Arc::new(Health::new());
         let (sender, changes) = sync_channel(CHANGES_MAX);
@@ -93,30 +107,55 @@ impl Journal {
             overload: settings.overload,
             query_names: settings.query_names.clone().into(),
         };
-        let tellers = rings.into_iter().map(|ring| Tellers {
-            recorder: Recorder::new(Arc::clone(&ring), Arc::clone(&synced), terms.clone()),
-            events: ConnectionEvents(ring),
+        let tellers = rings.iter().map(|ring| Tellers {
+            recorder: Recorder::new(Arc::clone(ring), Arc::clone(&synced), terms.clone()),
+            events: ConnectionEvents(Arc::clone(ring)),
         });
         let tellers = tellers.collect();
         let writer = std::thread::Builder::new().name("journal".into()).spawn(move || writer.run()).map_err(failed)?;
         let changes = Changes { sender, health: Arc::clone(&health) };
-        Ok((Self { health, changes, stop, writer }, tellers))
+        Ok((Self { name, dir, health, rings, changes, stop, writer }, tellers))
     }
 
     pub fn health(&self) -> Arc<Health> {
         Arc::clone(&self.health)
     }
 
+    pub fn under_way(&self) -> UnderWay {
+        UnderWay { journal: self.name.clone(), rings: self.rings.clone() }
+    }
+
     pub fn changes(&self) -> Changes {
         self.changes.clone()
     }
 
-    /// Empties the rings, syncs, and ends the writer. To be called after the workers have ended.
-    pub fn shutdown(self) {
+    /// Empties the rings, syncs, and ends the writer. To be called after the workers have ended. Gives the journal's name and its last
+    /// record; `None` when it is not known to be whole.
+    pub fn shutdown(self) -> Option<(String, u64)> {
         self.stop.store(true, Ordering::SeqCst);
         if self.writer.join().is_err() {
             tracing::error!("the journal's writer panicked");
+            return None;
         }
+        let last = reader::synced(&self.dir).ok().flatten().filter(|_| self.health.is_healthy());
+        last.map(|last| (self.name, last))
+    }
+}
+
+// === impl UnderWay ===
+
+impl UnderWay {
+    /// A line for each of them, under the number 0: what it would leave if the process died now. That of a request which begins or
+    /// ends at this moment may be of no sense.
+    pub fn lines(&self) -> Vec<String> {
+        let bodies = self.rings.iter().flat_map(|ring| ring.left_in_slots());
+        let lines = bodies.filter_map(|body| {
+            let mut line = Vec::new();
+            write_line(&mut line, Kind::Request, &self.journal, 0, "", &body);
+            line.pop();
+            String::from_utf8(line).ok()
+        });
+        lines.collect()
     }
 }
 

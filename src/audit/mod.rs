@@ -13,6 +13,7 @@ pub mod fields;
 pub mod index;
 pub mod journal;
 mod json;
+pub mod keeper;
 pub mod pieces;
 pub mod query;
 pub mod reader;
@@ -29,7 +30,8 @@ mod words;
 mod writer;
 
 pub use events::{Cause, ChangeEntry, Changes, ConnectionEvents, Health};
-pub use journal::{AuditError, Journal, Tellers};
+pub use journal::{AuditError, Journal, Tellers, UnderWay};
+pub use keeper::{Keeper, Retention};
 pub use record::Pending;
 pub use recorder::{NotSynced, Recorder, Unavailable};
 
@@ -51,6 +53,8 @@ pub struct Settings {
     pub query_names: Vec<String>,
     /// `rotate`: when a segment is closed.
     pub rotation: Rotation,
+    /// `retain`: how long segments are kept.
+    pub retention: Retention,
 }
 
 /// What a record survives before the last byte of its response goes out.
@@ -108,6 +112,7 @@ impl Settings {
             anonymous_per_second: 50,
             query_names: Vec::new(),
             rotation: Rotation { bytes: 64 * 1024 * 1024, age: Duration::from_secs(24 * 3600) },
+            retention: Retention { age: Duration::from_secs(90 * 24 * 3600), bytes: 10 * 1024 * 1024 * 1024 },
         }
     }
 }

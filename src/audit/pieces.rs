@@ -1,14 +1,21 @@
 //! A segment, read piece by piece: its whole records, and what is none. A segment may be larger than memory.
 
 use super::block::{Block, Blocks};
-use super::segment;
+use super::{block, segment};
+use crate::clock::Timestamp;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 /// No line is longer: the longest are changes of keys with very long allowlists. More bytes without a newline are damage,
 /// and are not held at once.
 const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// A plain segment is read in pieces of this size.
+const READ_BYTES: usize = 64 * 1024;
+
+/// What counts as near a plain segment's end.
+const TAIL_BYTES: u64 = 256 * 1024;
 
 /// What stands in a segment, in its order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,9 +68,22 @@ impl Pieces {
         } else {
             let mut file = File::open(path)?;
             file.seek(SeekFrom::Start(from))?;
-            Source::Plain { reader: BufReader::new(file), line: Vec::new() }
+            Source::Plain { reader: BufReader::with_capacity(READ_BYTES, file), line: Vec::new() }
         };
         Ok(Self { source, at: from })
+    }
+
+    /// Reads the last pieces: the last block, or what is whole in about the last quarter of a megabyte, behind a piece of damage
+    /// that is none.
+    ///
+    /// # Errors
+    /// As of opening the file.
+    pub fn open_near_end(path: &Path) -> io::Result<Self> {
+        let from = match segment::is_compressed(path) {
+            true => block::last_start(path)?,
+            false => std::fs::metadata(path)?.len().saturating_sub(TAIL_BYTES),
+        };
+        Self::open(path, from)
     }
 
     /// The byte after the last piece that was given; in a compressed segment, where the block begins that is not given whole.
@@ -118,4 +138,24 @@ impl Compressed {
 fn record(line: &[u8]) -> Option<(u64, &str)> {
     let body = line.strip_suffix(b"\n").filter(|body| segment::is_whole(body))?;
     Some((segment::seq_of(body)?, std::str::from_utf8(line).ok()?))
+}
+
+/// The time of a segment's newest record; of a segment without one, of its last change.
+///
+/// # Errors
+/// As of reading the file.
+pub fn newest_time(path: &Path) -> io::Result<Timestamp> {
+    for mut pieces in [Pieces::open_near_end(path)?, Pieces::open(path, 0)?] {
+        let mut newest = None;
+        while let Some(piece) = pieces.read()? {
+            if let Piece::Record { line, .. } = piece {
+                newest = newest.max(segment::time_of(line.as_bytes()));
+            }
+        }
+        if let Some(newest) = newest {
+            return Ok(newest);
+        }
+    }
+    let changed = std::fs::metadata(path)?.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(Timestamp::from_micros(0).plus(changed))
 }

@@ -89,14 +89,28 @@ pub fn synced(slot: &Path) -> io::Result<Option<u64>> {
 /// # Errors
 /// As of opening and locking the file.
 pub fn is_held(slot: &Path) -> io::Result<bool> {
-    let lock = match File::open(slot.join(LOCK_FILE)) {
-        Ok(lock) => lock,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    match flock(&lock, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(false),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+    match File::open(slot.join(LOCK_FILE)) {
+        Ok(lock) => Ok(!is_free(&lock, FlockOperation::NonBlockingLockShared)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Holds a slot that no process holds, as long as what is given back lives. Not for longer than a moment: whoever starts then
+/// takes another one.
+///
+/// # Errors
+/// As of opening and locking the file.
+pub fn hold(slot: &Path) -> io::Result<Option<File>> {
+    let lock = File::options().create(true).truncate(false).write(true).open(slot.join(LOCK_FILE))?;
+    Ok(is_free(&lock, FlockOperation::NonBlockingLockExclusive)?.then_some(lock))
+}
+
+/// Locks the file, if nobody else has.
+fn is_free(lock: &File, operation: FlockOperation) -> io::Result<bool> {
+    match flock(lock, operation) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
@@ -169,19 +183,19 @@ impl Follow {
     }
 
     fn read_listed(&mut self, through: u64, take: &mut impl FnMut(Line) -> ControlFlow<()>) -> io::Result<()> {
-        let segments = segment::list(&self.dir).map_err(|error| unreadable(&self.dir, &error))?;
+        let segments = segment::list(&self.dir).map_err(|error| about("read", &self.dir, &error))?;
         for (index, (first, path)) in segments.iter().enumerate() {
             // Records at and after the next segment's first number were written again there.
             let next = segments.get(index + 1).map(|(next, _)| *next);
             let read_before = match self.at {
                 Some(place) => *first < place.first,
-                None => next.is_some_and(|next| self.last_seq.is_some_and(|last| next <= last + 1)),
+                None => next.is_some_and(|next| self.last_seq.is_some_and(|last| next <= last.saturating_add(1))),
             };
             if read_before {
                 continue;
             }
             let whole = self.read_segment(*first, path, next, through, take);
-            if !whole.map_err(|error| unreadable(path, &error))? {
+            if !whole.map_err(|error| about("read", path, &error))? {
                 break;
             }
         }
@@ -230,7 +244,7 @@ impl Follow {
         if let Some(Fault::Damage { before, .. }) = self.faults.last_mut() {
             before.get_or_insert(seq);
         }
-        if let Some(last) = self.last_seq.replace(seq).filter(|last| last + 1 < seq) {
+        if let Some(last) = self.last_seq.replace(seq).filter(|last| last.saturating_add(1) < seq) {
             self.faults.push(Fault::Missing { journal: self.dir.clone(), first: last + 1, last: seq - 1 });
         }
     }
@@ -257,8 +271,8 @@ impl Follow {
 }
 
 /// The same error, for people.
-pub(super) fn unreadable(path: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("cannot read {}: {error}", path.display()))
+pub(super) fn about(what: &str, path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot {what} {}: {error}", path.display()))
 }
 
 // === impl Fault ===

@@ -83,6 +83,9 @@ impl Pending {
 
     /// What the head says, besides its target, which is set once it has been judged.
     pub fn set_request(&mut self, head: &request::Parts, request_id: HeaderValue, trace_id: [u8; 16]) {
+        if cfg!(feature = "without-audit") {
+            return;
+        }
         self.request_id = Some(request_id);
         self.trace_id = trace_id;
         self.method = head.method.clone();
@@ -98,7 +101,7 @@ impl Pending {
 
     /// The canonical target; its query is never written.
     pub fn set_target(&mut self, target: &PathAndQuery) {
-        self.target = Some(target.clone());
+        self.target = (!cfg!(feature = "without-audit")).then(|| target.clone());
     }
 
     pub fn set_principal(&mut self, principal: Arc<Principal>) {

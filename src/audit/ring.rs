@@ -35,6 +35,7 @@ const AT_RUN: usize = 25;
 const AT_RUNS: usize = 26;
 const AT_DIED: usize = 32;
 const AT_TELLING_SEQ: usize = 33;
+const AT_SLOTS_USED: usize = 36;
 const AT_COUNTS: usize = 40;
 const AT_TOLD: usize = AT_COUNTS + COUNTERS_MAX;
 const AT_TELLING: usize = AT_TOLD + COUNTERS_MAX;
@@ -171,6 +172,10 @@ impl Ring {
         };
         let ring = Self { words };
         ring.reset(slots, config);
+        if file.is_some() {
+            // A loss of power shows by what is here, and the system may not have written it by then.
+            ring.words.sync_first(HEADER_WORDS)?;
+        }
         Ok(ring)
     }
 
@@ -196,8 +201,9 @@ impl Ring {
 
     fn reset(&self, slots: usize, config: &str) {
         self.retire();
+        // No more of them is touched than have been: memory is taken by what is used.
+        (0..self.slots_used()).for_each(|slot| self.set_state(slot, FREE));
         self.all().iter().take(AT_NAMES).for_each(|word| word.store(0, Ordering::Relaxed));
-        (0..slots).for_each(|slot| self.set_state(slot, FREE));
         let boot = boot_id().unwrap_or(0);
         self.store(AT_BOOT, (boot >> 64) as u64);
         self.store(AT_BOOT + 1, boot as u64);
@@ -253,6 +259,11 @@ impl Ring {
         let room = self.all().len().saturating_sub(HEADER_WORDS + RING_WORDS) / SLOT_WORDS;
         usize::try_from(self.load(AT_SLOTS)).map_or(room, |slots| slots.min(room))
     }
+
+    /// The slots from here on have never held anything.
+    fn slots_used(&self) -> usize {
+        usize::try_from(self.load(AT_SLOTS_USED)).map_or(self.slots(), |used| used.min(self.slots()))
+    }
 }
 
 // === impl Ring: the worker's side ===
@@ -306,6 +317,9 @@ impl Ring {
 
     fn fill(&self, slot: usize, record: &[u8], known: usize, state: u64) {
         let words = self.slot(slot);
+        if slot as u64 >= self.load(AT_SLOTS_USED) {
+            self.store(AT_SLOTS_USED, slot as u64 + 1);
+        }
         self.set_state(slot, FREE);
         words::store(words, 2, record);
         if let Some(word) = words.get(1) {
@@ -490,7 +504,7 @@ impl Ring {
             self.kept(slot, &mut record);
             record
         };
-        (0..self.slots()).filter(is_left).map(record).collect()
+        (0..self.slots_used()).filter(is_left).map(record).collect()
     }
 
     /// The first number given to what was left in slots, if recovery got so far before.

@@ -54,6 +54,14 @@ impl Words {
         Ok(Self { map: MmapRaw::from(MmapMut::map_anon(count * WORD)?) })
     }
 
+    /// Returns when the first `count` words are on the disk.
+    ///
+    /// # Errors
+    /// As of writing them.
+    pub fn sync_first(&self, count: usize) -> io::Result<()> {
+        self.map.flush_range(0, count * WORD)
+    }
+
     #[allow(unsafe_code, reason = "a shared mapping can only be reached by its address")]
     pub fn as_slice(&self) -> &[AtomicU64] {
         // SAFETY: the mapping begins at a page, is as long as it says, and lives as long as `self`. It is reached in no other way
@@ -65,18 +73,15 @@ impl Words {
 
 /// Stores bytes from word `at` on, zeros after them up to the word's end. In a ring: what passes its end goes on at its start.
 pub fn store(ring: &[AtomicU64], at: usize, bytes: &[u8]) {
-    let (second, first) = ring.split_at_checked(at).unwrap_or((ring, &[]));
-    let (head, tail) = bytes.split_at_checked(first.len() * WORD).unwrap_or((bytes, &[]));
-    store_from(first, head);
-    store_from(second, tail);
-}
-
-fn store_from(words: &[AtomicU64], bytes: &[u8]) {
     let (chunks, rest) = bytes.as_chunks::<WORD>();
-    for (word, chunk) in words.iter().zip(chunks) {
+    let (first, second) = split(ring, at);
+    let mut words = first.iter().chain(second);
+    for (word, chunk) in words.by_ref().zip(chunks) {
         word.store(u64::from_le_bytes(*chunk), Ordering::Relaxed);
     }
-    if let Some(word) = words.get(chunks.len()).filter(|_| !rest.is_empty()) {
+    if !rest.is_empty()
+        && let Some(word) = first.iter().chain(second).nth(chunks.len())
+    {
         let mut last = [0; WORD];
         last.iter_mut().zip(rest).for_each(|(slot, byte)| *slot = *byte);
         word.store(u64::from_le_bytes(last), Ordering::Relaxed);
@@ -85,14 +90,19 @@ fn store_from(words: &[AtomicU64], bytes: &[u8]) {
 
 /// Appends `length` bytes from word `at` on to `out`.
 pub fn load(ring: &[AtomicU64], at: usize, length: usize, out: &mut Vec<u8>) {
+    let (first, second) = split(ring, at);
+    let end = out.len() + length;
+    out.reserve(length + WORD);
+    for word in first.iter().chain(second).take(length.div_ceil(WORD)) {
+        out.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
+    }
+    out.truncate(end);
+}
+
+/// From `at` to the end, and from the start to `at`.
+fn split(ring: &[AtomicU64], at: usize) -> (&[AtomicU64], &[AtomicU64]) {
     let (second, first) = ring.split_at_checked(at).unwrap_or((ring, &[]));
-    let (start, count) = (out.len(), length.div_ceil(WORD));
-    out.resize(start + count * WORD, 0);
-    let (chunks, _) = out.get_mut(start..).unwrap_or_default().as_chunks_mut::<WORD>();
-    let (head, tail) = chunks.split_at_mut(first.len().min(count));
-    head.iter_mut().zip(first).for_each(|(chunk, word)| *chunk = word.load(Ordering::Relaxed).to_le_bytes());
-    tail.iter_mut().zip(second).for_each(|(chunk, word)| *chunk = word.load(Ordering::Relaxed).to_le_bytes());
-    out.truncate(start + length);
+    (first, second)
 }
 
 #[cfg(test)]

@@ -216,8 +216,13 @@ impl Writer {
 
     /// Takes what is there and syncs it; true when more is there than one turn takes.
     pub(super) fn turn(&mut self) -> bool {
-        let more = self.health.is_healthy() && self.collect();
+        let begun = monotonic();
+        let collected = self.health.is_healthy();
+        let more = collected && self.collect();
         self.persist();
+        if collected && !more && self.health.is_healthy() {
+            self.health.tell_synced_until(begun);
+        }
         more && self.health.is_healthy()
     }
 

@@ -2,8 +2,9 @@
 
 use super::output::{self, Output};
 use super::{Failure, exit};
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
+use crate::manage::reporter;
 use crate::store::{self, Fleet, KeyStore, Member};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,7 +16,7 @@ pub enum Command {
     List,
     /// Remove a gateway that is known to be dead, with no successor running, so that nobody waits for it.
     Forget {
-        /// The instance, as `keygate fleet list` shows it.
+        /// The instance, as `keygate fleet list` shows it; or a journal that will never be reported, as `keygate keys usage` names it.
         instance: String,
     },
 }
@@ -29,7 +30,13 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
             say!("forgotten; if it lives, it joins again");
             Ok(exit::DONE)
         }
-        Command::Forget { instance } => Err(format!("there is no instance '{}'", output::printable(instance)).into()),
+        Command::Forget { instance } if reporter::abandon(store.as_ref(), instance, Clock::system().now())? => {
+            say!("given up; what it recorded and did not report stays unknown");
+            Ok(exit::DONE)
+        }
+        Command::Forget { instance } => {
+            Err(format!("there is no instance and no open journal '{}'", output::printable(instance)).into())
+        }
     }
 }
 

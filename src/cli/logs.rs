@@ -1,14 +1,17 @@
 //! `keygate logs`: what the gateway decided, read from its journal.
 
+mod fleet;
+
 use super::output::{self, Output};
 use super::{Failure, exit, when};
 use crate::audit::fields::Fields;
 use crate::audit::index::IndexReader;
-use crate::audit::query::{Cursor, Filter, JournalSource, Page, QueryError, Source as _, StatusFilter};
+use crate::audit::query::{Cursor, Filter, JournalSource, Page, QueryError, Source, StatusFilter};
 use crate::audit::reader::{Follow, journals};
 use crate::config::{Config, values};
 use crate::net::{Networks, parse_network};
 use crate::store;
+use fleet::FleetSource;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -69,6 +72,9 @@ pub struct Args {
     /// Those before the ones that were shown with this cursor.
     #[arg(long, value_name = "CURSOR")]
     after: Option<String>,
+    /// Of all gateways, from the stream in Redis, as far back as that reaches.
+    #[arg(long)]
+    fleet: bool,
     /// Go on with new records as they are written.
     #[arg(long, conflicts_with_all = ["newest_first", "after", "until"])]
     follow: bool,
@@ -80,12 +86,19 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Runs the command.
 pub fn run(args: &Args, config: &Config, output: Output) -> Result<ExitCode, Failure> {
     let (dir, filter) = (&config.audit.dir, args.filter(config)?);
-    let (page, lasts) = args.page(dir, &filter)?;
-    show(output, &page.lines)?;
-    if !args.follow {
-        page.next.iter().for_each(|next| say!("there are more: --after {next}"));
-        return Ok(exit::DONE);
+    // Beside the gateways there is no journal, but there may be a stream.
+    let stream = fleet::stream(config).filter(|_| args.fleet || !dir.exists());
+    if let Some(stream) = stream {
+        return args.run_on_fleet(FleetSource::new(stream), &filter, output);
     }
+    if args.fleet {
+        return Err("no sink in gateway.toml keeps a stream of all gateways' records; add one of type redis".into());
+    }
+    let (page, lasts) = args.journal_page(dir, &filter)?;
+    if !args.follow {
+        return args.end(output, page);
+    }
+    show(output, &page.lines)?;
     let mut tail = Tail { dir: dir.clone(), lasts, journals: BTreeMap::new() };
     loop {
         std::thread::sleep(LOOK);
@@ -115,27 +128,51 @@ impl Args {
         })
     }
 
-    /// The records that are there, in the order in which they are shown, and the last of each slot. Asks the journal alone
-    /// when the index cannot be used.
-    fn page(&self, dir: &Path, filter: &Filter) -> Result<(Page, BTreeMap<PathBuf, u64>), Failure> {
+    fn run_on_fleet(&self, mut source: FleetSource, filter: &Filter, output: Output) -> Result<ExitCode, Failure> {
+        let page = self.page(&mut source, filter)?;
+        if !self.follow {
+            return self.end(output, page);
+        }
+        show(output, &page.lines)?;
+        loop {
+            std::thread::sleep(LOOK);
+            show_more(output, &source.read_on(filter)?)?;
+        }
+    }
+
+    /// The last page, and where the next one begins.
+    fn end(&self, output: Output, page: Page) -> Result<ExitCode, Failure> {
+        show(output, &page.lines)?;
+        let fleet = if self.fleet { "--fleet " } else { "" };
+        page.next.iter().for_each(|next| say!("there are more: {fleet}--after {next}"));
+        Ok(exit::DONE)
+    }
+
+    /// The journal's records, and the last of each slot. Asks the journal alone when the index cannot be used.
+    fn journal_page(&self, dir: &Path, filter: &Filter) -> Result<(Page, BTreeMap<PathBuf, u64>), Failure> {
         let index = IndexReader::open(dir).unwrap_or_else(|error| {
             say!("warning: {error}");
             None
         });
-        let after = self.after.clone().map(Cursor);
         let mut source = JournalSource::new(dir, index);
-        let mut asked = source.page(filter, after.as_ref(), self.limit);
+        let mut asked = self.page(&mut source, filter);
         if let Err(QueryError::Index(error)) = &asked {
             say!("warning: {error}");
             source = JournalSource::new(dir, None);
-            asked = source.page(filter, after.as_ref(), self.limit);
+            asked = self.page(&mut source, filter);
         }
-        let mut page = asked?;
+        Ok((asked?, source.lasts().clone()))
+    }
+
+    /// The records that are there, in the order in which they are shown.
+    fn page(&self, source: &mut dyn Source, filter: &Filter) -> Result<Page, QueryError> {
+        let after = self.after.clone().map(Cursor);
+        let mut page = source.page(filter, after.as_ref(), self.limit)?;
         page.warnings.iter().for_each(|warning| say!("warning: {warning}"));
         if !self.newest_first {
             page.lines.reverse();
         }
-        Ok((page, source.lasts().clone()))
+        Ok(page)
     }
 }
 

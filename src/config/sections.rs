@@ -2,7 +2,7 @@
 
 use super::diagnostics::Diagnostic;
 use super::reader::{Located, Section};
-use crate::audit::{Durability, Overload, Rotation};
+use crate::audit::{Durability, Overload, Retention, Rotation};
 use crate::key::Prefix;
 use crate::net::{Networks, parse_network};
 use crate::{admin, audit, proxy, server};
@@ -153,6 +153,7 @@ pub fn audit(mut section: Section<'_, '_>, dir: &Path) -> audit::Settings {
     let query_names = section.list("query_names", query_name);
     let unsaid = audit::Settings::of(dir.join(path));
     let rotation = rotation(section.table("rotate"), unsaid.rotation);
+    let retention = retention(section.table("retain"), unsaid.retention);
     section.finish();
     audit::Settings {
         durability: durability.map_or(unsaid.durability, |durability| durability.value),
@@ -162,6 +163,7 @@ pub fn audit(mut section: Section<'_, '_>, dir: &Path) -> audit::Settings {
             .unwrap_or(unsaid.anonymous_per_second),
         query_names: query_names.into_iter().map(|name| name.value).collect(),
         rotation,
+        retention,
         ..unsaid
     }
 }
@@ -179,6 +181,14 @@ fn rotation(mut section: Section<'_, '_>, unsaid: Rotation) -> Rotation {
         section.duration("age", Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600)).unwrap_or(unsaid.age);
     section.finish();
     Rotation { bytes, age }
+}
+
+/// `retain` in `[audit]`.
+fn retention(mut section: Section<'_, '_>, unsaid: Retention) -> Retention {
+    let days = section.number("days", 1..=36_500);
+    let bytes = section.size("size", 1024 * 1024..=1 << 50).unwrap_or(unsaid.bytes);
+    section.finish();
+    Retention { age: days.map_or(unsaid.age, |days| Duration::from_secs(days * 24 * 3600)), bytes }
 }
 
 /// `[client_ip]`.

@@ -9,6 +9,7 @@ pub mod quiet;
 pub mod report;
 pub mod reporter;
 mod rotate;
+pub mod usage;
 
 pub use confirm::{Confirmation, Silent, Standing};
 pub use entities::NewEntity;

@@ -51,6 +51,7 @@ fn help_says_what_there_is() {
         &["keys", "revoke"],
         &["keys", "import"],
         &["keys", "report"],
+        &["keys", "usage"],
     ];
     for command in commands {
         let output = run(directory.path(), &[*command, &["--help"]].concat());

@@ -32,4 +32,5 @@ mod snapshot;
 mod streaming;
 mod upstream_lies;
 mod upstreams;
+mod usage;
 mod verify;

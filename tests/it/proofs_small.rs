@@ -71,6 +71,13 @@ fn l2_what_was_answered_is_in_the_journal_when_the_power_has_failed() {
 }
 
 #[test]
+fn l2_what_is_lost_with_the_power_was_young() {
+    let run = audit::deaths::Run { seed: seed(), times: 3, rate: None, life: Duration::from_millis(60) };
+    let ages = audit::power::window(&run);
+    assert!(ages.iter().all(|age| *age < Duration::from_secs(1)), "{ages:?}");
+}
+
+#[test]
 fn l4_on_a_full_disk_requests_are_refused_and_counted() {
     audit::failures::refuse(Failure::FullDisk);
 }

@@ -9,18 +9,21 @@ mod delivery;
 mod feed;
 mod gap;
 pub mod http;
+mod keeping;
 mod shipper;
 mod sqlite;
 mod status;
 mod stdout;
+mod tails;
 
 pub use feed::Room;
 pub use http::Http;
-pub use shipper::{Shipper, ShipperParts, Watch};
+pub use shipper::{Shipper, ShipperParts, Watch, directory_id};
 pub use sqlite::Sqlite;
 pub use status::{Standing, State};
 pub use stdout::Stdout;
 
+use crate::clock::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,8 +35,8 @@ pub struct Line {
     /// The journal's id, such as `edge-1/0`.
     pub journal: Arc<str>,
     pub seq: u64,
-    /// The JSON object as it stands in the journal, without its newline.
-    pub text: String,
+    /// The JSON object as it stands in the journal, without its newline. Several sinks may hold it.
+    pub text: Arc<str>,
 }
 
 /// The last `seq` that a sink has taken, by journal.
@@ -69,6 +72,16 @@ pub trait Sink: Send {
     /// What it has written of what it took, where it gathers: the checkpoint moves no further.
     fn settled(&self) -> Option<Positions> {
         None
+    }
+
+    /// Everything that was synced at `read_at` has been delivered. Told again and again while nothing new comes, and a last time
+    /// when the shipper stops.
+    ///
+    /// # Errors
+    /// As of [`Self::deliver`].
+    fn caught_up(&mut self, read_at: Timestamp, is_last: bool) -> Result<(), SinkError> {
+        _ = (read_at, is_last);
+        Ok(())
     }
 
     /// Whether the journal must keep what this sink has not taken yet.

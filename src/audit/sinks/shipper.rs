@@ -1,13 +1,16 @@
-//! The shipper: one process of a directory holds its lock and runs a thread for each sink.
+//! The shipper: one process of a directory holds its lock, and runs a thread for each sink and one for the keeper.
 
 use super::Outlet;
 use super::delivery::Delivery;
+use super::keeping::Keeping;
 use super::status::{self, Standing, Status, Told};
+use super::tails::Tails;
+use crate::audit::keeper::Keeper;
 use crate::clock::{Clock, monotonic};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::setpriority_process;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -15,10 +18,14 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+/// Locked by the process that ships.
+const LOCK_FILE: &str = "ship.lock";
 /// How often a process that does not ship looks whether it should.
 const TAKE_OVER: Duration = Duration::from_millis(500);
 /// How long a stop waits for the last deliveries.
 const LAST_DELIVERY: Duration = Duration::from_secs(2);
+/// Of each journal's newest records, so much is held for the sinks that keep up.
+const TAIL_BYTES: usize = 4 * 1024 * 1024;
 /// Of the sinks' threads: whoever serves requests goes first.
 const NICE: i32 = 10;
 /// After a sink's thread failed for a defect of ours.
@@ -32,13 +39,15 @@ pub struct ShipperParts {
     pub gateway: String,
     /// The sinks. Their names differ.
     pub outlets: Vec<Outlet>,
+    /// Who compresses and deletes what the sinks have taken.
+    pub keeper: Keeper,
     pub clock: Clock,
 }
 
 /// Ships the records of a directory, as soon as and for as long as no other process does.
 pub struct Shipper {
     shared: Arc<Shared>,
-    lead: Option<JoinHandle<()>>,
+    lead: JoinHandle<()>,
 }
 
 /// How the sinks stand, for whoever is asked.
@@ -51,6 +60,7 @@ pub struct Shared {
     pub clock: Clock,
     pub stop: Stop,
     pub told: Told,
+    pub tails: Tails,
     gateway: String,
     statuses: Vec<Arc<Status>>,
 }
@@ -65,19 +75,16 @@ pub struct Stop {
 // === impl Shipper ===
 
 impl Shipper {
-    /// Starts. Without a sink there is nothing to do.
+    /// Starts. Without a sink the segments are kept all the same.
     ///
     /// # Errors
     /// When no thread can be started.
     pub fn start(parts: ShipperParts) -> io::Result<Self> {
-        let ShipperParts { dir, gateway, outlets, clock } = parts;
+        let ShipperParts { dir, gateway, outlets, keeper, clock } = parts;
         let statuses = outlets.iter().map(|outlet| Arc::new(Status::new(outlet.sink.name()))).collect();
         let shared = Arc::new(Shared::new(dir, gateway, clock, statuses));
-        let mut lead = None;
-        if !outlets.is_empty() {
-            let shared = Arc::clone(&shared);
-            lead = Some(Builder::new().name("shipper".into()).spawn(move || ship(&shared, outlets))?);
-        }
+        let led = Arc::clone(&shared);
+        let lead = Builder::new().name("shipper".into()).spawn(move || ship(&led, outlets, keeper))?;
         Ok(Self { shared, lead })
     }
 
@@ -89,7 +96,7 @@ impl Shipper {
     /// journal's last sync.
     pub fn stop(self) {
         self.shared.stop.set();
-        if self.lead.is_some_and(|lead| lead.join().is_err()) {
+        if self.lead.join().is_err() {
             tracing::error!("the shipper panicked");
         }
     }
@@ -114,7 +121,15 @@ impl Watch {
 
 impl Shared {
     pub fn new(dir: PathBuf, gateway: String, clock: Clock, statuses: Vec<Arc<Status>>) -> Self {
-        Self { dir, clock, stop: Stop::default(), told: Told::default(), gateway, statuses }
+        Self {
+            dir,
+            clock,
+            stop: Stop::default(),
+            told: Told::default(),
+            tails: Tails::new(TAIL_BYTES),
+            gateway,
+            statuses,
+        }
     }
 
     /// Whether a journal is this gateway's.
@@ -123,16 +138,20 @@ impl Shared {
     }
 }
 
-/// Waits for the directory's lock, runs the sinks, and ends when it is told to.
-fn ship(shared: &Arc<Shared>, outlets: Vec<Outlet>) {
+/// Waits for the directory's lock, runs the sinks and the keeper, and ends when it is told to.
+fn ship(shared: &Arc<Shared>, outlets: Vec<Outlet>, keeper: Keeper) {
     let Some(_lock) = wait_for_lock(shared) else { return };
     let (ended, ends) = channel();
+    let durable = outlets.iter().filter(|outlet| outlet.sink.is_durable());
+    let keeping =
+        Keeping::new(keeper, Arc::clone(shared), durable.map(|outlet| outlet.sink.name().to_owned()).collect());
+    let keeper = start(keeping, ended.clone());
     let started = outlets.into_iter().zip(&shared.statuses);
     let started = started.map(|(outlet, status)| {
         let delivery = Delivery::new(outlet, Arc::clone(shared), Arc::clone(status));
         spawn(delivery, &status.name, Arc::clone(shared), ended.clone())
     });
-    let threads = started.filter(|started| *started).count();
+    let threads = started.filter(|started| *started).count() + usize::from(keeper);
     shared.stop.wait_until_set();
     wait_for_ends(&ends, threads);
 }
@@ -170,12 +189,30 @@ fn wait_for_lock(shared: &Shared) -> Option<File> {
 }
 
 fn try_lock(dir: &Path) -> io::Result<Option<File>> {
-    let file = File::options().create(true).truncate(false).write(true).open(dir.join("ship.lock"))?;
+    let mut file = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error.into()),
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        Err(error) => return Err(error.into()),
     }
+    if directory_id(dir).is_err() {
+        file.set_len(0)?;
+        file.write_all(format!("{:032x}", fastrand::u128(..)).as_bytes())?;
+        file.sync_all()?;
+    }
+    Ok(Some(file))
+}
+
+/// What tells an audit directory from every other, one in the same place included: made when records are first shipped, kept
+/// in the lock's file.
+///
+/// # Errors
+/// As of reading the file.
+pub fn directory_id(dir: &Path) -> io::Result<String> {
+    let path = dir.join(LOCK_FILE);
+    let id = std::fs::read_to_string(&path).ok();
+    let id = id.filter(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    id.ok_or_else(|| io::Error::other(format!("{} holds no id of this directory", path.display())))
 }
 
 /// Starts a sink's thread; whether it started.
@@ -196,6 +233,22 @@ fn spawn(mut delivery: Delivery, name: &str, shared: Arc<Shared>, ended: Sender<
     let started = thread.spawn(run);
     if let Err(error) = &started {
         tracing::error!(sink = name, %error, "cannot start a sink's thread; its records stay in the journal");
+    }
+    started.is_ok()
+}
+
+/// Starts the keeper's thread; whether it started.
+fn start(mut keeping: Keeping, ended: Sender<()>) -> bool {
+    let run = move || {
+        _ = setpriority_process(None, NICE);
+        if catch_unwind(AssertUnwindSafe(|| keeping.run())).is_err() {
+            tracing::error!("the keeper panicked: segments are neither compressed nor deleted until the next start");
+        }
+        _ = ended.send(());
+    };
+    let started = Builder::new().name("keeper".into()).spawn(run);
+    if let Err(error) = &started {
+        tracing::error!(%error, "cannot start the keeper's thread; segments are neither compressed nor deleted");
     }
     started.is_ok()
 }

@@ -6,6 +6,7 @@ use super::{Event, Finding, Head, Summary};
 use crate::audit::pieces::Piece;
 use crate::audit::seal::Seal;
 use crate::audit::{SCHEMA, reader, segment};
+use crate::clock::Timestamp;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -14,8 +15,8 @@ pub type Take<'a> = dyn FnMut(Event<'_>) -> io::Result<()> + 'a;
 
 /// The state of verifying a slot.
 pub struct Scan<'a> {
-    /// The slot's journal.
-    journal: Option<String>,
+    /// The names of the slot's journal.
+    names: Vec<String>,
     heads: Vec<Head>,
     /// Whether a process holds the slot: its newest segment may end within a line.
     is_held: bool,
@@ -32,18 +33,19 @@ pub struct Scan<'a> {
     summary: Summary,
 }
 
-/// Verifies one slot. `heads` may be of any journals; those of this one count.
+/// Verifies one slot. `heads` may be of any journals; those of this one count. With `since`, old segments without a record of
+/// that time or later are left out, up to the last one before those that have some.
 ///
 /// # Errors
 /// As of reading the files. What is wrong with their contents is no error.
-pub fn verify(slot: &Path, heads: &[Head], take: &mut Take<'_>) -> io::Result<Summary> {
+pub fn verify(slot: &Path, heads: &[Head], since: Option<Timestamp>, take: &mut Take<'_>) -> io::Result<Summary> {
     // Before the segments: what is synced now must be in them.
     let synced = reader::synced(slot)?;
     let is_held = reader::is_held(slot)?;
     let survey = Survey::of(slot)?;
     let mut scan = Scan {
-        heads: heads_of(survey.journal.as_deref(), heads, synced),
-        journal: survey.journal.clone(),
+        heads: heads_of(&survey.names, heads, synced),
+        names: survey.names.clone(),
         is_held,
         take,
         last: None,
@@ -51,9 +53,10 @@ pub fn verify(slot: &Path, heads: &[Head], take: &mut Take<'_>) -> io::Result<Su
         run: None,
         found: Vec::new(),
         seals: Seals::default(),
-        summary: Summary { dir: slot.to_owned(), journal: survey.journal.clone(), ..Summary::default() },
+        summary: Summary { dir: slot.to_owned(), names: survey.names.clone(), ..Summary::default() },
     };
-    for (index, candidate) in survey.candidates.iter().enumerate() {
+    let from = since.map_or(Ok(0), |since| survey.index_since(since))?;
+    for (index, candidate) in survey.candidates.iter().enumerate().skip(from) {
         scan.segment(&survey, index, candidate)?;
     }
     scan.end();
@@ -62,22 +65,25 @@ pub fn verify(slot: &Path, heads: &[Head], take: &mut Take<'_>) -> io::Result<Su
 }
 
 /// The heads of this journal, and what its writer has synced.
-fn heads_of(journal: Option<&str>, heads: &[Head], synced: Option<u64>) -> Vec<Head> {
-    let Some(journal) = journal else { return Vec::new() };
-    let local = synced.map(|seq| Head { journal: journal.to_owned(), seq, hash: None });
-    heads.iter().filter(|head| head.journal == journal).cloned().chain(local).collect()
+fn heads_of(names: &[String], heads: &[Head], synced: Option<u64>) -> Vec<Head> {
+    let local = names.last().zip(synced).map(|(journal, seq)| Head { journal: journal.clone(), seq, hash: None });
+    heads.iter().filter(|head| names.contains(&head.journal)).cloned().chain(local).collect()
 }
 
 // === impl Scan ===
 
 impl Scan<'_> {
     fn segment(&mut self, survey: &Survey, index: usize, candidate: &Candidate) -> io::Result<()> {
-        let Some((path, mut pieces)) = open(&candidate.path)? else { return Ok(()) };
+        let Some((path, mut pieces)) = open(&candidate.path)? else {
+            // Its time was over meanwhile, and so was that of all before it.
+            self.last = None;
+            return Ok(());
+        };
         self.summary.segments += 1;
         self.begin(&path, candidate, survey.is_own(candidate));
         let (void_from, is_newest) = (survey.void_from(index), index + 1 == survey.candidates.len());
         let mut schema = u64::from(SCHEMA);
-        while let Some(piece) = pieces.read().map_err(|error| reader::unreadable(&path, &error))? {
+        while let Some(piece) = pieces.read().map_err(|error| reader::about("read", &path, &error))? {
             match piece {
                 Piece::Record { seq, line } => {
                     let told = segment::schema_of(line.as_bytes()).unwrap_or_default();
@@ -115,7 +121,7 @@ impl Scan<'_> {
     /// A whole record; true if it counts.
     fn record(&mut self, path: &Path, void_from: Option<u64>, seq: u64, line: &str) -> bool {
         let journal = segment::journal_of(line.as_bytes());
-        if journal != self.journal.as_deref() {
+        if !journal.is_some_and(|journal| self.names.iter().any(|name| name == journal)) {
             let (segment, journal) = (path.to_owned(), journal.unwrap_or_default().to_owned());
             self.go_on(Finding::Foreign { segment, journal, first: seq, last: seq });
         } else if self.last.is_some_and(|last| seq <= last) {
@@ -140,7 +146,8 @@ impl Scan<'_> {
             // Only at the beginning; of others it has been told what lacks.
             Shown::Unchecked { last } => {
                 let first = self.summary.first.filter(|first| *first > 1 && self.summary.sealed_through.is_none());
-                self.summary.unchecked = self.summary.unchecked.or(first.map(|first| (first, last)));
+                self.summary.unchecked =
+                    self.summary.unchecked.or(first.map(|first| (first, last))).filter(|(first, last)| first <= last);
             }
         }
         self.check_head(seq, line);
@@ -160,7 +167,8 @@ impl Scan<'_> {
     /// The numbers before `seq` will not come any more. `at_beginning`: a segment begins there, so that damage at the end of
     /// the one before it is a torn end, if no number lacks.
     fn reach(&mut self, seq: u64, at_beginning: bool) {
-        let lacking = self.last.map(|last| (last + 1, seq.saturating_sub(1))).filter(|(first, last)| first <= last);
+        let lacking =
+            self.last.map(|last| (last.saturating_add(1), seq.saturating_sub(1))).filter(|(first, last)| first <= last);
         let damage = std::mem::take(&mut self.damage);
         match lacking {
             Some((first, last)) if damage.is_empty() => self.find(Finding::Missing { first, last }),
@@ -189,14 +197,14 @@ impl Scan<'_> {
         let (first, _) = next.numbers();
         match (&mut self.run, &next) {
             (Some(Finding::Repeated { segment, last, .. }), Finding::Repeated { segment: same, .. })
-                if segment == same && Some(*last + 1) == first =>
+                if segment == same && last.checked_add(1) == first =>
             {
                 *last += 1;
             }
             (
                 Some(Finding::Foreign { segment, journal, last, .. }),
                 Finding::Foreign { segment: same, journal: of, .. },
-            ) if segment == same && journal == of && Some(*last + 1) == first => {
+            ) if segment == same && journal == of && last.checked_add(1) == first => {
                 *last += 1;
             }
             _ => {
@@ -213,11 +221,11 @@ impl Scan<'_> {
     }
 
     fn end(&mut self) {
-        let after = self.last.map_or(1, |last| last + 1);
+        let after = self.last.map_or(1, |last| last.saturating_add(1));
         let damage = std::mem::take(&mut self.damage);
         self.find_damage(damage, Some((after, None)));
         let known = self.heads.iter().map(|head| head.seq).max();
-        let journal = self.journal.clone();
+        let journal = self.names.last().cloned();
         if let (Some(known), Some(journal)) = (known.filter(|known| Some(*known) > self.summary.last), journal) {
             self.find(Finding::Cut { journal, last: self.summary.last, known });
         }

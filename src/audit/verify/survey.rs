@@ -1,7 +1,10 @@
 //! The files of a slot, before any is read to its end: where each begins and whose it is.
 
+use crate::audit::pieces::newest_time;
 use crate::audit::pieces::{Piece, Pieces};
+use crate::audit::seal::Seal;
 use crate::audit::{reader, segment};
+use crate::clock::Timestamp;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -20,11 +23,13 @@ pub struct Candidate {
     is_damaged_before: bool,
 }
 
-/// The files, in the order of what is in them, and the journal that most of them are of.
+/// The files, in the order of what is in them, and whose they are.
 #[derive(Debug, Default)]
 pub struct Survey {
     pub candidates: Vec<Candidate>,
-    pub journal: Option<String>,
+    /// The names of the slot's journal: that of most files, and those it had while the gateway had another id. The last one
+    /// is what it is called now.
+    pub names: Vec<String>,
 }
 
 // === impl Survey ===
@@ -43,13 +48,28 @@ impl Survey {
             }
         }
         candidates.sort_by(|left, right| left.place().cmp(&right.place()));
-        let journal = journal(dir, &candidates);
-        Ok(Self { candidates, journal })
+        let names = names(&candidates, journal(dir, &candidates))?;
+        Ok(Self { candidates, names })
     }
 
     /// Whether this one is of the slot's journal, or nobody can say.
     pub fn is_own(&self, candidate: &Candidate) -> bool {
-        candidate.journal.is_none() || candidate.journal == self.journal
+        candidate.journal.as_ref().is_none_or(|journal| self.names.contains(journal))
+    }
+
+    /// The segment before the first one that has records of this time or later: in between, numbers may lack. Clocks may go
+    /// back, so that all of them are looked at.
+    ///
+    /// # Errors
+    /// As of reading the segments.
+    pub fn index_since(&self, since: Timestamp) -> io::Result<usize> {
+        for (index, candidate) in self.candidates.iter().enumerate() {
+            let Some((path, _)) = open(&candidate.path)? else { continue };
+            if newest_time(&path)? >= since {
+                return Ok(index.saturating_sub(1));
+            }
+        }
+        Ok(self.candidates.len().saturating_sub(1))
     }
 
     /// The number from which on the segment at `index` is void: there the next one begins.
@@ -69,6 +89,52 @@ fn journal(dir: &Path, candidates: &[Candidate]) -> Option<String> {
     }
     let most = files.into_iter().max_by_key(|(journal, files)| (fits(journal), *files))?;
     Some(most.0.to_owned())
+}
+
+/// All names of the journal: where it goes on under another one, the chain of its seals does too.
+fn names(candidates: &[Candidate], journal: Option<String>) -> io::Result<Vec<String>> {
+    let mut names: Vec<String> = journal.into_iter().collect();
+    let named: Vec<(&str, &Path)> =
+        candidates.iter().filter_map(|one| Some((one.journal.as_deref()?, one.path.as_path()))).collect();
+    let mut pairs: Vec<_> = named.iter().zip(named.iter().skip(1)).filter(|(left, right)| left.0 != right.0).collect();
+    let is_own = |names: &[String], name: &str| names.iter().any(|own| own == name);
+    while let Some(at) = pairs.iter().position(|(left, right)| is_own(&names, left.0) != is_own(&names, right.0)) {
+        let (left, right) = pairs.swap_remove(at);
+        if is_linked(left.1, right.1)? {
+            let other = if is_own(&names, left.0) { right.0 } else { left.0 };
+            names.push(other.to_owned());
+        }
+    }
+    // In the order in which they came.
+    names.sort_by_key(|name| named.iter().rposition(|(other, _)| other == name));
+    Ok(names)
+}
+
+/// Whether the second segment's first seal names the first one's last.
+fn is_linked(left: &Path, right: &Path) -> io::Result<bool> {
+    let mut last = None;
+    for mut pieces in [Pieces::open_near_end(left)?, Pieces::open(left, 0)?] {
+        while let Some(piece) = pieces.read()? {
+            last = seal_in(piece).or(last);
+        }
+        if last.is_some() {
+            break;
+        }
+    }
+    let (mut first, mut pieces) = (None, Pieces::open(right, 0)?);
+    while let (None, Some(piece)) = (first, pieces.read()?) {
+        first = seal_in(piece);
+    }
+    let names =
+        |((_, first), (seq, last)): ((u64, Seal), (u64, Seal))| first.first == seq && first.previous == last.hash;
+    Ok(first.zip(last).is_some_and(names))
+}
+
+fn seal_in(piece: Piece<'_>) -> Option<(u64, Seal)> {
+    match piece {
+        Piece::Record { seq, line } => Some((seq, Seal::read(line)?)),
+        Piece::Damage { .. } | Piece::Torn { .. } => None,
+    }
 }
 
 fn looks_like_one(path: &Path) -> bool {
@@ -127,7 +193,7 @@ pub fn open(path: &Path) -> io::Result<Option<(PathBuf, Pieces)>> {
         match Pieces::open(&form, 0) {
             Ok(pieces) => return Ok(Some((form, pieces))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(reader::unreadable(&form, &error)),
+            Err(error) => return Err(reader::about("read", &form, &error)),
         }
     }
     Ok(None)

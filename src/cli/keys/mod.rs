@@ -1,6 +1,7 @@
 //! `keygate keys`.
 
 mod report;
+mod usage;
 
 use super::confirm::Wait;
 use super::output::{self, Output};
@@ -52,6 +53,8 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// What a key is used for, and whether it can be deleted.
+    Usage(usage::Args),
     /// Which keys deserve a second look: unused, without an end, too powerful, old, or rotated and still in use.
     Report(report::Args),
     /// Store a key that another system made, by its SHA-256 alone: nobody must change a key.
@@ -170,6 +173,7 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
             session.rotate(key_id(id)?, Overlap { time: *overlap, until_quiet: *until_quiet })
         }
         Command::Revoke { id, yes, wait } => session.revoke(key_id(id)?, *yes, *wait),
+        Command::Usage(args) => session.usage(args, config),
         Command::Report(args) => session.report(args),
         Command::Import { grant, sha256 } => session.import(grant, *sha256),
     }

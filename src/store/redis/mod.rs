@@ -18,7 +18,7 @@ use crate::key::Digest;
 use link::Link;
 pub use link::{Login, Url};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-pub use stream::{Appended, RecordStream, StreamSettings};
+pub use stream::{Appended, RecordStream, StoredRecord, StreamSettings};
 
 /// Records read by one call of a list.
 const PAGE: usize = 500;

@@ -6,8 +6,9 @@ use crate::proofs::process::{pss, watch_peak};
 use keygate::clock::Timestamp;
 use std::time::{Duration, Instant, SystemTime};
 
-/// How much more memory a reply may take.
-const GROWTH_MAX: u64 = 32 * 1024 * 1024;
+/// How much more memory such replies may take: each is bounded at 8 MiB, a list takes twice that while it grows, and several
+/// connections read one at the same time.
+const GROWTH_MAX: u64 = 80 * 1024 * 1024;
 const LATENCY: Duration = Duration::from_millis(200);
 
 /// The right to serve ends `max_stale` after the last contact, known keys work until then, and no good key is ever told bad.

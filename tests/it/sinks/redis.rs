@@ -1,11 +1,14 @@
 //! A stream in Redis as a sink.
 
 use super::{World, journal, name};
+use crate::harness::gateway::keygate;
 use crate::harness::redis::RedisServer;
 use crate::harness::{Gateway, Upstream, eventually};
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
+use std::process::Stdio;
 
 const STREAM: &str = "{keygate}:audit";
 
@@ -65,6 +68,64 @@ fn a_fleet_writes_one_stream_on_its_store_and_kills_add_nothing_twice() {
     }
 }
 
+/// What `keygate logs --output ndjson` prints in a directory with the gateway's configuration alone.
+fn logs(dir: &Path, args: &[&str]) -> (Vec<String>, String) {
+    let output = keygate(dir).args(["logs", "--output", "ndjson"]).args(args).output().unwrap();
+    let [lines, words] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(output.status.success(), "{words}");
+    (lines.lines().map(str::to_owned).collect(), words)
+}
+
+#[test]
+fn the_records_of_a_fleet_are_asked_for_at_any_place_in_pages_and_followed() {
+    let (redis, upstream) = (RedisServer::start(), Upstream::named("erp"));
+    let store = format!("[store]\nurl = \"{}\"", redis.url());
+    let mut first = World::with(&store);
+    let mut second = Gateway::builder().live(&upstream).toml(&store).joining("edge-2").start();
+    second.wait_until_known(&first.key);
+    let ask = |gateway: &Gateway| gateway.client().request("GET", &first.path, &[&first.key.bearer()]).status;
+    for _ in 0..20 {
+        assert_eq!((ask(&first.gateway), ask(&second)), (200, 200));
+    }
+    first.stop();
+    second.signal("TERM");
+    second.wait();
+    let journals = [first.journal(), journal(&second.dir.path().join("data/audit"))].concat();
+    let here = first.gateway.dir.path();
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::copy(here.join("gateway.toml"), elsewhere.path().join("gateway.toml")).unwrap();
+    let (all, _) = logs(here, &["--fleet", "--limit", "1000000"]);
+    let set = |lines: &[String]| lines.iter().cloned().collect::<BTreeSet<_>>();
+    assert_eq!((set(&all), all.len()), (set(&journals), journals.len()));
+    assert_eq!(logs(elsewhere.path(), &["--limit", "1000000"]).0, all, "without a journal the stream is asked");
+
+    let wanted = ["--fleet", "--key", &first.key.id, "--decision", "allow", "--newest-first", "--since", "1h"];
+    let (mut pages, mut after) = (Vec::new(), None::<String>);
+    loop {
+        let mut args = [&wanted[..], &["--limit", "7"]].concat();
+        args.extend(after.iter().flat_map(|cursor| ["--after", cursor]));
+        let (lines, words) = logs(elsewhere.path(), &args);
+        assert!((1..=7).contains(&lines.len()));
+        pages.extend(lines);
+        let Some(cursor) = words.trim().rsplit_once("--after ") else { break };
+        after = Some(cursor.1.to_owned());
+    }
+    let is_wanted = |line: &&String| line.contains(&first.key.id) && line.contains(r#""decision":"allow""#);
+    let expected: Vec<_> = all.iter().rev().filter(is_wanted).cloned().collect();
+    assert_eq!((pages.len(), &pages), (40, &expected));
+
+    let mut follow = keygate(elsewhere.path());
+    let follow = follow.args(["logs", "--fleet", "--follow", "--output", "ndjson", "--limit", "1"]);
+    let mut child = follow.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert_eq!(lines.next().as_ref(), all.last());
+    first.gateway.restart();
+    let start = lines.find(|line| line.contains(r#""kind":"start""#));
+    assert!(start.is_some_and(|line| name(&line).0 == "edge-1/0"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn a_full_redis_takes_records_later_and_one_that_was_emptied_gets_them_again() {
     let redis = RedisServer::start();
@@ -109,15 +170,30 @@ fn a_redis_that_was_away_or_takes_no_writes_gets_everything_once_it_writes_again
 }
 
 #[test]
+fn a_gateway_that_begins_again_on_an_empty_disk_is_not_taken_for_the_one_it_was() {
+    let redis = RedisServer::start();
+    let mut world = World::new(&sink(&redis));
+    world.serve(30);
+    world.stop();
+    let before = world.journal();
+    std::fs::remove_dir_all(world.gateway.dir.path().join("data/audit")).unwrap();
+    world.gateway.restart();
+    world.gateway.signal("TERM");
+    world.gateway.wait();
+    let after = world.journal();
+    assert!(after.len() < before.len(), "its numbers begin again");
+    assert_eq!(records(&redis), [before, after].concat());
+}
+
+#[test]
 fn the_stream_is_kept_to_its_length() {
     let redis = RedisServer::start_with(&["--stream-node-max-entries", "10"]);
     let world = World::new(&format!("{}\nmax_length = 1000", sink(&redis)));
     for _ in 0..5 {
         world.serve(300);
     }
-    let last = format!("HGET {STREAM}:positions edge-1/0");
-    let written = || match ask(&redis, &last) {
-        ::redis::Value::BulkString(seq) => String::from_utf8(seq).unwrap().parse().unwrap(),
+    let written = || match ask(&redis, &format!("HVALS {STREAM}:positions")) {
+        ::redis::Value::Array(seqs) if seqs.len() == 1 => ::redis::from_redis_value_ref(&seqs[0]).unwrap(),
         _ => 0,
     };
     eventually("everything was sent", || (written() >= 1500).then_some(()));

@@ -1,8 +1,9 @@
 //! A gateway is killed at random moments under load, again and again: whatever anybody saw of a request is in the journal.
 
 use super::load::Clients;
-use super::site::{Plan, Site};
+use super::site::{Ages, Plan, Site};
 use fastrand::Rng;
+use std::ops::Range;
 use std::time::Duration;
 
 /// How hard it is to be.
@@ -19,6 +20,18 @@ pub struct Run {
 /// Beyond this many a second, strangers are counted rather than recorded: few, so that there are counts to be lost.
 const STRANGERS: &str = "anonymous_per_second = 20\n";
 
+/// Every so many lives, one is long enough for the journal to be sealed in it.
+const LONG_LIFE: usize = 16;
+const LONG: Range<u64> = 1_100_000..2_500_000;
+
+// === impl Run ===
+
+impl Run {
+    pub fn life_us(&self) -> Range<u64> {
+        0..self.life.as_micros().try_into().unwrap()
+    }
+}
+
 /// With `durability = "written"` nothing that anybody saw is lost, and nothing is there twice.
 pub fn prove(run: &Run) {
     println!("deaths: seed {}, {} times", run.seed, run.times);
@@ -26,7 +39,9 @@ pub fn prove(run: &Run) {
     let audit = format!("durability = \"written\"\n{STRANGERS}");
     let mut site = Site::start(&Plan { audit: &audit, dir: None, rate: run.rate, clients: Clients::All, workers: 2 });
     for death in 1..=run.times {
-        site.kill_under_load(&mut random, run.life);
+        let life = if death % LONG_LIFE == 0 { LONG } else { run.life_us() };
+        let life = Duration::from_micros(random.u64(life));
+        site.kill_under_load(&mut random, life);
         if random.u8(..4) == 0 {
             site.die_while_starting(&mut random);
         }
@@ -37,6 +52,8 @@ pub fn prove(run: &Run) {
         site.assert_strangers_accounted();
     }
     println!("{:?}", site.tally);
+    assert!(site.tally.after["kill"] >= run.times && site.tally.seals > 0);
+    site.verify();
     let seen = [site.tally.answered, site.tally.arrived, site.tally.died];
     assert!(seen.iter().all(|seen| *seen > run.times), "too little was seen to prove anything: {seen:?}");
     assert!(site.tally.strangers_counted > 0, "no stranger was counted");
@@ -50,17 +67,14 @@ pub fn window(run: &Run) -> Vec<Duration> {
     let plan =
         Plan { audit: "durability = \"async\"\n", dir: None, rate: run.rate, clients: Clients::Known, workers: 2 };
     let mut site = Site::start(&plan);
-    let (mut ages, mut lost) = (Vec::new(), 0);
+    let mut ages = Ages::default();
     for death in 1..=run.times {
-        let killed = site.kill_under_load(&mut random, run.life);
+        let life = Duration::from_micros(random.u64(run.life_us()));
+        let killed = site.kill_under_load(&mut random, life);
         site.gateway.restart();
-        let missing = site.settle();
+        ages.add(&site.settle(), killed);
         assert_eq!(site.tally.lacking, 0, "seed {}, death {death}: numbers lack", run.seed);
-        lost += missing.answered.len();
-        ages.extend(missing.answered.iter().map(|answer| killed.saturating_duration_since(answer.at)).max());
     }
-    ages.sort();
-    println!("{:?}; {lost} answered requests lost in {} deaths, the oldest of each aged", site.tally, ages.len());
-    println!("  at most {:?}, median {:?}", ages.last(), ages.get(ages.len() / 2));
-    ages
+    println!("{:?}", site.tally);
+    ages.sorted()
 }

@@ -1,13 +1,16 @@
 //! A disk of a test's own, which can become full and lose its power. Mounting is root's business.
 
 use crate::harness::eventually;
+use rustix::time::{ClockId, clock_gettime};
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// The request of ext4 and XFS to stop at once, and the flag that keeps even their own log from the disk.
-const SHUT_DOWN: &str = "import fcntl, os, struct, sys\n\
+const SHUT_DOWN: &str = "import fcntl, os, struct, sys, time\n\
+    print(time.clock_gettime_ns(time.CLOCK_MONOTONIC), flush=True)\n\
     fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
 
 /// An ext4 file system in a file. Dropped: unmounted.
@@ -51,9 +54,14 @@ impl Disk {
         });
     }
 
-    /// As if the power failed: what has not been synced is gone, and nothing can be written until it is mounted again.
-    pub fn lose_power(&self) {
-        run(as_root("python3").args(["-c", SHUT_DOWN]).arg(self.path()));
+    /// As if the power failed: what has not been synced is gone, and nothing can be written until it is mounted again. Gives
+    /// the moment.
+    pub fn lose_power(&self) -> Instant {
+        let output = run(as_root("python3").args(["-c", SHUT_DOWN]).arg(self.path()));
+        let nanos: u64 = String::from_utf8_lossy(&output.stdout).trim().parse().unwrap();
+        let (now, clock) = (Instant::now(), clock_gettime(ClockId::Monotonic));
+        let since = Duration::new(clock.tv_sec.try_into().unwrap(), clock.tv_nsec.try_into().unwrap());
+        now.checked_sub(since - Duration::from_nanos(nanos)).unwrap()
     }
 }
 

@@ -14,7 +14,7 @@ const DISK_BYTES: u64 = 96 * 1024 * 1024;
 /// The load before, during and after the failure.
 const WHILE: Duration = Duration::from_millis(300);
 /// What must be answered while records are dropped: more than all buffers hold.
-const DROPPED_MIN: usize = 30_000;
+const DROPPED_MIN: usize = 20_000;
 
 /// What fails.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +55,7 @@ pub fn refuse(failure: Failure) {
     assert!(missing.is_empty(), "{missing}");
     assert_eq!(told(&site, "requests_refused"), refused);
     assert_eq!(site.tally.lacking, 0);
+    site.verify();
 }
 
 /// While the journal fails, requests are served all the same, and gap records tell exactly how many have no record.
@@ -76,6 +77,7 @@ pub fn drop_records(failure: Failure) {
     assert!(is_told(&site, &missing), "{missing}");
     assert!(!missing.answered.is_empty(), "nothing was dropped, so that nothing is proved");
     assert_eq!(site.tally.lacking, 0);
+    site.verify();
 }
 
 /// The gateway is killed while it cannot write: what it has counted outlives it.
@@ -100,6 +102,7 @@ pub fn die(overload: &str) {
         "{told} are told of {lost}, {broken_off} were broken off; {missing}"
     );
     assert!(lost > 0 && site.tally.lacking == 0);
+    site.verify();
 }
 
 /// Somebody takes the journal's files away under a gateway that serves: it notices, and what is lost with the files lacks in

@@ -3,11 +3,11 @@
 use super::deaths::Run;
 use super::disk::Disk;
 use super::load::Clients;
-use super::site::{Plan, Site};
+use super::site::{Ages, Missing, Plan, Site};
 use crate::harness::Gateway;
 use fastrand::Rng;
 use rustix::process::{Signal, kill_process};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Holds the rings and what they are to hold.
 const DISK_BYTES: u64 = 512 * 1024 * 1024;
@@ -16,30 +16,41 @@ const AGONY_US: u64 = 20_000;
 
 /// With `durability = "synced"` no answer is lost that a client has received. What was refused because it could not be recorded
 /// is counted, and a count that has not reached the disk may go with the power.
-///
-/// The power of the file system fails, not that of the disk below it: what it has given away counts as written.
 pub fn prove(run: &Run) {
-    println!("power losses: seed {}, {} times", run.seed, run.times);
+    fail_again_and_again(run, "synced", |missing, _| {
+        assert!(missing.answered.is_empty(), "seed {}: {missing}", run.seed)
+    });
+}
+
+/// With `durability = "written"` what was young when the power failed is lost. Gives the age of the oldest lost answer of each
+/// time, sorted.
+pub fn window(run: &Run) -> Vec<Duration> {
+    let mut ages = Ages::default();
+    fail_again_and_again(run, "written", |missing, failed| ages.add(missing, failed));
+    ages.sorted()
+}
+
+/// What the gateway has given to the file system counts as lost unless it was synced: the power of the file system fails, not
+/// that of the disk below it.
+fn fail_again_and_again(run: &Run, durability: &str, mut judge: impl FnMut(&Missing, Instant)) {
+    println!("power losses: {durability}, seed {}, {} times", run.seed, run.times);
     let (mut random, disk) = (Rng::with_seed(run.seed), Disk::new(DISK_BYTES));
-    let dir = disk.path().join("audit");
-    let plan = Plan {
-        audit: "durability = \"synced\"\n",
-        dir: Some(&dir),
-        rate: run.rate,
-        clients: Clients::Known,
-        workers: 2,
-    };
+    let (dir, audit) = (disk.path().join("audit"), format!("durability = \"{durability}\"\n"));
+    let plan = Plan { audit: &audit, dir: Some(&dir), rate: run.rate, clients: Clients::Known, workers: 2 };
     let mut site = Site::start(&plan);
     for loss in 1..=run.times {
-        fail_under_load(&mut site, &disk, &mut random, run.life);
+        let life = Duration::from_micros(random.u64(run.life_us()));
+        let failed = fail_under_load(&mut site, &disk, &mut random, life);
         boot(&mut site.gateway, loss);
         let mut missing = site.settle();
         missing.answered.retain(|answer| !answer.is_unrecordable());
-        assert!(missing.answered.is_empty(), "seed {}, loss {loss}: {missing}", run.seed);
+        judge(&missing, failed);
         assert_eq!(site.tally.lacking, 0, "seed {}, loss {loss}: numbers lack", run.seed);
     }
     println!("{:?}", site.tally);
+    assert_eq!(site.tally.after["power_loss"], run.times);
     assert!(site.tally.answered > 10 * run.times, "too little was answered to prove anything");
+    site.verify();
     // Its files are on the disk.
     drop(site);
 }
@@ -52,13 +63,13 @@ fn boot(gateway: &mut Gateway, number: usize) {
     gateway.restart_through("unshare", &["--map-current-user", "--mount", "sh", "-c", script, &file.to_string_lossy()]);
 }
 
-fn fail_under_load(site: &mut Site, disk: &Disk, random: &mut Rng, life: Duration) {
-    let moment = Duration::from_micros(random.u64(..life.as_micros() as u64));
+/// Gives the moment.
+fn fail_under_load(site: &mut Site, disk: &Disk, random: &mut Rng, life: Duration) -> Instant {
     let agony = Duration::from_micros(random.u64(..AGONY_US));
-    let pid = site.pid();
+    let (pid, mut failed) = (site.pid(), None);
     site.load(random, || {
-        std::thread::sleep(moment);
-        disk.lose_power();
+        std::thread::sleep(life);
+        failed = Some(disk.lose_power());
         std::thread::sleep(agony);
         kill_process(pid, Signal::KILL).unwrap();
     });
@@ -66,4 +77,5 @@ fn fail_under_load(site: &mut Site, disk: &Disk, random: &mut Rng, life: Duratio
     site.wait_for_upstream();
     disk.unmount();
     disk.mount();
+    failed.unwrap()
 }

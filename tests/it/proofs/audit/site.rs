@@ -8,7 +8,7 @@ use crate::harness::{Gateway, Key, eventually};
 use fastrand::Rng;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -52,12 +52,17 @@ pub struct Tally {
     pub answered: usize,
     pub arrived: usize,
     pub records: usize,
+    /// Those that say which key was shown.
+    pub of_key: usize,
     /// Records of requests that died with the gateway.
     pub died: usize,
     pub strangers_recorded: u64,
     pub strangers_counted: u64,
     /// Numbers without a record.
     pub lacking: u64,
+    pub seals: usize,
+    /// How the process before ended, as the records of starts say.
+    pub after: BTreeMap<String, usize>,
     /// How many gap records there are, and what they tell in all, by member.
     pub gaps: usize,
     pub told: BTreeMap<String, u64>,
@@ -70,6 +75,14 @@ pub struct Missing {
     pub answered: Vec<Answer>,
     /// Ids of requests that arrived at the upstream and have no record at all.
     pub arrived: Vec<String>,
+}
+
+/// Of each death, the age of the oldest answer that was lost.
+#[derive(Default)]
+pub struct Ages {
+    ages: Vec<Duration>,
+    lost: usize,
+    deaths: usize,
 }
 
 // === impl Site ===
@@ -105,13 +118,12 @@ impl Site {
         Pid::from_raw(self.gateway.pid().try_into().unwrap()).unwrap()
     }
 
-    /// Kills the gateway at a random moment of a load of at most `length`; gives the moment.
-    pub fn kill_under_load(&mut self, random: &mut Rng, length: Duration) -> Instant {
+    /// Kills the gateway when it has been under load for so long; gives the moment.
+    pub fn kill_under_load(&mut self, random: &mut Rng, life: Duration) -> Instant {
         let pid = self.pid();
-        let moment = Duration::from_micros(random.u64(..length.as_micros() as u64));
         let mut killed = None;
         self.load(random, || {
-            std::thread::sleep(moment);
+            std::thread::sleep(life);
             killed = Some(Instant::now());
             kill_process(pid, Signal::KILL).unwrap();
         });
@@ -163,6 +175,8 @@ impl Site {
         match record["kind"].as_str() {
             Some("request") => self.enter_request(record),
             Some("gap") => self.enter_gap(record),
+            Some("seal") => self.tally.seals += 1,
+            Some("start") => *self.tally.after.entry(record["after"].as_str().unwrap().to_owned()).or_default() += 1,
             _ => {}
         }
     }
@@ -179,11 +193,23 @@ impl Site {
     fn enter_request(&mut self, record: &Value) {
         let is_dead = record["reason"] == "gateway_died";
         self.tally.records += 1;
+        self.tally.of_key += usize::from(record["key_id"] == self.key.id.as_str());
         self.tally.died += usize::from(is_dead);
         self.tally.strangers_recorded += u64::from(record["reason"] == "missing_api_key");
         let (id, fate) = (record["request_id"].as_str().unwrap(), Fate { status: record["status"].as_u64(), is_dead });
         assert!(fate.status.is_none() || !is_dead, "a request that died has a status: {record}");
         assert!(self.fates.insert(id.to_owned(), fate).is_none(), "two records of {id}");
+    }
+
+    /// What the program itself says of the journal: it is whole and chained, and it finds every record of the key.
+    pub fn verify(&self) {
+        let output = self.gateway.run(&["audit", "verify"]);
+        let words = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        assert!(output.status.success(), "{words}");
+        let found = self.gateway.run(&["logs", "--key", &self.key.id, "--output", "ndjson", "--limit", "10000000"]);
+        let found = String::from_utf8(found.stdout).unwrap();
+        let ids = found.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["request_id"].to_string());
+        assert_eq!((found.lines().count(), ids.collect::<BTreeSet<_>>().len()), (self.tally.of_key, self.tally.of_key));
     }
 
     /// Every stranger that was answered is recorded or counted, and none that never was there.
@@ -214,5 +240,24 @@ impl std::fmt::Display for Missing {
             (answered.get(..5).unwrap_or(answered), arrived.get(..5).unwrap_or(arrived));
         write!(f, "not in the journal: {} answers {some_answered:?}, ", answered.len())?;
         write!(f, "{} requests that reached the upstream {some_arrived:?}", arrived.len())
+    }
+}
+
+// === impl Ages ===
+
+impl Ages {
+    pub fn add(&mut self, missing: &Missing, death: Instant) {
+        self.lost += missing.answered.len();
+        self.deaths += 1;
+        self.ages.extend(missing.answered.iter().map(|answer| death.saturating_duration_since(answer.at)).max());
+    }
+
+    /// Prints and gives them.
+    pub fn sorted(mut self) -> Vec<Duration> {
+        self.ages.sort();
+        let (oldest, median) = (self.ages.last(), self.ages.get(self.ages.len() / 2));
+        println!("{} answered requests lost in {} of {} deaths", self.lost, self.ages.len(), self.deaths);
+        println!("age of the oldest of each: at most {oldest:?}, median {median:?}");
+        self.ages
     }
 }
