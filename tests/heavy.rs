@@ -54,6 +54,7 @@ fn a_key_and_a_day_are_found_among_10_million_records_in_100_ms() {
     index::prove(&index::Size {
         records: 10_000_000,
         keys: 1000,
+        tail: 99_999,
         compressed: false,
         within: Some(Duration::from_millis(100)),
         bytes_per_record_max: 16 * 1024,

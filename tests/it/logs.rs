@@ -120,6 +120,25 @@ fn each_filter_selects_exactly_what_it_says() {
 }
 
 #[test]
+fn the_answers_are_the_same_without_the_index() {
+    let journal = Journal::new();
+    let index = journal.gateway.dir.path().join("data/audit/index.db");
+    let ask = || {
+        let questions: [&[&str]; 4] = [
+            &["--key", &journal.key.id],
+            &["--key", &journal.key.id, "--method", "PUT", "--since", "1h"],
+            &["--since", "1h", "--limit", "7"],
+            &["--until", "1h"],
+        ];
+        questions.map(|question| journal.logs(question))
+    };
+    let by_index = ask();
+    assert!(by_index[0].len() == 100 && by_index[1].len() == 30, "{by_index:?}");
+    std::fs::remove_file(index).expect("a gateway that stopped has written its index");
+    assert_eq!(ask(), by_index);
+}
+
+#[test]
 fn what_a_deleted_entity_did_is_found_by_its_code() {
     let journal = Journal::new();
     assert!(journal.gateway.run(&["entities", "delete", "other", "--yes"]).status.success());

@@ -23,8 +23,14 @@ fn i3_a_gateway_that_died_with_its_redis_knows_what_it_confirmed() {
 
 #[test]
 fn a_question_about_a_key_and_a_day_reads_little_of_the_journal() {
-    let plain =
-        index::Size { records: 150_000, keys: 250, compressed: false, within: None, bytes_per_record_max: 16 * 1024 };
+    let plain = index::Size {
+        records: 150_000,
+        keys: 250,
+        tail: 1000,
+        compressed: false,
+        within: None,
+        bytes_per_record_max: 16 * 1024,
+    };
     index::prove(&plain);
     index::prove(&index::Size { records: 250_000, compressed: true, bytes_per_record_max: 32 * 1024, ..plain });
 }

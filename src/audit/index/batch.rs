@@ -6,6 +6,7 @@
 use super::hash::Seeded;
 use super::postings::Postings;
 use crate::audit::fields::{Fields, Text};
+use crate::audit::segment::{self, Kind};
 use crate::audit::usage::{Day, LastUse, More, Route, Seen, Statuses};
 use crate::clock::Timestamp;
 use std::collections::{BTreeMap, HashMap};
@@ -27,6 +28,10 @@ pub struct Entry<'a> {
     pub text: &'a str,
 }
 
+/// The end of a line, where its checksum is: what tells a record from one of another journal under the same number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark(pub [u8; 10]);
+
 #[derive(Debug, Default)]
 pub struct Batch {
     journals: Vec<JournalBatch>,
@@ -47,6 +52,7 @@ pub struct JournalBatch {
     pub first: Option<u64>,
     /// The last that was taken, in this batch or before.
     pub last: u64,
+    pub mark: Mark,
     pub stretches: Vec<Stretch>,
 }
 
@@ -117,6 +123,9 @@ struct Texts {
     numbers: HashMap<Box<str>, TextId, Seeded>,
     /// As JSON has them, between their quotes.
     texts: Vec<Box<str>>,
+    /// Of the last record: the next one's are often the same.
+    method: Option<TextId>,
+    route: Option<TextId>,
 }
 
 /// Beginning with 1.
@@ -126,15 +135,11 @@ struct TextId(NonZeroU32);
 // === impl Batch ===
 
 impl Batch {
-    /// An empty one, for what follows these positions.
-    pub fn after(positions: &BTreeMap<String, u64>) -> Self {
-        let journal = |(name, last): (&String, &u64)| JournalBatch {
-            name: name.clone(),
-            first: None,
-            last: *last,
-            stretches: Vec::new(),
-        };
-        Self { journals: positions.iter().map(journal).collect(), ..Self::default() }
+    /// An empty one, for what follows these records.
+    pub fn after(lasts: impl IntoIterator<Item = (String, u64, Mark)>) -> Self {
+        let journals =
+            lasts.into_iter().map(|(name, last, mark)| JournalBatch { last, mark, ..JournalBatch::new(name) });
+        Self { journals: journals.collect(), ..Self::default() }
     }
 
     pub const fn records(&self) -> usize {
@@ -171,20 +176,26 @@ impl Batch {
         }
     }
 
-    /// Gathers a record, unless it has been taken.
-    pub fn add(&mut self, entry: &Entry<'_>) {
+    /// Gathers a record, unless it has been taken. False when another record was taken under the same number: then all that
+    /// was taken is of another journal.
+    pub fn add(&mut self, entry: &Entry<'_>) -> bool {
         let index = self.journal(entry.journal);
-        let Some(journal) = self.journals.get_mut(index).filter(|journal| journal.is_new(entry.seq)) else { return };
+        let Some(journal) = self.journals.get_mut(index) else { return true };
+        if entry.seq <= journal.last {
+            return entry.seq < journal.last || Mark::of(entry.text).may_be(journal.mark);
+        }
         // What cannot be read is no record of a key: it counts as taken.
         let fields = Fields::read(entry.text).unwrap_or_default();
         let at = fields.at();
         journal.add(entry.seq, at);
+        journal.mark = if fields.kind.is_some_and(is_word) { Mark::default() } else { Mark::end_of(entry.text) };
         self.count += 1;
-        let Some(key_id) = fields.key_id else { return };
+        let Some(key_id) = fields.key_id else { return true };
         let use_ = at.filter(|_| fields.is_request()).map(|at| self.texts.use_of(&fields, at));
         // There are few journals.
         let journal = u32::try_from(index).unwrap_or(u32::MAX);
         self.records.push(Record { key: self.keys.number(key_id.raw()), journal, seq: entry.seq, use_ });
+        true
     }
 
     fn key<'a>(&self, key_id: &'a str, records: &[&Record]) -> KeyBatch<'a> {
@@ -238,21 +249,45 @@ impl Batch {
         if let Some(index) = self.journals.iter().position(|journal| journal.name == name) {
             return index;
         }
-        self.journals.push(JournalBatch { name: name.to_owned(), first: None, last: 0, stretches: Vec::new() });
+        self.journals.push(JournalBatch::new(name.to_owned()));
         self.journals.len() - 1
     }
+}
+
+// === impl Mark ===
+
+impl Mark {
+    /// Of a line without its newline. The word that stands for records that the journal lacks has none: it is another one each
+    /// time.
+    pub fn of(line: &str) -> Self {
+        let kind = segment::kind_of(line.as_bytes());
+        if kind == Some(Kind::Gap.as_str()) { Self::default() } else { Self::end_of(line) }
+    }
+
+    /// Whether they may be of the same record.
+    pub fn may_be(self, other: Self) -> bool {
+        self == other || self == Self::default() || other == Self::default()
+    }
+
+    fn end_of(line: &str) -> Self {
+        Self(line.as_bytes().last_chunk().copied().unwrap_or_default())
+    }
+}
+
+fn is_word(kind: Text<'_>) -> bool {
+    kind.is(Kind::Gap.as_str())
 }
 
 // === impl JournalBatch ===
 
 impl JournalBatch {
-    fn gateway(&self) -> &str {
-        self.name.split('/').next().unwrap_or_default()
+    /// Numbers begin with 1.
+    const fn new(name: String) -> Self {
+        Self { name, first: None, last: 0, mark: Mark([0; 10]), stretches: Vec::new() }
     }
 
-    /// Numbers begin with 1.
-    const fn is_new(&self, seq: u64) -> bool {
-        seq > self.last
+    fn gateway(&self) -> &str {
+        self.name.split('/').next().unwrap_or_default()
     }
 
     fn add(&mut self, seq: u64, at: Option<Timestamp>) {
@@ -363,12 +398,24 @@ impl Texts {
         Use {
             at,
             client_ip: fields.client_ip.map(|ip| self.number(ip.raw())),
-            method: self.number(fields.method.map_or("", Text::raw)),
-            route: fields.route.map(|route| self.number(route.raw())),
+            method: {
+                let number = self.number_like(self.method, fields.method.map_or("", Text::raw));
+                *self.method.insert(number)
+            },
+            route: fields.route.map(|route| {
+                let number = self.number_like(self.route, route.raw());
+                *self.route.insert(number)
+            }),
             reason: fields.reason.filter(|_| refused).map(|reason| self.number(reason.raw())),
             status: fields.status.and_then(|status| u16::try_from(status).ok()),
             refused,
         }
+    }
+
+    /// The number of a text that is probably this one.
+    fn number_like(&mut self, probably: Option<TextId>, raw: &str) -> TextId {
+        let is_it = |number: &TextId| self.texts.get(number.place()).is_some_and(|text| &**text == raw);
+        probably.filter(is_it).unwrap_or_else(|| self.number(raw))
     }
 
     /// The number of a text; `raw` is what JSON has between its quotes.

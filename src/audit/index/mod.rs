@@ -15,7 +15,7 @@ mod read;
 mod tests;
 mod write;
 
-pub use batch::Entry;
+pub use batch::{Entry, Mark};
 pub use read::{IndexReader, Span};
 
 use crate::clock::{Instant, monotonic};
@@ -75,8 +75,9 @@ impl Index {
             }
             opened => opened?,
         };
-        let positions = open::positions(&connection).map_err(|error| IndexError::of(&path, &error))?;
-        let batch = Batch::after(&positions);
+        let lasts = open::lasts(&connection).map_err(|error| IndexError::of(&path, &error))?;
+        let positions = lasts.iter().map(|(name, last, _)| (name.clone(), *last)).collect();
+        let batch = Batch::after(lasts);
         Ok(Self { dir: dir.to_owned(), path, connection, batch, positions, gathering_since: None })
     }
 
@@ -92,7 +93,10 @@ impl Index {
     /// [`IndexError::Replaced`]: all that the index had taken is gone; deliveries must go on from its positions.
     pub fn deliver<'a>(&mut self, entries: impl IntoIterator<Item = Entry<'a>>) -> Result<(), IndexError> {
         for entry in entries {
-            self.batch.add(&entry);
+            if !self.batch.add(&entry) {
+                let how = format!("made from another journal {}", entry.journal);
+                return Err(self.recover(IndexError::Unusable { path: self.path.clone(), how }));
+            }
             if self.batch.records() >= BATCH_RECORDS_MAX {
                 self.flush()?;
             }

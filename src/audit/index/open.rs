@@ -1,6 +1,7 @@
 //! Opening the file: whose it is, its schema, and moving aside what is not ours.
 
 use super::IndexError;
+use super::batch::Mark;
 use crate::audit::segment::free_name;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
@@ -17,11 +18,11 @@ const APPLICATION_ID: i64 = 0x6b_67_69_78;
 const SCHEMA_VERSION: i64 = 1;
 const BUSY: Duration = Duration::from_secs(5);
 
-/// `journals.first` and `last`: what the index knows of a journal. Times are microseconds since the epoch, null in a stretch
+/// `journals.first` and `last`: what the index knows of a journal, `mark` the end of that last line. Times are microseconds since the epoch, null in a stretch
 /// without any; a day is its number since the epoch.
 const SCHEMA: &str = "
 CREATE TABLE journals (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, first INTEGER NOT NULL, last INTEGER NOT NULL,
-    dropped INTEGER NOT NULL);
+    mark BLOB NOT NULL, dropped INTEGER NOT NULL);
 CREATE TABLE stretches (journal INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, earliest INTEGER,
     latest INTEGER, PRIMARY KEY (journal, first)) WITHOUT ROWID;
 CREATE TABLE keys (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE);
@@ -70,8 +71,13 @@ pub fn reader(path: &Path) -> Result<Option<Connection>, IndexError> {
 
 /// The last `seq` of each journal.
 pub fn positions(connection: &Connection) -> rusqlite::Result<BTreeMap<String, u64>> {
-    let mut statement = connection.prepare("SELECT name, last FROM journals")?;
-    statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    Ok(lasts(connection)?.into_iter().map(|(name, last, _)| (name, last)).collect())
+}
+
+/// The last record of each journal.
+pub fn lasts(connection: &Connection) -> rusqlite::Result<Vec<(String, u64, Mark)>> {
+    let mut statement = connection.prepare_cached("SELECT name, last, mark FROM journals")?;
+    statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, Mark(row.get(2)?))))?.collect()
 }
 
 /// Gives the file a name that no other has, its log with it; gives that name.

@@ -1,5 +1,6 @@
 //! Questions to the index, while another process may write it.
 
+use super::batch::Mark;
 use super::open;
 use super::postings::Postings;
 use super::write::decode;
@@ -27,6 +28,8 @@ pub struct Span {
     journal: i64,
     pub first: u64,
     pub last: u64,
+    /// Of the last one.
+    pub mark: Mark,
 }
 
 // === impl IndexReader ===
@@ -84,13 +87,18 @@ impl IndexReader {
     /// [`IndexError`] when the index cannot be read.
     pub fn spans(&self, slot: &str) -> Result<Vec<Span>, IndexError> {
         self.at_once(|connection| {
-            let sql = "SELECT name, id, first, last FROM journals ORDER BY last DESC";
+            let sql = "SELECT name, id, first, last, mark FROM journals ORDER BY last DESC";
             let mut statement = connection.prepare_cached(sql)?;
             let mut rows = statement.query([])?;
             let mut spans = Vec::new();
             while let Some(row) = rows.next()? {
                 if slot_of(&row.get::<_, String>(0)?) == slot {
-                    spans.push(Span { journal: row.get(1)?, first: row.get(2)?, last: row.get(3)? });
+                    spans.push(Span {
+                        journal: row.get(1)?,
+                        first: row.get(2)?,
+                        last: row.get(3)?,
+                        mark: Mark(row.get(4)?),
+                    });
                 }
             }
             Ok(spans)

@@ -310,3 +310,17 @@ fn damage_that_shows_while_it_is_open_is_told_and_taking_begins_again() {
     world.check_usage(0, 80);
     assert_eq!(aside(world.dir.path()), ["index.damaged"]);
 }
+
+#[test]
+fn records_of_another_journal_under_the_same_numbers_begin_a_new_index() {
+    let mut world = written();
+    world.written[0].clear();
+    let record = Record { slot: 0, hour: 2, key: Some(2), host: 1, route: None, status: None, reason: None };
+    (0..5).for_each(|_| world.write(&record));
+    let entries = (1..).zip(&world.written[0]).map(|(seq, text)| Entry { journal: "edge-1/0", seq, text });
+    assert!(matches!(world.index.deliver(entries), Err(IndexError::Replaced { .. })));
+    world.deliver(0);
+    world.index.flush().unwrap();
+    assert_eq!(world.index.positions().get("edge-1/0"), Some(&5));
+    assert_eq!(world.reader().last_uses().unwrap().keys().collect::<Vec<_>>(), ["key_2"]);
+}

@@ -26,10 +26,11 @@ pub fn write(connection: &mut Connection, batch: &Batch, dir: &Path) -> rusqlite
 /// Gives the journal's number in the file; none when nothing of it was gathered.
 fn write_journal(transaction: &Transaction<'_>, journal: &JournalBatch, dir: &Path) -> rusqlite::Result<Option<i64>> {
     let Some(first) = journal.first else { return Ok(None) };
-    let sql = "INSERT INTO journals (name, first, last, dropped) VALUES (?1, ?2, ?3, 0)
-        ON CONFLICT (name) DO UPDATE SET last = ?3 RETURNING id";
+    let sql = "INSERT INTO journals (name, first, last, mark, dropped) VALUES (?1, ?2, ?3, ?4, 0)
+        ON CONFLICT (name) DO UPDATE SET last = ?3, mark = ?4 RETURNING id";
     let mut statement = transaction.prepare_cached(sql)?;
-    let id: i64 = statement.query_row(params![journal.name, first, journal.last], |row| row.get(0))?;
+    let values = params![journal.name, first, journal.last, journal.mark.0];
+    let id: i64 = statement.query_row(values, |row| row.get(0))?;
     let sql = "INSERT INTO stretches (journal, first, last, earliest, latest) VALUES (?1, ?2, ?3, ?4, ?5)";
     let mut statement = transaction.prepare_cached(sql)?;
     for stretch in &journal.stretches {

@@ -106,9 +106,13 @@ impl Slot {
     /// As of reading the segments, with the one that cannot be read.
     pub fn last(&mut self) -> io::Result<Option<u64>> {
         let last = self.newest(u64::MAX, Pace::Lookup)?.map(|(seq, _)| seq);
-        // A scan is to see it all again.
-        self.high = 0;
+        self.forget();
         Ok(last)
+    }
+
+    /// Forgets the window: a scan is to see it all again.
+    pub const fn forget(&mut self) {
+        self.high = 0;
     }
 
     /// What is below is left out.

@@ -4,7 +4,7 @@ use super::QueryError;
 use super::filter::Filter;
 use super::slot::{Pace, Slot};
 use crate::audit::fields::Fields;
-use crate::audit::index::{IndexReader, Span};
+use crate::audit::index::{IndexReader, Mark, Span};
 use crate::audit::reader::Fault;
 use memchr::memmem::Finder;
 use std::collections::VecDeque;
@@ -61,8 +61,7 @@ impl<'a> SlotQuery<'a> {
         let last = slot.last()?.unwrap_or(0);
         let number = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let spans = index.map_or(Ok(Vec::new()), |index| index.spans(number))?;
-        // An index that knows more than there is was made from another journal.
-        let index = index.filter(|_| spans.iter().all(|span| span.last <= last));
+        let index = if is_of(&mut slot, &spans, last)? { index } else { None };
         let parts = match index {
             Some(index) => plan(filter, index, &spans, upto)?,
             None => VecDeque::from([Part::All(1..=upto)]),
@@ -116,6 +115,17 @@ impl<'a> SlotQuery<'a> {
         }
         Ok(None)
     }
+}
+
+/// Whether the index was made from this slot, and not from one that was removed: it knows no more than there is, and its last
+/// record is the same.
+fn is_of(slot: &mut Slot, spans: &[Span], last: u64) -> Result<bool, QueryError> {
+    let Some(span) = spans.first() else { return Ok(true) };
+    let found = slot.newest(span.last, Pace::Lookup)?.filter(|(seq, _)| *seq == span.last);
+    // One that is damaged or gone proves nothing.
+    let is_same = found.is_none_or(|(_, text)| Mark::of(slot.text(&text)).may_be(span.mark));
+    slot.forget();
+    Ok(span.last <= last && is_same)
 }
 
 /// The newest record of the range, which ends below it afterwards.

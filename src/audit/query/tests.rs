@@ -297,8 +297,10 @@ fn an_index_of_another_journal_is_not_believed() {
     fs::remove_file(world.path(0, 1)).unwrap();
     (world.lines[0], world.segments[0]) = (Vec::new(), Vec::new());
     world.rotate(0);
-    world.write(0, 50);
     let filter = Filter { key_id: Some("key_A".to_owned()), ..Filter::default() };
-    let page = JournalSource::new(world.dir.path(), world.reader()).page(&filter, None, 1000).unwrap();
-    assert_eq!(page.lines, world.expected(&filter));
+    for count in [50, 500] {
+        world.write(0, count);
+        let page = JournalSource::new(world.dir.path(), world.reader()).page(&filter, None, 1000).unwrap();
+        assert_eq!(page.lines, world.expected(&filter));
+    }
 }

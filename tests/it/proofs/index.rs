@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 pub struct Size {
     pub records: u64,
     pub keys: u64,
+    /// The last ones, which are not in the index yet.
+    pub tail: u64,
     /// Whether every other segment is compressed.
     pub compressed: bool,
     /// For the key's newest hundred records of a day, the index's opening included.
@@ -28,8 +30,6 @@ const DAY: i64 = 86_400 * 1_000_000;
 const START: i64 = 20_400 * DAY;
 const SEGMENT_RECORDS: u64 = 100_000;
 const JOURNAL: &str = "edge-1/0";
-/// What is not in the index yet.
-const TAIL: u64 = 1000;
 
 pub fn prove(size: &Size) {
     let dir = tempfile::tempdir().unwrap();
@@ -54,7 +54,7 @@ pub fn prove(size: &Size) {
     assert_eq!(seqs(&page.lines), expected[..expected.len().min(100)]);
     let read = source.bytes_read();
     println!("{} of {bytes} bytes were read, in {took:?}, for {} of {} records", read, page.lines.len(), size.records);
-    let allowed = TAIL * 1024 + size.bytes_per_record_max * page.lines.len() as u64;
+    let allowed = size.tail * 1024 + size.bytes_per_record_max * page.lines.len() as u64;
     assert!(read <= allowed, "{read} bytes were read");
     assert!(size.within.is_none_or(|within| took <= within), "{took:?}");
     assert_eq!(all(&mut source, &filter, page.next, seqs(&page.lines)), expected);
@@ -73,7 +73,7 @@ fn write(dir: &Path, size: &Size) -> u64 {
         let path = slot.join(file_name(first));
         File::create_new(&path).unwrap().write_all(&lines).unwrap();
         let texts = std::str::from_utf8(&lines).unwrap().lines().zip(first..);
-        let indexed = texts.filter(|(_, seq)| *seq + TAIL <= size.records);
+        let indexed = texts.filter(|(_, seq)| *seq + size.tail <= size.records);
         index.deliver(indexed.map(|(text, seq)| Entry { journal: JOURNAL, seq, text })).unwrap();
         bytes += lines.len() as u64;
         if size.compressed && place % 2 == 1 && last < size.records {
