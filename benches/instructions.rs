@@ -24,13 +24,14 @@ struct Request<'a> {
 
 type Step = fn(&Fixture, &mut Request<'_>);
 
-const STEPS: [(&str, Step); 7] = [
+const STEPS: [(&str, Step); 8] = [
     ("take the credential", |fixture, request| drop(black_box(fixture.take(&mut request.headers)))),
     ("form and checksum", |fixture, request| _ = black_box(fixture.judge(&request.caller.credential))),
     ("digest", |_, request| _ = black_box(Digest::of(&request.caller.credential))),
     ("look-up", |fixture, request| drop(black_box(fixture.look_up(&request.caller.digest)))),
     ("authenticate", |fixture, request| drop(black_box(fixture.authenticate(&request.caller.credential)))),
     ("authorize", |fixture, request| drop(black_box(fixture.authorize(&request.caller.principal)))),
+    ("record", |fixture, request| fixture.record(&request.caller.principal)),
     ("admit", |fixture, request| drop(black_box(fixture.admit(&mut request.headers)))),
 ];
 

@@ -21,6 +21,7 @@ fn checks(criterion: &mut Criterion) {
         bencher.iter(|| fixture.authenticate(black_box(&caller.credential)));
     });
     group.bench_function("authorize", |bencher| bencher.iter(|| fixture.authorize(black_box(&caller.principal))));
+    group.bench_function("record", |bencher| bencher.iter(|| fixture.record(black_box(&caller.principal))));
     group.bench_function("admit", |bencher| {
         bencher.iter_batched_ref(|| caller.headers(), |headers| fixture.admit(headers), BatchSize::SmallInput);
     });

@@ -122,7 +122,7 @@ impl Gateway {
         let (cutter, cuts) = Cutter::new(config.server.workers);
         let place = Place::take(&config.snapshot, clock.now())?;
         let changes = journal.changes();
-        let accounts = sinks::accounts(&config, Arc::clone(&store), clock.clone(), &gateway, journal.health());
+        let accounts = sinks::accounts(&config, Arc::clone(&store), clock.clone(), &gateway, &journal);
         let (shipped, told) = (gateway.clone(), Arc::clone(&store));
         let (fills, asked) = Fills::new();
         let mut follower = Follower::new(follower::Parts {

@@ -1,20 +1,25 @@
 //! The sinks of gateway.toml, built: what is sent where the journal's records go besides.
 
 use super::StartError;
-use crate::audit::sinks::{Http, Line, Outlet, Positions, Room, Sink, SinkError, Sqlite, Standing, State, Stdout};
-use crate::audit::{Health, reader};
+use crate::audit::sinks::{
+    Http, Line, Outlet, Positions, Room, Sink, SinkError, Sqlite, Standing, State, Stdout, directory_id,
+};
+use crate::audit::{Journal, reader};
 use crate::clock::{self, Clock};
 use crate::config::{Config, Destination, SinkSettings};
 use crate::manage::reporter::{Reporter, ReporterParts};
 use crate::store::redis::{Appended, RecordStream};
 use crate::store::{KeyStore, StoreError};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A stream in Redis as a sink: the store knows the stream, the journal knows sinks.
 struct RedisSink {
     name: String,
+    audit_dir: PathBuf,
+    /// The directory's id, once it was asked for.
+    directory: String,
     stream: RecordStream,
 }
 
@@ -27,7 +32,12 @@ fn build_one(settings: &SinkSettings, audit_dir: &Path) -> Result<Box<dyn Sink>,
     let name = settings.name.clone();
     Ok(match &settings.destination {
         Destination::Sqlite => Box::new(Sqlite::new(name, audit_dir.to_owned())),
-        Destination::Redis(stream) => Box::new(RedisSink { name, stream: RecordStream::new(stream) }),
+        Destination::Redis(stream) => Box::new(RedisSink {
+            name,
+            audit_dir: audit_dir.to_owned(),
+            directory: String::new(),
+            stream: RecordStream::new(stream),
+        }),
         Destination::Http(server) => Box::new(Http::new(name, server.clone())),
         Destination::Stdout => {
             let failed = |error| StartError::Other(format!("cannot use standard output for audit records: {error}"));
@@ -43,7 +53,8 @@ const ACCOUNTS_ROOM: Room = Room { records: 5_000, bytes: 4 * 1024 * 1024 };
 const SYNCED_WITHIN: Duration = Duration::from_secs(2);
 
 /// What tells the store how far the journals are and what each key was last used for.
-pub fn accounts(config: &Config, store: Arc<dyn KeyStore>, clock: Clock, gateway: &str, health: Arc<Health>) -> Outlet {
+pub fn accounts(config: &Config, store: Arc<dyn KeyStore>, clock: Clock, gateway: &str, journal: &Journal) -> Outlet {
+    let (health, under_way) = (journal.health(), journal.under_way());
     let dir = config.audit.dir.clone();
     let ended = ended(&dir, gateway);
     // A slot's journal takes records while a process holds it. That this process's own does is not asked of its slot alone.
@@ -52,7 +63,14 @@ pub fn accounts(config: &Config, store: Arc<dyn KeyStore>, clock: Clock, gateway
         let lag = clock::monotonic().saturating_duration_since(health.synced_until());
         lag < SYNCED_WITHIN && reader::is_held(&dir.join(slot)).unwrap_or(false)
     };
-    let parts = ReporterParts { store, clock, gateway: gateway.to_owned(), is_written: Box::new(is_written), ended };
+    let parts = ReporterParts {
+        store,
+        clock,
+        gateway: gateway.to_owned(),
+        is_written: Box::new(is_written),
+        under_way: Box::new(move || under_way.lines()),
+        ended,
+    };
     Outlet { sink: Box::new(Reporter::new(parts)), room: ACCOUNTS_ROOM }
 }
 
@@ -88,12 +106,13 @@ impl Sink for RedisSink {
     }
 
     fn position(&mut self) -> Result<Option<Positions>, SinkError> {
-        self.stream.positions().map(Some).map_err(again)
+        self.directory = directory_id(&self.audit_dir).map_err(|error| SinkError::later(error.to_string()))?;
+        self.stream.positions(&self.directory).map(Some).map_err(again)
     }
 
     fn deliver(&mut self, batch: &[Line]) -> Result<(), SinkError> {
         let records = batch.iter().map(|line| (&*line.journal, line.seq, &*line.text));
-        match self.stream.append(records).map_err(again)? {
+        match self.stream.append(&self.directory, records).map_err(again)? {
             Appended::All => Ok(()),
             Appended::Behind { journal, seq } => Err(SinkError::Behind {
                 why: format!(

@@ -4,6 +4,7 @@ use super::events::{Anonymous, Changes, ConnectionEvents, Health};
 use super::reader;
 use super::recorder::{Recorder, Terms};
 use super::ring::Ring;
+use super::segment::{Kind, write_line};
 use super::slot::{self, Slot};
 use super::writer::{Parts, Writer};
 use super::{Durability, Settings};
@@ -34,12 +35,20 @@ pub struct Tellers {
     pub events: ConnectionEvents,
 }
 
+/// The requests that are under way in this process. None is known with `durability = "async"`.
+#[derive(Clone)]
+pub struct UnderWay {
+    journal: String,
+    rings: Vec<Arc<Ring>>,
+}
+
 /// The running journal.
 pub struct Journal {
     /// Its name, `gateway/slot`.
     name: String,
     dir: PathBuf,
     health: Arc<Health>,
+    rings: Vec<Arc<Ring>>,
     changes: Changes,
     stop: Arc<AtomicBool>,
     writer: JoinHandle<()>,
@@ -98,18 +107,22 @@ impl Journal {
             overload: settings.overload,
             query_names: settings.query_names.clone().into(),
         };
-        let tellers = rings.into_iter().map(|ring| Tellers {
-            recorder: Recorder::new(Arc::clone(&ring), Arc::clone(&synced), terms.clone()),
-            events: ConnectionEvents(ring),
+        let tellers = rings.iter().map(|ring| Tellers {
+            recorder: Recorder::new(Arc::clone(ring), Arc::clone(&synced), terms.clone()),
+            events: ConnectionEvents(Arc::clone(ring)),
         });
         let tellers = tellers.collect();
         let writer = std::thread::Builder::new().name("journal".into()).spawn(move || writer.run()).map_err(failed)?;
         let changes = Changes { sender, health: Arc::clone(&health) };
-        Ok((Self { name, dir, health, changes, stop, writer }, tellers))
+        Ok((Self { name, dir, health, rings, changes, stop, writer }, tellers))
     }
 
     pub fn health(&self) -> Arc<Health> {
         Arc::clone(&self.health)
+    }
+
+    pub fn under_way(&self) -> UnderWay {
+        UnderWay { journal: self.name.clone(), rings: self.rings.clone() }
     }
 
     pub fn changes(&self) -> Changes {
@@ -126,6 +139,23 @@ impl Journal {
         }
         let last = reader::synced(&self.dir).ok().flatten().filter(|_| self.health.is_healthy());
         last.map(|last| (self.name, last))
+    }
+}
+
+// === impl UnderWay ===
+
+impl UnderWay {
+    /// A line for each of them, under the number 0: what it would leave if the process died now. That of a request which begins or
+    /// ends at this moment may be of no sense.
+    pub fn lines(&self) -> Vec<String> {
+        let bodies = self.rings.iter().flat_map(|ring| ring.left_in_slots());
+        let lines = bodies.filter_map(|body| {
+            let mut line = Vec::new();
+            write_line(&mut line, Kind::Request, &self.journal, 0, "", &body);
+            line.pop();
+            String::from_utf8(line).ok()
+        });
+        lines.collect()
     }
 }
 

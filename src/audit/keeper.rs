@@ -1,16 +1,18 @@
 //! The keeper of old segments: compresses those that are closed, and deletes those whose time is over.
 //!
 //! A segment goes as a whole, the oldest of its journal first, and never the newest one, which says what number comes next.
-//! What is left can be verified from its first seal on. One process of a directory keeps it, by the lock under which it ships.
+//! Where the seal at its end is what the next one's first seal builds on, that line stays, as a segment of its own: what is
+//! left can be verified from its first record on. One process of a directory keeps it, by the lock under which it ships.
 
 use super::block::{Compressing, Step};
 use super::pieces::{Piece, Pieces, newest_time};
 use super::reader::about;
+use super::seal::Seal;
 use super::{Settings, reader, segment};
 use crate::clock::{Clock, Instant, Moment, Timestamp};
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -54,8 +56,8 @@ pub struct Keeper {
     compressing: Option<(PathBuf, Compressing)>,
     /// Segments that could not be compressed, with the time before which they are left alone.
     unfit: HashMap<PathBuf, Instant>,
-    /// The times of segments' newest records, as far as somebody had to know them.
-    ages: HashMap<PathBuf, Timestamp>,
+    /// The times of segments' newest records, as far as somebody had to know them, with the segments' lengths.
+    ages: HashMap<PathBuf, (u64, Timestamp)>,
 }
 
 /// A segment that nobody writes to.
@@ -64,6 +66,8 @@ struct Closed {
     slot: PathBuf,
     path: PathBuf,
     first: u64,
+    /// The number of the seal that stayed of the segment before it, or `first`.
+    from: u64,
     /// The number before the next segment's first one.
     last: u64,
 }
@@ -96,10 +100,12 @@ impl Keeper {
         }
         let closed = closed(&self.dir)?;
         let is_there = |path: &Path| closed.iter().any(|segment| segment.path == path);
-        self.ages.retain(|path, _| is_there(path));
         self.unfit.retain(|path, _| is_there(path));
         if let Some(segment) = self.outlived(&closed, passed, now)? {
-            return self.delete(&segment).map(|()| true);
+            return delete(&segment).map(|()| true);
+        }
+        if self.shorten_idle(&closed, passed, now)? {
+            return Ok(true);
         }
         // Before anything is deleted for want of room, room is made.
         if let Some(segment) = closed.iter().find(|segment| self.is_compressible(&segment.path, now.mono)) {
@@ -112,7 +118,7 @@ impl Keeper {
         for lost in lost(&segment, passed)? {
             lose(&lost)?;
         }
-        self.delete(&segment).map(|()| true)
+        delete(&segment).map(|()| true)
     }
 
     /// Notices when somebody sets the wall clock.
@@ -153,16 +159,36 @@ impl Keeper {
 
     /// A segment whose time is over and that every durable sink has passed.
     fn outlived(&mut self, closed: &[Closed], passed: &Passed, now: Moment) -> io::Result<Option<Closed>> {
-        if now.mono.saturating_duration_since(self.steady.mono) < STEADY_AFTER {
-            return Ok(None);
-        }
         for segment in oldest_each(closed) {
-            let is_old = now.wall.since(self.newest_time(segment)?) > self.retention.age;
-            if is_old && lost(segment, passed)?.is_empty() {
+            if self.is_outlived(segment, passed, now)? {
                 return Ok(Some(segment.clone()));
             }
         }
         Ok(None)
+    }
+
+    fn is_outlived(&mut self, segment: &Closed, passed: &Passed, now: Moment) -> io::Result<bool> {
+        let is_steady = now.mono.saturating_duration_since(self.steady.mono) >= STEADY_AFTER;
+        let is_old = is_steady && now.wall.since(self.newest_time(segment)?) > self.retention.age;
+        Ok(is_old && lost(segment, passed)?.is_empty())
+    }
+
+    /// Deletes what is too old in a slot that nobody writes to: but for its last seal, which says what number comes next.
+    /// Whether there was one.
+    fn shorten_idle(&mut self, closed: &[Closed], passed: &Passed, now: Moment) -> io::Result<bool> {
+        for slot in reader::journals(&self.dir)? {
+            let is_next = closed.iter().all(|segment| segment.slot != slot);
+            let Some(segment) = is_next.then(|| newest(&slot)).transpose()?.flatten() else { continue };
+            if !self.is_outlived(&segment, passed, now)? {
+                continue;
+            }
+            let Some(_held) = reader::hold(&slot)? else { continue };
+            // Who held it a moment ago may have written.
+            if newest(&slot)?.is_some_and(|now| now.path == segment.path && now.last == segment.last) {
+                return delete(&segment).map(|()| true);
+            }
+        }
+        Ok(false)
     }
 
     /// The segment that has been closed for longest, of all journals.
@@ -178,40 +204,101 @@ impl Keeper {
     }
 
     fn newest_time(&mut self, segment: &Closed) -> io::Result<Timestamp> {
-        if let Some(time) = self.ages.get(&segment.path) {
-            return Ok(*time);
-        }
-        let time = newest_time(&segment.path).map_err(|error| about("read", &segment.path, &error))?;
-        self.ages.insert(segment.path.clone(), time);
-        Ok(time)
-    }
-
-    /// Deletes a segment, the oldest of its slot, with everything else that is left of its numbers and of older ones.
-    fn delete(&mut self, segment: &Closed) -> io::Result<()> {
-        for entry in fs::read_dir(&segment.slot)? {
-            let path = entry?.path();
-            if number_of(&path).is_some_and(|number| number <= segment.first) {
-                fs::remove_file(&path).map_err(|error| about("delete", &path, &error))?;
+        let path = &segment.path;
+        let length = fs::metadata(path).map_err(|error| about("read", path, &error))?.len();
+        match self.ages.get(path) {
+            Some((known, time)) if *known == length => Ok(*time),
+            Some(_) | None => {
+                let time = newest_time(path).map_err(|error| about("read", path, &error))?;
+                self.ages.retain(|path, _| path.exists());
+                self.ages.insert(path.clone(), (length, time));
+                Ok(time)
             }
         }
-        tracing::info!(segment = %segment.path.display(), first = segment.first, last = segment.last, "audit segment deleted");
-        segment::sync_dir(&segment.path)
     }
 }
 
-/// The segments that are followed by another one, by slot and number.
+/// Deletes a segment, the oldest of its slot, with everything else that is left of its numbers and of older ones. Its last
+/// seal stays.
+fn delete(segment: &Closed) -> io::Result<()> {
+    let Closed { slot, path, first, last, .. } = segment;
+    if let Some(seal) = last_seal(segment)? {
+        write_segment(&slot.join(segment::file_name(*last)), &seal).map_err(|error| about("shorten", path, &error))?;
+    }
+    for entry in fs::read_dir(slot)? {
+        let path = entry?.path();
+        if number_of(&path).is_some_and(|number| number <= *first) {
+            fs::remove_file(&path).map_err(|error| about("delete", &path, &error))?;
+        }
+    }
+    tracing::info!(segment = %path.display(), first, last, "audit segment deleted");
+    segment::sync_dir(path)
+}
+
+/// The line with which a segment ends, if it is a seal.
+fn last_seal(segment: &Closed) -> io::Result<Option<String>> {
+    let (mut pieces, mut seal) = (Pieces::open_near_end(&segment.path)?, None);
+    while let Some(piece) = pieces.read()? {
+        if let Piece::Record { seq, line } = piece {
+            let is_last = seq == segment.last && seq > segment.first && Seal::read(line).is_some();
+            seal = is_last.then(|| line.to_owned());
+        }
+    }
+    Ok(seal)
+}
+
+fn write_segment(path: &Path, line: &str) -> io::Result<()> {
+    let part = path.with_extension("part");
+    let mut file = File::create(&part)?;
+    file.write_all(line.as_bytes())?;
+    file.sync_data()?;
+    fs::rename(&part, path)?;
+    segment::sync_dir(path)
+}
+
+/// Whether the segment at `path` is the seal that stayed of an older one.
+fn is_left_seal(path: &Path) -> io::Result<bool> {
+    if segment::is_compressed(path) {
+        return Ok(false);
+    }
+    let mut pieces = Pieces::open(path, 0)?;
+    let is_seal = matches!(pieces.read()?, Some(Piece::Record { line, .. }) if Seal::read(line).is_some());
+    Ok(is_seal && pieces.read()?.is_none())
+}
+
+/// The segments that are followed by another one, by slot and number, without what has been left of older ones.
 fn closed(dir: &Path) -> io::Result<Vec<Closed>> {
     let mut closed = Vec::new();
     for slot in reader::journals(dir)? {
         let segments = segment::list(&slot)?;
-        closed.extend(segments.iter().zip(segments.iter().skip(1)).map(|((first, path), (next, _))| Closed {
-            slot: slot.clone(),
-            path: path.clone(),
-            first: *first,
-            last: next.saturating_sub(1),
-        }));
+        let mut left = None;
+        for ((first, path), (next, _)) in segments.iter().zip(segments.iter().skip(1)) {
+            let (first, last) = (*first, next.saturating_sub(1));
+            if first == last && is_left_seal(path)? {
+                left = Some(first);
+                continue;
+            }
+            let (slot, path, from) = (slot.clone(), path.clone(), left.take().unwrap_or(first));
+            closed.push(Closed { slot, path, first, from, last });
+        }
     }
     Ok(closed)
+}
+
+/// The newest segment of a slot, if it ends with a seal and holds more than that.
+fn newest(slot: &Path) -> io::Result<Option<Closed>> {
+    let Some((first, path)) = segment::list(slot)?.pop() else { return Ok(None) };
+    let mut newest = Closed { slot: slot.to_owned(), path, first, from: first, last: 0 };
+    let mut pieces = Pieces::open_near_end(&newest.path)?;
+    while let Some(piece) = pieces.read()? {
+        match piece {
+            Piece::Record { seq, .. } => newest.last = seq,
+            Piece::Damage { .. } => {}
+            // Recovery moves it aside.
+            Piece::Torn { .. } => return Ok(None),
+        }
+    }
+    Ok(last_seal(&newest)?.map(|_| newest))
 }
 
 /// The oldest segment of each slot.
@@ -229,9 +316,10 @@ fn oldest_each(closed: &[Closed]) -> impl Iterator<Item = &Closed> {
 /// What would be lost, for whom, if this segment were deleted.
 fn lost(segment: &Closed, passed: &Passed) -> io::Result<Vec<Lost>> {
     let journal = journal_of(segment)?;
+    let last = if last_seal(segment)?.is_some() { segment.last - 1 } else { segment.last };
     let lost = passed.iter().filter_map(|(sink, positions)| {
-        let first = segment.first.max(position_in(&segment.slot, positions) + 1);
-        let (sink, journal, last) = (sink.clone(), journal.clone(), segment.last);
+        let first = segment.from.max(position_in(&segment.slot, positions).saturating_add(1));
+        let (sink, journal) = (sink.clone(), journal.clone());
         (first <= last).then_some(Lost { sink, journal, first, last })
     });
     Ok(lost.collect())

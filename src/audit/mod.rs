@@ -30,7 +30,7 @@ mod words;
 mod writer;
 
 pub use events::{Cause, ChangeEntry, Changes, ConnectionEvents, Health};
-pub use journal::{AuditError, Journal, Tellers};
+pub use journal::{AuditError, Journal, Tellers, UnderWay};
 pub use keeper::{Keeper, Retention};
 pub use record::Pending;
 pub use recorder::{NotSynced, Recorder, Unavailable};

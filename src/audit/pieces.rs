@@ -11,6 +11,8 @@ use std::time::UNIX_EPOCH;
 /// No line is longer: the longest are changes of keys with very long allowlists. More bytes without a newline are damage,
 /// and are not held at once.
 const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// A plain segment is read in pieces of this size.
+const READ_BYTES: usize = 64 * 1024;
 
 /// What counts as near a plain segment's end.
 const TAIL_BYTES: u64 = 256 * 1024;
@@ -66,7 +68,7 @@ impl Pieces {
         } else {
             let mut file = File::open(path)?;
             file.seek(SeekFrom::Start(from))?;
-            Source::Plain { reader: BufReader::new(file), line: Vec::new() }
+            Source::Plain { reader: BufReader::with_capacity(READ_BYTES, file), line: Vec::new() }
         };
         Ok(Self { source, at: from })
     }

@@ -89,14 +89,28 @@ pub fn synced(slot: &Path) -> io::Result<Option<u64>> {
 /// # Errors
 /// As of opening and locking the file.
 pub fn is_held(slot: &Path) -> io::Result<bool> {
-    let lock = match File::open(slot.join(LOCK_FILE)) {
-        Ok(lock) => lock,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    match flock(&lock, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(false),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+    match File::open(slot.join(LOCK_FILE)) {
+        Ok(lock) => Ok(!is_free(&lock, FlockOperation::NonBlockingLockShared)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Holds a slot that no process holds, as long as what is given back lives. Not for longer than a moment: whoever starts then
+/// takes another one.
+///
+/// # Errors
+/// As of opening and locking the file.
+pub fn hold(slot: &Path) -> io::Result<Option<File>> {
+    let lock = File::options().create(true).truncate(false).write(true).open(slot.join(LOCK_FILE))?;
+    Ok(is_free(&lock, FlockOperation::NonBlockingLockExclusive)?.then_some(lock))
+}
+
+/// Locks the file, if nobody else has.
+fn is_free(lock: &File, operation: FlockOperation) -> io::Result<bool> {
+    match flock(lock, operation) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
@@ -175,7 +189,7 @@ impl Follow {
             let next = segments.get(index + 1).map(|(next, _)| *next);
             let read_before = match self.at {
                 Some(place) => *first < place.first,
-                None => next.is_some_and(|next| self.last_seq.is_some_and(|last| next <= last + 1)),
+                None => next.is_some_and(|next| self.last_seq.is_some_and(|last| next <= last.saturating_add(1))),
             };
             if read_before {
                 continue;
@@ -230,7 +244,7 @@ impl Follow {
         if let Some(Fault::Damage { before, .. }) = self.faults.last_mut() {
             before.get_or_insert(seq);
         }
-        if let Some(last) = self.last_seq.replace(seq).filter(|last| last + 1 < seq) {
+        if let Some(last) = self.last_seq.replace(seq).filter(|last| last.saturating_add(1) < seq) {
             self.faults.push(Fault::Missing { journal: self.dir.clone(), first: last + 1, last: seq - 1 });
         }
     }

@@ -89,7 +89,7 @@ impl Chain {
     /// Adds the next line, with its newline.
     pub fn add(&mut self, line: &[u8]) {
         self.hasher.update(line);
-        self.last += 1;
+        self.last = self.last.saturating_add(1);
         self.lines += 1;
     }
 
@@ -128,7 +128,7 @@ impl Chain {
         for index in from..segments.len() {
             records(&segments, index, |number, line| {
                 if number >= seq {
-                    seq = number + 1;
+                    seq = number.saturating_add(1);
                     chain.go_on(number, line);
                 }
             })?;

@@ -6,6 +6,7 @@ use crate::audit::verify::{self, Event, Finding, Head, Summary};
 use crate::audit::{reader, segment};
 use crate::clock::Timestamp;
 use crate::config::Config;
+use crate::store::{self, Accounts, JournalAccount};
 use serde_json::{Value, json};
 use std::io::{self, BufWriter, Stdout, Write as _};
 use std::path::{Path, PathBuf};
@@ -55,21 +56,39 @@ const FAULTS_MAX: usize = 1000;
 pub fn run(command: &Command, config: &Path, output: Output) -> ExitCode {
     match command {
         Command::Verify(VerifyArgs { dir: Some(dir), heads }) => {
-            verify(dir, heads, output).unwrap_or_else(|failure| super::report(failure.as_ref()))
+            verify(dir, heads, &[], output).unwrap_or_else(|failure| super::report(failure.as_ref()))
         }
         Command::Verify(VerifyArgs { dir: None, heads }) => {
-            with_config(config, |config| verify(&config.audit.dir, heads, output))
+            with_config(config, |config| verify(&config.audit.dir, heads, &fleet_heads(config), output))
         }
         Command::Export(args) => with_config(config, |config| export(args, config)),
     }
 }
 
-fn verify(dir: &Path, heads: &[Head], output: Output) -> Result<ExitCode, Failure> {
+/// What the gateways have told the store of their journals.
+fn fleet_heads(config: &Config) -> Vec<Head> {
+    let told = store::open_existing(&config.store).and_then(|store| store.accounts());
+    let accounts = told.unwrap_or_else(|error| {
+        say!("note: the journals are not compared with what the store knows of them: {error}");
+        Accounts::default()
+    });
+    accounts.journals.into_iter().flat_map(heads_of).collect()
+}
+
+fn heads_of(account: JournalAccount) -> Vec<Head> {
+    let JournalAccount { journal, seq, seal, .. } = account;
+    let seal = seal.and_then(|seal| Head::parse(&format!("{journal}={}:{}", seal.seq, seal.hash)).ok());
+    seal.into_iter().chain([Head { journal, seq, hash: None }]).filter(|head| head.seq > 0).collect()
+}
+
+/// `fleet`: heads of all gateways' journals, also of those on other machines.
+fn verify(dir: &Path, heads: &[Head], fleet: &[Head], output: Output) -> Result<ExitCode, Failure> {
+    let known = [heads, fleet].concat();
     let slots = verify::slots(dir).map_err(|error| format!("cannot verify {}: {error}", dir.display()))?;
     let (mut summaries, mut values) = (Vec::new(), Vec::new());
     for slot in &slots {
         let mut faults = Vec::new();
-        let summary = verify::verify(slot, heads, None, &mut |event| {
+        let summary = verify::verify(slot, &known, None, &mut |event| {
             match event {
                 Event::Record { .. } => {}
                 Event::Fault(finding) => tell(&mut faults, finding),
@@ -81,7 +100,11 @@ fn verify(dir: &Path, heads: &[Head], output: Output) -> Result<ExitCode, Failur
         values.push(value(&summary, &faults));
         summaries.push(summary);
     }
-    let absent = verify::absent(heads, &summaries);
+    let of_gateway_here = |head: &&Head| {
+        summaries.iter().flat_map(|summary| &summary.names).any(|name| gateway(name) == gateway(&head.journal))
+    };
+    let expected: Vec<Head> = heads.iter().chain(fleet.iter().filter(of_gateway_here)).cloned().collect();
+    let absent = verify::absent(&expected, &summaries);
     for finding in &absent {
         let mut faults = Vec::new();
         tell(&mut faults, finding);
@@ -99,6 +122,11 @@ fn tell(faults: &mut Vec<Value>, finding: &Finding) {
     if faults.len() < FAULTS_MAX {
         faults.push(finding.to_json());
     }
+}
+
+/// The gateway of a journal.
+fn gateway(journal: &str) -> &str {
+    journal.rsplit_once('/').map_or(journal, |(gateway, _)| gateway)
 }
 
 fn value(summary: &Summary, faults: &[Value]) -> Value {

@@ -15,6 +15,8 @@ use ureq::http::Uri;
 
 const TYPES: [&str; 4] = ["sqlite", "redis", "http", "stdout"];
 const NAME_MAX: usize = 32;
+/// What tells the store of last uses is a sink as well.
+const RESERVED: [&str; 1] = [crate::manage::reporter::NAME];
 /// Of one batch, unless the file says otherwise. Redis does nothing else while it takes one.
 const ROOM: Room = Room { records: 1000, bytes: 1024 * 1024 };
 const REDIS_ROOM: Room = Room { records: 200, bytes: 256 * 1024 };
@@ -103,6 +105,9 @@ fn sink(
 fn name(section: &mut Section<'_, '_>, kind: &Located<&str>, names: &mut Vec<Located<String>>) -> Option<String> {
     let given = section.has("name");
     let name = section.parsed("name", |text| {
+        if RESERVED.contains(&text) {
+            return Err(format!("the gateway has a sink of its own that is called '{text}'"));
+        }
         let valid = is_name(text) && text.len() <= NAME_MAX;
         if valid {
             Ok(text.to_owned())

@@ -74,12 +74,13 @@ pub struct Use {
     /// When the request's head arrived.
     #[serde(with = "micros")]
     pub at: Timestamp,
-    /// When the call was over, which for a long stream is much later: the last use is the one that ended last.
+    /// When the call was over, which for a long stream is much later, or seen to be under way: the last use is the one that ended
+    /// last.
     #[serde(with = "micros")]
     pub ended_at: Timestamp,
     pub gateway: String,
     pub journal: String,
-    /// Its record's number in that journal.
+    /// Its record's number in that journal; 0 while it is under way.
     pub seq: u64,
     pub client_ip: Option<IpAddr>,
     pub method: String,

@@ -1,7 +1,7 @@
 //! Which keys are used, by whom, and which can go: never one of which anybody could still need.
 
 use crate::harness::redis::RedisServer;
-use crate::harness::{Gateway, Key, Upstream, eventually};
+use crate::harness::{Gateway, Key, Reply, Upstream, eventually};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -257,6 +257,24 @@ fn a_gateway_that_ended_in_good_order_leaves_nothing_unknown_and_a_dead_one_does
     eventually("what it may have seen is unknown", || (verdict(&first, &key, &[]) == "unknown").then_some(()));
     second.restart();
     eventually("its successor has reported what it left", || is_safe().then_some(()));
+}
+
+#[test]
+fn a_key_whose_only_call_is_still_under_way_is_in_use() {
+    let upstream = Upstream::start(|_| Reply::events_without_end());
+    let gateway = Gateway::before(&upstream);
+    let (streaming, idle) = (
+        unused(&gateway, "streaming", &["--scope", "orders:read"]),
+        unused(&gateway, "idle", &["--scope", "orders:read"]),
+    );
+    let mut client = gateway.client();
+    client.send(format!("GET {} HTTP/1.1\r\nHost: x\r\n{}\r\n\r\n", gateway.path("orders"), streaming.bearer()));
+    eventually("the stream has begun", || (!upstream.received().is_empty()).then_some(()));
+    eventually("all is known", || (verdict(&gateway, &idle, &[]) == "safe to delete").then_some(()));
+    wait_until_reported(&gateway, &[&streaming]);
+    assert_eq!(verdict(&gateway, &streaming, &[]), "in use");
+    assert_eq!(found(&gateway, "never_used", &[]), ids(&[&idle]));
+    assert!(raw_records(&gateway, &streaming).is_empty());
 }
 
 #[test]

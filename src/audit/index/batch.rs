@@ -1,7 +1,7 @@
-//! What has been taken and not yet written: everything of a record that the index keeps, gathered by key.
+//! What has been taken and not yet written.
 //!
-//! This is the index's cost for each record; so texts that come again and again (addresses, methods, routes) are kept once
-//! and compared as numbers.
+//! This is the index's cost for each record. So a record becomes a few numbers in a row, with each text kept once; what
+//! belongs to one key is put together when the batch is written, one key after the other.
 
 use super::hash::Seeded;
 use super::postings::Postings;
@@ -10,6 +10,7 @@ use crate::audit::usage::{Day, LastUse, More, Route, Seen, Statuses};
 use crate::clock::Timestamp;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
+use std::num::NonZeroU32;
 
 /// Records whose time range is kept as one.
 const STRETCH_RECORDS: u64 = 512;
@@ -29,9 +30,13 @@ pub struct Entry<'a> {
 #[derive(Debug, Default)]
 pub struct Batch {
     journals: Vec<JournalBatch>,
-    keys: HashMap<Box<str>, KeyBatch, Seeded>,
+    /// The ids of keys.
+    keys: Texts,
     texts: Texts,
-    records: usize,
+    /// The records of keys, in the order in which they came.
+    records: Vec<Record>,
+    /// How many records of any kind there are.
+    count: usize,
 }
 
 /// What has been gathered of one journal.
@@ -54,31 +59,47 @@ pub struct Stretch {
     pub times: Option<(Timestamp, Timestamp)>,
 }
 
-#[derive(Debug, Default)]
-pub struct KeyBatch {
+/// What has been gathered of one key.
+#[derive(Debug)]
+pub struct KeyBatch<'a> {
+    pub key_id: &'a str,
     /// By the journal's place in the batch.
     pub postings: Vec<(usize, Postings)>,
-    days: Vec<(Day, DayBatch)>,
+    pub days: Vec<(Day, More)>,
 }
 
-/// The uses of a key on one day. Texts are by number.
+/// A record of a key.
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    key: TextId,
+    journal: u32,
+    seq: u64,
+    /// Of a request.
+    use_: Option<Use>,
+}
+
+/// Texts are by number.
+#[derive(Clone, Copy, Debug)]
+struct Use {
+    at: Timestamp,
+    client_ip: Option<TextId>,
+    method: TextId,
+    route: Option<TextId>,
+    reason: Option<TextId>,
+    status: Option<u16>,
+    refused: bool,
+}
+
+/// The uses of a key on one day.
 #[derive(Debug)]
 struct DayBatch {
     first: Timestamp,
-    last: Use,
+    /// The latest, and the place of its journal.
+    last: (u32, Use),
     statuses: Statuses,
     refusals: Counts<TextId>,
     addresses: Counts<TextId>,
     routes: Counts<(TextId, Option<TextId>)>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Use {
-    at: Timestamp,
-    gateway: TextId,
-    client_ip: Option<TextId>,
-    route: (TextId, Option<TextId>),
-    refused: bool,
 }
 
 /// Counts in the order in which things were first seen.
@@ -98,8 +119,9 @@ struct Texts {
     texts: Vec<Box<str>>,
 }
 
+/// Beginning with 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct TextId(usize);
+struct TextId(NonZeroU32);
 
 // === impl Batch ===
 
@@ -116,20 +138,22 @@ impl Batch {
     }
 
     pub const fn records(&self) -> usize {
-        self.records
+        self.count
     }
 
     pub fn journals(&self) -> &[JournalBatch] {
         &self.journals
     }
 
-    pub fn keys(&self) -> impl Iterator<Item = (&str, &KeyBatch)> {
-        self.keys.iter().map(|(id, key)| (&**id, key))
-    }
-
-    /// What a key did on each day of the batch.
-    pub fn days(&self, key: &KeyBatch) -> Vec<(Day, More)> {
-        key.days.iter().map(|(day, uses)| (*day, uses.more(&self.texts))).collect()
+    /// What has been gathered, key by key.
+    pub fn keys(&self) -> impl Iterator<Item = KeyBatch<'_>> {
+        let mut lists: Vec<Vec<&Record>> = vec![Vec::new(); self.keys.texts.len()];
+        for record in &self.records {
+            if let Some(list) = lists.get_mut(record.key.place()) {
+                list.push(record);
+            }
+        }
+        self.keys.texts.iter().zip(lists).map(|(key_id, list)| self.key(key_id, &list))
     }
 
     pub fn positions(&self) -> BTreeMap<String, u64> {
@@ -137,9 +161,10 @@ impl Batch {
     }
 
     pub fn clear(&mut self) {
-        self.keys.clear();
+        self.keys = Texts::default();
         self.texts = Texts::default();
-        self.records = 0;
+        self.records.clear();
+        self.count = 0;
         for journal in &mut self.journals {
             journal.first = None;
             journal.stretches.clear();
@@ -154,15 +179,57 @@ impl Batch {
         let fields = Fields::read(entry.text).unwrap_or_default();
         let at = fields.at();
         journal.add(entry.seq, at);
-        self.records += 1;
+        self.count += 1;
         let Some(key_id) = fields.key_id else { return };
-        let key = match self.keys.get_mut(key_id.raw()) {
-            Some(key) => key,
-            None => self.keys.entry(key_id.raw().into()).or_default(),
+        let use_ = at.filter(|_| fields.is_request()).map(|at| self.texts.use_of(&fields, at));
+        // There are few journals.
+        let journal = u32::try_from(index).unwrap_or(u32::MAX);
+        self.records.push(Record { key: self.keys.number(key_id.raw()), journal, seq: entry.seq, use_ });
+    }
+
+    fn key<'a>(&self, key_id: &'a str, records: &[&Record]) -> KeyBatch<'a> {
+        let mut postings: Vec<(usize, Postings)> = Vec::new();
+        let mut days: Vec<(Day, DayBatch)> = Vec::new();
+        for record in records {
+            let journal = record.journal as usize;
+            match postings.iter_mut().find(|(index, _)| *index == journal) {
+                Some((_, postings)) => postings.push(record.seq),
+                None => postings.push((journal, Postings::new(record.seq))),
+            }
+            let Some(use_) = record.use_ else { continue };
+            let day = Day::of(use_.at);
+            match days.iter_mut().rev().find(|(there, _)| *there == day) {
+                Some((_, uses)) => uses.add(record.journal, use_),
+                None => days.push((day, DayBatch::of(record.journal, use_))),
+            }
+        }
+        let days = days.into_iter().map(|(day, uses)| (day, self.more(&uses))).collect();
+        KeyBatch { key_id, postings, days }
+    }
+
+    fn more(&self, uses: &DayBatch) -> More {
+        let route = |(method, pattern): (TextId, Option<TextId>)| Route {
+            method: self.texts.text(method),
+            pattern: pattern.map(|pattern| self.texts.text(pattern)),
         };
-        key.post(index, entry.seq);
-        if let Some(at) = at.filter(|_| fields.is_request()) {
-            key.add(&fields, at, &mut self.texts);
+        let ip = |ip| self.texts.text(ip).parse().ok();
+        let (journal, last) = uses.last;
+        let Route { method, pattern } = route((last.method, last.route));
+        let refusals = uses.refusals.entries.iter();
+        More {
+            first: uses.first,
+            last: LastUse {
+                at: last.at,
+                gateway: self.journals.get(journal as usize).map(JournalBatch::gateway).unwrap_or_default().to_owned(),
+                client_ip: last.client_ip.and_then(ip),
+                method,
+                route: pattern,
+                refused: last.refused,
+            },
+            statuses: uses.statuses,
+            refusals: refusals.map(|(reason, seen)| (self.texts.text(*reason), seen.count)).collect(),
+            addresses: uses.addresses.entries.iter().filter_map(|(from, seen)| Some((ip(*from)?, *seen))).collect(),
+            routes: uses.routes.entries.iter().map(|(what, seen)| (route(*what), *seen)).collect(),
         }
     }
 
@@ -179,6 +246,10 @@ impl Batch {
 // === impl JournalBatch ===
 
 impl JournalBatch {
+    fn gateway(&self) -> &str {
+        self.name.split('/').next().unwrap_or_default()
+    }
+
     /// Numbers begin with 1.
     const fn is_new(&self, seq: u64) -> bool {
         seq > self.last
@@ -206,91 +277,34 @@ impl Stretch {
     }
 }
 
-// === impl KeyBatch ===
-
-impl KeyBatch {
-    fn post(&mut self, journal: usize, seq: u64) {
-        match self.postings.iter_mut().find(|(index, _)| *index == journal) {
-            Some((_, postings)) => postings.push(seq),
-            None => self.postings.push((journal, Postings::new(seq))),
-        }
-    }
-
-    fn add(&mut self, fields: &Fields<'_>, at: Timestamp, texts: &mut Texts) {
-        let route = (texts.number(fields.method), fields.route.map(|route| texts.number(Some(route))));
-        let refused = fields.decision.is_some_and(|decision| decision.is("deny"));
-        let use_ = Use {
-            at,
-            gateway: texts.number(fields.gateway),
-            client_ip: fields.client_ip.map(|ip| texts.number(Some(ip))),
-            route,
-            refused,
-        };
-        let reason = fields.reason.filter(|_| refused).map(|reason| texts.number(Some(reason)));
-        self.day(use_).add(use_, fields.status, reason);
-    }
-
-    /// The day of a use: the last one in almost every case.
-    fn day(&mut self, use_: Use) -> &mut DayBatch {
-        let day = Day::of(use_.at);
-        let index = self.days.iter().rposition(|(there, _)| *there == day).unwrap_or(self.days.len());
-        if index == self.days.len() {
-            self.days.push((day, DayBatch::new(use_)));
-        }
-        &mut self.days[index].1 // tidy: allow(it was found or pushed just now)
-    }
-}
-
 // === impl DayBatch ===
 
 impl DayBatch {
-    fn new(first: Use) -> Self {
-        Self {
+    fn of(journal: u32, first: Use) -> Self {
+        let mut day = Self {
             first: first.at,
-            last: first,
+            last: (journal, first),
             statuses: Statuses::default(),
             refusals: Counts::default(),
             addresses: Counts::default(),
             routes: Counts::default(),
-        }
+        };
+        day.add(journal, first);
+        day
     }
 
-    fn add(&mut self, use_: Use, status: Option<u64>, reason: Option<TextId>) {
+    fn add(&mut self, journal: u32, use_: Use) {
         self.first = self.first.min(use_.at);
-        if use_.at >= self.last.at {
-            self.last = use_;
+        if use_.at >= self.last.1.at {
+            self.last = (journal, use_);
         }
-        self.statuses.add(status, 1);
-        self.routes.add(use_.route, use_.at);
+        self.statuses.add(use_.status.map(u64::from), 1);
+        self.routes.add((use_.method, use_.route), use_.at);
         if let Some(ip) = use_.client_ip {
             self.addresses.add(ip, use_.at);
         }
-        if let Some(reason) = reason {
+        if let Some(reason) = use_.reason.filter(|_| use_.refused) {
             self.refusals.add(reason, use_.at);
-        }
-    }
-
-    fn more(&self, texts: &Texts) -> More {
-        let route = |(method, pattern): (TextId, Option<TextId>)| Route {
-            method: texts.text(method),
-            pattern: pattern.map(|pattern| texts.text(pattern)),
-        };
-        let (last, last_route) = (self.last, route(self.last.route));
-        let ip = |ip| texts.text(ip).parse().ok();
-        More {
-            first: self.first,
-            last: LastUse {
-                at: last.at,
-                gateway: texts.text(last.gateway),
-                client_ip: last.client_ip.and_then(ip),
-                method: last_route.method,
-                route: last_route.pattern,
-                refused: last.refused,
-            },
-            statuses: self.statuses,
-            refusals: self.refusals.entries.iter().map(|(reason, seen)| (texts.text(*reason), seen.count)).collect(),
-            addresses: self.addresses.entries.iter().filter_map(|(from, seen)| Some((ip(*from)?, *seen))).collect(),
-            routes: self.routes.entries.iter().map(|(what, seen)| (route(*what), *seen)).collect(),
         }
     }
 }
@@ -333,22 +347,43 @@ impl<T> Default for Counts<T> {
     }
 }
 
+// === impl TextId ===
+
+impl TextId {
+    const fn place(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
+
 // === impl Texts ===
 
 impl Texts {
-    /// No text is the empty one.
-    fn number(&mut self, text: Option<Text<'_>>) -> TextId {
-        let raw = text.map_or("", Text::raw);
+    fn use_of(&mut self, fields: &Fields<'_>, at: Timestamp) -> Use {
+        let refused = fields.decision.is_some_and(|decision| decision.is("deny"));
+        Use {
+            at,
+            client_ip: fields.client_ip.map(|ip| self.number(ip.raw())),
+            method: self.number(fields.method.map_or("", Text::raw)),
+            route: fields.route.map(|route| self.number(route.raw())),
+            reason: fields.reason.filter(|_| refused).map(|reason| self.number(reason.raw())),
+            status: fields.status.and_then(|status| u16::try_from(status).ok()),
+            refused,
+        }
+    }
+
+    /// The number of a text; `raw` is what JSON has between its quotes.
+    fn number(&mut self, raw: &str) -> TextId {
         if let Some(number) = self.numbers.get(raw) {
             return *number;
         }
-        let number = TextId(self.texts.len());
         self.texts.push(raw.into());
-        self.numbers.insert(raw.into(), number);
-        number
+        // A batch has far fewer records.
+        let number = u32::try_from(self.texts.len()).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MAX);
+        self.numbers.insert(raw.into(), TextId(number));
+        TextId(number)
     }
 
     fn text(&self, number: TextId) -> String {
-        self.texts.get(number.0).map(|raw| Text::of(raw).decoded().into_owned()).unwrap_or_default()
+        self.texts.get(number.place()).map(|raw| Text::of(raw).decoded().into_owned()).unwrap_or_default()
     }
 }

@@ -19,9 +19,7 @@ pub fn write(connection: &mut Connection, batch: &Batch, dir: &Path) -> rusqlite
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let journals = batch.journals().iter().map(|journal| write_journal(&transaction, journal, dir));
     let journals: Vec<Option<i64>> = journals.collect::<rusqlite::Result<_>>()?;
-    for (id, key) in batch.keys() {
-        write_key(&transaction, id, key, batch, &journals)?;
-    }
+    batch.keys().try_for_each(|key| write_key(&transaction, key, &journals))?;
     transaction.commit()
 }
 
@@ -61,20 +59,14 @@ fn drop_gone(transaction: &Transaction<'_>, id: i64, journal: &JournalBatch, dir
     Ok(())
 }
 
-fn write_key(
-    transaction: &Transaction<'_>,
-    key_id: &str,
-    key: &KeyBatch,
-    batch: &Batch,
-    journals: &[Option<i64>],
-) -> rusqlite::Result<()> {
-    let id = key_number(transaction, key_id)?;
+fn write_key(transaction: &Transaction<'_>, key: KeyBatch<'_>, journals: &[Option<i64>]) -> rusqlite::Result<()> {
+    let id = key_number(transaction, key.key_id)?;
     for (journal, postings) in &key.postings {
         if let Some(journal) = journals.get(*journal).copied().flatten() {
             write_postings(transaction, id, journal, postings)?;
         }
     }
-    batch.days(key).into_iter().try_for_each(|(day, more)| write_day(transaction, id, day, more))
+    key.days.into_iter().try_for_each(|(day, more)| write_day(transaction, id, day, more))
 }
 
 fn key_number(transaction: &Transaction<'_>, key_id: &str) -> rusqlite::Result<i64> {

@@ -6,6 +6,7 @@ use super::slot::{Pace, Slot};
 use crate::audit::fields::Fields;
 use crate::audit::index::{IndexReader, Span};
 use crate::audit::reader::Fault;
+use memchr::memmem::Finder;
 use std::collections::VecDeque;
 use std::ops::{Range, RangeInclusive};
 use std::path::Path;
@@ -14,6 +15,7 @@ use std::path::Path;
 pub struct SlotQuery<'a> {
     slot: Slot,
     filter: &'a Filter,
+    needle: Option<Finder<'a>>,
     /// The last number of the slot when it was opened; 0 if it is empty.
     last: u64,
     /// What is still to be looked at, newest first.
@@ -65,7 +67,8 @@ impl<'a> SlotQuery<'a> {
             Some(index) => plan(filter, index, &spans, upto)?,
             None => VecDeque::from([Part::All(1..=upto)]),
         };
-        Ok(Self { slot, filter, last, parts })
+        let needle = filter.needle().map(Finder::new);
+        Ok(Self { slot, filter, needle, last, parts })
     }
 
     pub const fn last(&self) -> u64 {
@@ -87,6 +90,9 @@ impl<'a> SlotQuery<'a> {
     pub fn next(&mut self) -> Result<Option<Found>, QueryError> {
         while let Some((seq, text)) = self.candidate()? {
             let line = self.slot.text(&text);
+            if self.needle.as_ref().is_some_and(|needle| needle.find(line.as_bytes()).is_none()) {
+                continue;
+            }
             if let Some(fields) = Fields::read(line).filter(|fields| self.filter.wants(fields)) {
                 let ts = fields.ts.map(|ts| ts.raw().to_owned()).unwrap_or_default();
                 return Ok(Some(Found { seq, ts, text: line.to_owned() }));

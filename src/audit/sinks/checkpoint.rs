@@ -64,13 +64,6 @@ impl Checkpoint {
     }
 }
 
-/// What all these sinks have taken, by journal: what lies behind it may be removed. A sink without a checkpoint that can be
-/// read has taken nothing.
-pub fn passed<'a>(audit_dir: &Path, sinks: impl IntoIterator<Item = &'a str>) -> Option<Positions> {
-    let saved = sinks.into_iter().map(|name| Checkpoint::of(audit_dir, name).load().ok().flatten().unwrap_or_default());
-    saved.reduce(|left, right| smaller(&left, &right))
-}
-
 /// The smaller of both in each journal; what one of them does not know it has nothing of.
 pub fn smaller(left: &Positions, right: &Positions) -> Positions {
     let both = left.iter().filter_map(|(journal, seq)| Some((journal.clone(), *right.get(journal)?.min(seq))));
@@ -98,16 +91,5 @@ mod tests {
             fs::write(dir.path().join("checkpoints/http.json"), garbage).unwrap();
             assert_eq!(checkpoint.load().unwrap_err().kind(), ErrorKind::InvalidData, "{garbage}");
         }
-    }
-
-    #[test]
-    fn only_what_every_sink_has_taken_is_passed() {
-        let dir = tempfile::tempdir().unwrap();
-        let save = |name: &str, list: &[(&str, u64)]| Checkpoint::of(dir.path(), name).save(&positions(list)).unwrap();
-        save("http", &[("edge-1/0", 7), ("edge-1/1", 9)]);
-        save("redis", &[("edge-1/0", 8)]);
-        assert_eq!(passed(dir.path(), []), None);
-        assert_eq!(passed(dir.path(), ["http", "redis"]), Some(positions(&[("edge-1/0", 7)])));
-        assert_eq!(passed(dir.path(), ["http", "stopped"]), Some(positions(&[])));
     }
 }

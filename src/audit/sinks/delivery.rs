@@ -4,7 +4,7 @@ use super::checkpoint::{Checkpoint, smaller};
 use super::feed::{Entry, Feed, Room};
 use super::gap::{Gap, Lack};
 use super::shipper::Shared;
-use super::status::{State, Status};
+use super::status::{Said, State, Status};
 use super::{Line, Outlet, Positions, Sink, SinkError};
 use crate::clock::{Instant, Timestamp, monotonic};
 use crate::telemetry;
@@ -19,8 +19,6 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 const REST_MIN: Duration = Duration::from_millis(100);
 const REST_MAX: Duration = Duration::from_secs(30);
 const ASKED_MAX: Duration = Duration::from_secs(3600);
-/// The same sink's failures are told again after this, if they have changed.
-const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// A sink and where it stands.
 pub struct Delivery {
@@ -41,7 +39,9 @@ pub struct Delivery {
     /// How many lines are offered at once: fewer after they were too many.
     part: usize,
     failures: u32,
-    told: Option<(String, Instant)>,
+    /// What was said of its failures, and whether the one that lasts was among it.
+    said: Said,
+    is_told: bool,
 }
 
 /// What to do next.
@@ -72,7 +72,8 @@ impl Delivery {
             saved: Positions::new(),
             saved_at: monotonic(),
             failures: 0,
-            told: None,
+            said: Said::default(),
+            is_told: false,
         }
     }
 
@@ -135,7 +136,7 @@ impl Delivery {
     /// Reads a batch; whether there may be more, and whether it is known that there is not.
     fn refill(&mut self) -> Result<(bool, bool), SinkError> {
         let Some(feed) = &mut self.feed else { return Ok((false, false)) };
-        let batch = feed.read(self.room).map_err(|error| SinkError::later(error.to_string()))?;
+        let batch = feed.read(self.room, &self.shared.tails).map_err(|error| SinkError::later(error.to_string()))?;
         batch.troubles.iter().for_each(|trouble| self.trouble(trouble));
         let read = (batch.is_full(), batch.is_whole);
         let now = self.shared.clock.now();
@@ -188,7 +189,7 @@ impl Delivery {
     fn took(&mut self, part: usize) {
         let gaps = &mut self.gaps;
         for line in self.pending.drain(..part) {
-            if let Some(at) = gaps.iter().position(|gap| gap.journal == line.journal && gap.last == line.seq) {
+            if let Some(at) = gaps.iter().position(|gap| gap.is_told_by(&line)) {
                 lose(self.sink.name(), &gaps.swap_remove(at), "the journal lacks them");
             }
             // Its journal is known since it was read.
@@ -205,6 +206,9 @@ impl Delivery {
     /// takes nothing now.
     fn replace_first(&mut self, why: &str) -> Result<(), SinkError> {
         let Some(line) = self.pending.first() else { return Ok(()) };
+        if self.gaps.iter().any(|gap| gap.is_told_by(line)) {
+            return Err(SinkError::later(why));
+        }
         let journal = Arc::clone(&line.journal);
         let gap = Gap { journal, first: line.seq, last: line.seq, why: Lack::TooLarge };
         let word = [gap.line(self.sink.name(), self.shared.clock.now())];
@@ -240,24 +244,22 @@ impl Delivery {
         rest.mul_f64(0.5 + 0.5 * fastrand::f64()).max(asked)
     }
 
-    /// One line when it begins to fail, another when it fails differently, but not every second.
+    /// One line when it begins to fail and when it fails differently; not one each time where it fails now and then.
     fn tell(&mut self, why: &str) {
         self.status.enter(State::Failing(why.to_owned()));
-        let now = monotonic();
-        let is_old = |(told, at): &(String, Instant)| told == why || now.saturating_duration_since(*at) < TELL_EVERY;
-        if !self.told.as_ref().is_some_and(is_old) {
+        if self.said.is_news(why, monotonic()) {
             tracing::warn!(
                 sink = self.sink.name(),
                 error = why,
                 "a sink does not take audit records; the journal keeps them"
             );
-            self.told = Some((why.to_owned(), now));
+            self.is_told = true;
         }
     }
 
     fn recovered(&mut self) {
         self.status.enter(State::Delivering);
-        if self.told.take().is_some() {
+        if std::mem::take(&mut self.is_told) {
             tracing::info!(sink = self.sink.name(), retries = self.failures, "a sink takes audit records again");
         }
         self.failures = 0;

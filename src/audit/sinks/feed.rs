@@ -1,6 +1,7 @@
 //! Reads the synced records of all journals of a directory, from where a sink stands, in batches.
 
 use super::gap::{Gap, Lack};
+use super::tails::{Tails, Wish, line};
 use super::{Line, Positions};
 use crate::audit::reader::{self, Follow};
 use crate::audit::segment;
@@ -50,8 +51,8 @@ pub struct Feed {
 #[derive(Debug)]
 struct Slot {
     path: PathBuf,
-    follow: Follow,
-    journal: Arc<str>,
+    /// A reader of its own, while what comes next is not in the journal's tail.
+    follow: Option<Follow>,
     /// The last number that was read; none in a journal of which the sink has nothing yet.
     last: Option<u64>,
 }
@@ -68,7 +69,7 @@ impl Feed {
     ///
     /// # Errors
     /// As of reading the directory; what is wrong with a single journal is one of the batch's troubles.
-    pub fn read(&mut self, room: Room) -> io::Result<Batch> {
+    pub fn read(&mut self, room: Room, tails: &Tails) -> io::Result<Batch> {
         let mut batch = Batch { entries: Vec::new(), troubles: Vec::new(), is_whole: true, room, bytes: 0 };
         self.find_slots(&mut batch)?;
         let (count, first) = (self.slots.len(), self.first);
@@ -79,7 +80,7 @@ impl Feed {
             if batch.is_full() {
                 break;
             }
-            slot.read(&mut batch);
+            slot.read(&mut batch, tails);
         }
         batch.is_whole &= !batch.is_full();
         Ok(batch)
@@ -111,36 +112,39 @@ impl Slot {
             }));
             replaced.is_none()
         });
-        let follow = last.map_or_else(|| Follow::new(path.clone()), |last| Follow::after(path.clone(), last));
-        Self { path, follow, journal: "".into(), last }
+        Self { path, follow: None, last }
     }
 
-    fn read(&mut self, batch: &mut Batch) {
-        let Self { path, follow, journal, last } = self;
-        let read = reader::synced_through(path).and_then(|through| {
-            follow.read_through(through.unwrap_or(u64::MAX), |line| {
-                name(journal, &line.text);
-                if let Some(gap) = last.and_then(|last| gap(journal, last, line.seq)) {
-                    batch.entries.push(Entry::Gap(gap));
-                }
-                *last = Some(line.seq);
-                batch.push(Line { journal: Arc::clone(journal), seq: line.seq, text: line.text });
-                if batch.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })
-        });
-        if let Err(error) = read {
-            batch.troubles.push(error.to_string());
-            batch.is_whole = false;
+    fn read(&mut self, batch: &mut Batch, tails: &Tails) {
+        let mut troubles = Vec::new();
+        let read = reader::synced_through(&self.path);
+        let read = read.and_then(|through| self.read_through(through.unwrap_or(u64::MAX), batch, tails, &mut troubles));
+        batch.is_whole &= read.is_ok();
+        batch.troubles.append(&mut troubles);
+        batch.troubles.extend(read.err().map(|error| error.to_string()));
+    }
+
+    fn read_through(
+        &mut self,
+        through: u64,
+        batch: &mut Batch,
+        tails: &Tails,
+        troubles: &mut Vec<String>,
+    ) -> io::Result<()> {
+        let Self { path, follow, last } = self;
+        let (begin, mut before) = (*last, None);
+        let mut take = |line: &Line| batch.take(line, last.replace(line.seq));
+        if let Some(begin) = begin
+            && tails.read(path, begin, through, troubles, &mut take)?
+        {
+            *follow = None;
+            return Ok(());
         }
-        batch.troubles.extend(follow.take_faults().iter().map(ToString::to_string));
-    }
-}
-
-/// Keeps the journal's name as long as it is the same: thousands of lines share it.
-fn name(known: &mut Arc<str>, line: &str) {
-    let journal = segment::journal_of(line.as_bytes()).unwrap_or_default();
-    if **known != *journal {
-        *known = journal.into();
+        let open = || begin.map_or_else(|| Follow::new(path.clone()), |begin| Follow::after(path.clone(), begin));
+        let follow = follow.get_or_insert_with(open);
+        let read = follow.read_through(through, |record| take(before.insert(line(record, before.as_ref()))));
+        troubles.extend(follow.take_faults().iter().map(ToString::to_string));
+        read
     }
 }
 
@@ -180,9 +184,12 @@ impl Batch {
         self.entries.len() >= self.room.records || self.bytes >= self.room.bytes
     }
 
-    fn push(&mut self, line: Line) {
+    /// Takes the next record of a journal, and what lacks before it.
+    fn take(&mut self, line: &Line, last: Option<u64>) -> Wish {
+        self.entries.extend(last.and_then(|last| gap(&line.journal, last, line.seq)).map(Entry::Gap));
         self.bytes += line.text.len() + 1;
-        self.entries.push(Entry::Record(line));
+        self.entries.push(Entry::Record(line.clone()));
+        if self.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
 
@@ -190,6 +197,7 @@ impl Batch {
 mod tests {
     use super::*;
     use crate::audit::segment::{Kind, file_name, write_line};
+    use proptest::prelude::*;
 
     const ROOM: Room = Room { records: 3, bytes: 1 << 20 };
 
@@ -207,9 +215,10 @@ mod tests {
 
     /// Everything in order, gaps as ranges.
     fn read_all(feed: &mut Feed) -> Vec<(String, u64, u64)> {
+        let tails = &Tails::new(1 << 20);
         let mut all = Vec::new();
         loop {
-            let batch = feed.read(ROOM).unwrap();
+            let batch = feed.read(ROOM, tails).unwrap();
             assert!(batch.entries.len() <= ROOM.records + 1);
             if batch.entries.is_empty() {
                 return all;
@@ -248,7 +257,7 @@ mod tests {
         write(dir.path(), "gw/0", 1, 9);
         write(dir.path(), "gw/1", 1, 1);
         let mut feed = Feed::new(dir.path().to_owned(), Positions::new());
-        let read: Vec<_> = (0..2).flat_map(|_| feed.read(ROOM).unwrap().entries).collect();
+        let read: Vec<_> = (0..2).flat_map(|_| feed.read(ROOM, &Tails::new(1 << 20)).unwrap().entries).collect();
         assert!(read.iter().any(|entry| matches!(entry, Entry::Record(line) if &*line.journal == "gw/1")));
 
         write(dir.path(), "other/0", 10, 11);
@@ -277,8 +286,73 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "gw/0", 1, 2);
         let mut feed = Feed::new(dir.path().to_owned(), positions(&[("gw/0", 500)]));
-        let batch = feed.read(ROOM).unwrap();
+        let batch = feed.read(ROOM, &Tails::new(1 << 20)).unwrap();
         assert_eq!(batch.entries.len(), 2);
         assert!(batch.troubles[0].contains("ends with record 2, though 500"), "{:?}", batch.troubles);
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Write(u64),
+        /// A feed reads, with room for so many records.
+        Read(usize, usize),
+        /// A feed begins anew, where it stood.
+        Reopen(usize),
+        RemoveOldest,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            3 => (1..30_u64).prop_map(Step::Write),
+            6 => (0..3_usize, 1..40_usize).prop_map(|(feed, records)| Step::Read(feed, records)),
+            1 => (0..3_usize).prop_map(Step::Reopen),
+            1 => Just(Step::RemoveOldest),
+        ];
+        proptest::collection::vec(step, 1..80)
+    }
+
+    proptest! {
+        /// Each gets every number once and in order, as a record or in a gap, whatever the others read meanwhile; and no gap
+        /// where nothing was removed.
+        #[test]
+        fn feeds_that_share_tails_read_what_each_would_read_alone(steps in steps(), tail_bytes in 0..6000_usize) {
+            let (dir, tails) = (tempfile::tempdir().unwrap(), Tails::new(tail_bytes));
+            let open = |last: u64| Feed::new(dir.path().to_owned(), positions(&[("gw/0", last)]));
+            write(dir.path(), "gw/0", 1, 1);
+            let (mut next, mut removed) = (2, 0);
+            let mut feeds: Vec<(Feed, u64)> = (0..3).map(|_| (open(0), 0)).collect();
+            let read = |feeds: &mut Vec<(Feed, u64)>, feed: usize, records: usize, removed: u64| {
+                let (feed, last) = &mut feeds[feed];
+                let batch = feed.read(Room { records, bytes: 1 << 20 }, &tails).unwrap();
+                for entry in &batch.entries {
+                    let (begin, end) = match entry {
+                        Entry::Record(line) => (line.seq, line.seq),
+                        Entry::Gap(gap) => (gap.first, gap.last),
+                    };
+                    assert_eq!(begin, *last + 1);
+                    assert!(matches!(entry, Entry::Record(_)) || end <= removed, "{entry:?} was there");
+                    *last = end;
+                }
+                batch.is_whole
+            };
+            for step in steps {
+                match step {
+                    Step::Write(count) => {
+                        write(dir.path(), "gw/0", next, next + count - 1);
+                        next += count;
+                    }
+                    Step::Read(feed, records) => _ = read(&mut feeds, feed, records, removed),
+                    Step::Reopen(feed) => feeds[feed].0 = open(feeds[feed].1),
+                    Step::RemoveOldest => if let [(_, oldest), (after, _), ..] = &segment::list(&dir.path().join("0")).unwrap()[..] {
+                        std::fs::remove_file(oldest).unwrap();
+                        removed = after - 1;
+                    },
+                }
+            }
+            for feed in 0..3 {
+                while !read(&mut feeds, feed, 1000, removed) {}
+                prop_assert_eq!(feeds[feed].1, next - 1);
+            }
+        }
     }
 }

@@ -41,6 +41,11 @@ impl Gap {
         self.last.saturating_sub(self.first).saturating_add(1)
     }
 
+    /// Whether `line` is the one that takes their place.
+    pub fn is_told_by(&self, line: &Line) -> bool {
+        self.journal == line.journal && self.last == line.seq
+    }
+
     /// The line that takes their place.
     pub fn line(&self, sink: &str, now: Timestamp) -> Line {
         let Self { journal, first, last, why } = self;
@@ -52,6 +57,6 @@ impl Gap {
         let mut text = Vec::new();
         write_line(&mut text, Kind::Gap, journal, *last, "", body.as_bytes());
         text.pop();
-        Line { journal: Arc::clone(journal), seq: *last, text: String::from_utf8(text).unwrap_or_default() }
+        Line { journal: Arc::clone(journal), seq: *last, text: String::from_utf8(text).unwrap_or_default().into() }
     }
 }

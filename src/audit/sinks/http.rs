@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     fn line(journal: &str, seq: u64) -> Line {
-        Line { journal: journal.into(), seq, text: format!("{{\"seq\":{seq}}}") }
+        Line { journal: journal.into(), seq, text: format!("{{\"seq\":{seq}}}").into() }
     }
 
     #[test]

@@ -14,10 +14,11 @@ mod shipper;
 mod sqlite;
 mod status;
 mod stdout;
+mod tails;
 
 pub use feed::Room;
 pub use http::Http;
-pub use shipper::{Shipper, ShipperParts, Watch};
+pub use shipper::{Shipper, ShipperParts, Watch, directory_id};
 pub use sqlite::Sqlite;
 pub use status::{Standing, State};
 pub use stdout::Stdout;
@@ -34,8 +35,8 @@ pub struct Line {
     /// The journal's id, such as `edge-1/0`.
     pub journal: Arc<str>,
     pub seq: u64,
-    /// The JSON object as it stands in the journal, without its newline.
-    pub text: String,
+    /// The JSON object as it stands in the journal, without its newline. Several sinks may hold it.
+    pub text: Arc<str>,
 }
 
 /// The last `seq` that a sink has taken, by journal.

@@ -4,12 +4,13 @@ use super::Outlet;
 use super::delivery::Delivery;
 use super::keeping::Keeping;
 use super::status::{self, Standing, Status, Told};
+use super::tails::Tails;
 use crate::audit::keeper::Keeper;
 use crate::clock::{Clock, monotonic};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::setpriority_process;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,10 +18,14 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+/// Locked by the process that ships.
+const LOCK_FILE: &str = "ship.lock";
 /// How often a process that does not ship looks whether it should.
 const TAKE_OVER: Duration = Duration::from_millis(500);
 /// How long a stop waits for the last deliveries.
 const LAST_DELIVERY: Duration = Duration::from_secs(2);
+/// Of each journal's newest records, so much is held for the sinks that keep up.
+const TAIL_BYTES: usize = 4 * 1024 * 1024;
 /// Of the sinks' threads: whoever serves requests goes first.
 const NICE: i32 = 10;
 /// After a sink's thread failed for a defect of ours.
@@ -55,6 +60,7 @@ pub struct Shared {
     pub clock: Clock,
     pub stop: Stop,
     pub told: Told,
+    pub tails: Tails,
     gateway: String,
     statuses: Vec<Arc<Status>>,
 }
@@ -115,7 +121,15 @@ impl Watch {
 
 impl Shared {
     pub fn new(dir: PathBuf, gateway: String, clock: Clock, statuses: Vec<Arc<Status>>) -> Self {
-        Self { dir, clock, stop: Stop::default(), told: Told::default(), gateway, statuses }
+        Self {
+            dir,
+            clock,
+            stop: Stop::default(),
+            told: Told::default(),
+            tails: Tails::new(TAIL_BYTES),
+            gateway,
+            statuses,
+        }
     }
 
     /// Whether a journal is this gateway's.
@@ -175,12 +189,30 @@ fn wait_for_lock(shared: &Shared) -> Option<File> {
 }
 
 fn try_lock(dir: &Path) -> io::Result<Option<File>> {
-    let file = File::options().create(true).truncate(false).write(true).open(dir.join("ship.lock"))?;
+    let mut file = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error.into()),
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        Err(error) => return Err(error.into()),
     }
+    if directory_id(dir).is_err() {
+        file.set_len(0)?;
+        file.write_all(format!("{:032x}", fastrand::u128(..)).as_bytes())?;
+        file.sync_all()?;
+    }
+    Ok(Some(file))
+}
+
+/// What tells an audit directory from every other, one in the same place included: made when records are first shipped, kept
+/// in the lock's file.
+///
+/// # Errors
+/// As of reading the file.
+pub fn directory_id(dir: &Path) -> io::Result<String> {
+    let path = dir.join(LOCK_FILE);
+    let id = std::fs::read_to_string(&path).ok();
+    let id = id.filter(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    id.ok_or_else(|| io::Error::other(format!("{} holds no id of this directory", path.display())))
 }
 
 /// Starts a sink's thread; whether it started.

@@ -3,7 +3,7 @@
 use super::Positions;
 use super::feed::end_of;
 use crate::audit::reader;
-use crate::clock::Timestamp;
+use crate::clock::{Instant, Timestamp};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,6 +11,9 @@ use std::time::Duration;
 
 /// Different troubles of journals that are remembered as told.
 const TOLD_MAX: usize = 1000;
+/// The same is said again after this, and no more than so many different things meanwhile.
+const SAY_AGAIN: Duration = Duration::from_secs(600);
+const SAID_MAX: usize = 16;
 
 /// What one sink's thread tells of itself.
 #[derive(Debug)]
@@ -53,6 +56,10 @@ pub struct Standing {
 /// The troubles of journals that were told: each is told once, however many sinks come upon it.
 #[derive(Debug, Default)]
 pub struct Told(Mutex<BTreeSet<String>>);
+
+/// What was said lately.
+#[derive(Debug, Default)]
+pub struct Said(Vec<(String, Instant)>);
 
 // === impl Status ===
 
@@ -124,5 +131,36 @@ impl Told {
     /// How many different ones there were.
     pub fn count(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+// === impl Said ===
+
+impl Said {
+    /// Whether `words` are to be said now.
+    pub fn is_news(&mut self, words: &str, now: Instant) -> bool {
+        self.0.retain(|(_, at)| now.saturating_duration_since(*at) < SAY_AGAIN);
+        let is_news = self.0.len() < SAID_MAX && !self.0.iter().any(|(said, _)| said == words);
+        if is_news {
+            self.0.push((words.to_owned(), now));
+        }
+        is_news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_is_not_said_all_the_time_and_neither_is_always_something_else() {
+        let (mut said, start) = (Said::default(), Instant::from_nanos(0));
+        let news =
+            |said: &mut Said, seconds: u64, words: &str| said.is_news(words, start + Duration::from_secs(seconds));
+        assert!(news(&mut said, 0, "down") && news(&mut said, 1, "busy"));
+        assert!(!news(&mut said, 2, "down") && !news(&mut said, 599, "busy"));
+        assert!(news(&mut said, 600, "down"));
+        let different = (0..1000).filter(|n| news(&mut said, 700, &n.to_string())).count();
+        assert!((10..=SAID_MAX).contains(&different), "{different}");
     }
 }

@@ -68,7 +68,7 @@ impl Finding {
             | Self::Altered { first, last, .. }
             | Self::Foreign { first, last, .. } => (Some(*first), Some(*last)),
             Self::Forked { seq } => (Some(*seq), Some(*seq)),
-            Self::Cut { last: Some(last), known, .. } => (Some(*last + 1), Some(*known)),
+            Self::Cut { last: Some(last), known, .. } => (Some(last.saturating_add(1)), Some(*known)),
             Self::Cut { last: None, known, .. } => (None, Some(*known)),
             Self::Damaged { records: None, .. } | Self::Version { .. } | Self::Misnamed { .. } | Self::Empty { .. } => {
                 (None, None)

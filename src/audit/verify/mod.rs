@@ -15,6 +15,7 @@ pub use scan::verify;
 use super::json::parse_hex;
 use super::seal::Hash;
 use super::{reader, segment};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -74,11 +75,14 @@ pub fn slots(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(vec![dir.to_owned()])
 }
 
-/// The faults of journals that are known by their heads and are not there at all.
+/// The faults of journals that are known by their heads and are not there at all: one for each.
 pub fn absent(heads: &[Head], there: &[Summary]) -> Vec<Finding> {
-    let is_there = |head: &&Head| there.iter().any(|summary| summary.names.contains(&head.journal));
-    let absent = heads.iter().filter(|head| !is_there(head));
-    absent.map(|head| Finding::Cut { journal: head.journal.clone(), last: None, known: head.seq }).collect()
+    let mut known: BTreeMap<&str, u64> = BTreeMap::new();
+    for head in heads.iter().filter(|head| !there.iter().any(|summary| summary.names.contains(&head.journal))) {
+        let seq = known.entry(&head.journal).or_default();
+        *seq = head.seq.max(*seq);
+    }
+    known.into_iter().map(|(journal, known)| Finding::Cut { journal: journal.to_owned(), last: None, known }).collect()
 }
 
 // === impl Head ===
@@ -128,7 +132,7 @@ impl Summary {
                 finding::records(first, last)
             ));
         }
-        let unsealed = self.sealed_through.map_or(first, |sealed| sealed + 1);
+        let unsealed = self.sealed_through.map_or(first, |sealed| sealed.saturating_add(1));
         if unsealed <= last {
             notes.push(format!("{}: not sealed yet", finding::records(unsealed, last)));
         }

@@ -146,7 +146,8 @@ impl Scan<'_> {
             // Only at the beginning; of others it has been told what lacks.
             Shown::Unchecked { last } => {
                 let first = self.summary.first.filter(|first| *first > 1 && self.summary.sealed_through.is_none());
-                self.summary.unchecked = self.summary.unchecked.or(first.map(|first| (first, last)));
+                self.summary.unchecked =
+                    self.summary.unchecked.or(first.map(|first| (first, last))).filter(|(first, last)| first <= last);
             }
         }
         self.check_head(seq, line);
@@ -166,7 +167,8 @@ impl Scan<'_> {
     /// The numbers before `seq` will not come any more. `at_beginning`: a segment begins there, so that damage at the end of
     /// the one before it is a torn end, if no number lacks.
     fn reach(&mut self, seq: u64, at_beginning: bool) {
-        let lacking = self.last.map(|last| (last + 1, seq.saturating_sub(1))).filter(|(first, last)| first <= last);
+        let lacking =
+            self.last.map(|last| (last.saturating_add(1), seq.saturating_sub(1))).filter(|(first, last)| first <= last);
         let damage = std::mem::take(&mut self.damage);
         match lacking {
             Some((first, last)) if damage.is_empty() => self.find(Finding::Missing { first, last }),
@@ -195,14 +197,14 @@ impl Scan<'_> {
         let (first, _) = next.numbers();
         match (&mut self.run, &next) {
             (Some(Finding::Repeated { segment, last, .. }), Finding::Repeated { segment: same, .. })
-                if segment == same && Some(*last + 1) == first =>
+                if segment == same && last.checked_add(1) == first =>
             {
                 *last += 1;
             }
             (
                 Some(Finding::Foreign { segment, journal, last, .. }),
                 Finding::Foreign { segment: same, journal: of, .. },
-            ) if segment == same && journal == of && Some(*last + 1) == first => {
+            ) if segment == same && journal == of && last.checked_add(1) == first => {
                 *last += 1;
             }
             _ => {
@@ -219,7 +221,7 @@ impl Scan<'_> {
     }
 
     fn end(&mut self) {
-        let after = self.last.map_or(1, |last| last + 1);
+        let after = self.last.map_or(1, |last| last.saturating_add(1));
         let damage = std::mem::take(&mut self.damage);
         self.find_damage(damage, Some((after, None)));
         let known = self.heads.iter().map(|head| head.seq).max();

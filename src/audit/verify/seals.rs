@@ -31,7 +31,7 @@ impl Seals {
     pub fn take(&mut self, seq: u64, line: &str) -> Shown {
         if seq == 1 {
             self.chain = Some(Chain::start());
-        } else if seq != self.last + 1 {
+        } else if Some(seq) != self.last.checked_add(1) {
             self.chain = None;
         }
         self.last = seq;

@@ -20,11 +20,17 @@ pub struct Told<'a> {
     pub ended_at: Timestamp,
 }
 
-/// The lines of the latest calls with each key among many lines: the others need not be looked at more closely.
-#[derive(Default)]
-pub struct Latest<'a> {
-    /// By key, refused or not, and allowed.
-    calls: HashMap<(&'a str, bool), (Timestamp, &'a str)>,
+/// The lines of the latest calls with each key: none of the others need be looked at more closely, or kept.
+#[derive(Debug, Default)]
+pub struct Latest {
+    /// By key, of all calls and of those that were allowed.
+    calls: HashMap<(KeyId, bool), Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    ended_at: Timestamp,
+    text: String,
 }
 
 /// A record that is so much younger than all that was reported, and has a number that was reported, is another journal's.
@@ -70,8 +76,7 @@ impl<'a> Told<'a> {
 
     /// The call with a key that it tells of.
     pub fn call(&self) -> Option<(KeyId, Use)> {
-        let fields = &self.fields;
-        let key = fields.key_id.filter(|_| fields.is_request()).and_then(|id| KeyId::parse(id.raw()))?;
+        let (key, fields) = (self.key()?, &self.fields);
         let call = Use {
             at: self.at,
             ended_at: self.ended_at,
@@ -85,6 +90,11 @@ impl<'a> Told<'a> {
             reason: fields.reason.map(owned),
         };
         Some((key, call.bounded()))
+    }
+
+    /// The key of the call that it tells of.
+    fn key(&self) -> Option<KeyId> {
+        self.fields.key_id.filter(|_| self.fields.is_request()).and_then(|id| KeyId::parse(id.raw()))
     }
 
     fn is(&self, kind: &str) -> bool {
@@ -120,18 +130,27 @@ impl<'a> Told<'a> {
 
 // === impl Latest ===
 
-impl<'a> Latest<'a> {
+impl Latest {
     /// Adds a line. Of two calls that ended at the same moment the one that was recorded later counts.
-    pub fn add(&mut self, text: &'a str, told: &Told<'a>) {
-        let Some(key) = told.fields.key_id.filter(|_| told.fields.is_request()) else { return };
-        let latest = self.calls.entry((key.raw(), !told.is_denied())).or_insert((told.ended_at, text));
-        if told.ended_at >= latest.0 {
-            *latest = (told.ended_at, text);
+    pub fn add(&mut self, told: &Told<'_>) {
+        let Some(key) = told.key() else { return };
+        let latest = self.calls.entry((key, !told.is_denied()));
+        let kept = latest.or_insert_with(|| Kept { ended_at: told.ended_at, text: String::new() });
+        if told.ended_at >= kept.ended_at {
+            kept.ended_at = told.ended_at;
+            // The room of the line before it is used again.
+            kept.text.clear();
+            kept.text.push_str(told.text);
         }
     }
 
-    pub fn lines(self) -> impl Iterator<Item = &'a str> {
-        self.calls.into_values().map(|(_, text)| text)
+    pub fn len(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// Gives the lines, and forgets them.
+    pub fn take(&mut self) -> impl Iterator<Item = String> + use<> {
+        std::mem::take(&mut self.calls).into_values().map(|kept| kept.text)
     }
 }
 

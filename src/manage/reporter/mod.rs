@@ -10,7 +10,7 @@ mod tests;
 use super::quiet;
 use crate::audit::sinks::{self, Positions, Sink, SinkError};
 use crate::clock::{Clock, Instant, Timestamp};
-use crate::store::{Account, JournalAccount, KeyStore, StoreError};
+use crate::store::{Account, JournalAccount, KeyStore, StoreError, Use};
 use line::{Latest, Told};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,12 +23,17 @@ pub struct Reporter {
     /// Whose reporter it is.
     gateway: String,
     is_written: Box<dyn Fn(&str) -> bool + Send>,
+    under_way: Box<dyn Fn() -> Vec<String> + Send>,
     /// Not told yet.
     ended: Vec<(String, u64)>,
     /// What the store knew of all journals; none until it was asked.
     known: Option<BTreeMap<String, JournalAccount>>,
+    /// What has been taken since the store was told last.
+    latest: Latest,
     /// Of the journals of which lines were taken.
     accounts: BTreeMap<String, Account>,
+    /// The last record of each journal that the store has taken.
+    told: BTreeMap<String, u64>,
     /// There is something the store was not told yet.
     is_changed: bool,
     told_at: Instant,
@@ -42,16 +47,29 @@ pub struct ReporterParts {
     pub gateway: String,
     /// Whether a process writes a journal now and it takes records: of one that takes none nobody can say that nothing has happened.
     pub is_written: Box<dyn Fn(&str) -> bool + Send>,
+    /// Lines of the requests that are under way: a stream may be so for days before it leaves a record.
+    pub under_way: Box<dyn Fn() -> Vec<String> + Send>,
     /// Journals of processes that are gone, with their last records.
     pub ended: Vec<(String, u64)>,
 }
 
+/// Why the store was not told.
+#[derive(Debug, thiserror::Error)]
+pub enum NotTold {
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    #[error("the store has lost what keys were last used for; it is told again what the journals hold")]
+    Lost,
+}
+
 /// What it is called among the sinks.
-const NAME: &str = "accounts";
+pub const NAME: &str = "accounts";
 /// How often the store is told.
 const TELL_EVERY: Duration = Duration::from_secs(2);
-/// So many keys are told at once sooner than that.
-const KEYS_MAX: usize = 10_000;
+/// So many last calls are told sooner than that.
+const CALLS_MAX: usize = 10_000;
+/// A request that is under way for so long is told before it leaves a record.
+const UNDER_WAY_AFTER: Duration = Duration::from_secs(1);
 /// How far what is recorded may be behind what happens, while the journal takes records: from a call's end until its record
 /// can be read back.
 const RECORDED_WITHIN: Duration = Duration::from_secs(5);
@@ -74,10 +92,22 @@ pub fn abandon(store: &dyn KeyStore, journal: &str, now: Timestamp) -> Result<bo
 
 impl Reporter {
     pub fn new(parts: ReporterParts) -> Self {
-        let ReporterParts { store, clock, gateway, is_written, ended } = parts;
+        let ReporterParts { store, clock, gateway, is_written, under_way, ended } = parts;
         let told_at = clock.moment().mono;
-        let (known, accounts, is_changed) = (None, BTreeMap::new(), false);
-        Self { store, clock, gateway, is_written, ended, known, accounts, is_changed, told_at }
+        Self {
+            store,
+            clock,
+            gateway,
+            is_written,
+            under_way,
+            ended,
+            told_at,
+            known: None,
+            latest: Latest::default(),
+            accounts: BTreeMap::new(),
+            told: BTreeMap::new(),
+            is_changed: false,
+        }
     }
 
     /// The last record that the store knows of each journal, whoever reported it.
@@ -98,20 +128,24 @@ impl Reporter {
         if self.known.is_none() {
             self.positions()?;
         }
-        let mut latest = Latest::default();
         for text in lines {
             // A whole line that this version cannot read stays unreported, and the next one's number shows that.
             let Some(told) = Told::read(text) else { continue };
-            latest.add(text, &told);
+            self.latest.add(&told);
             self.account_of(&told).into_iter().for_each(|account| told.add_to(&mut account.journal));
             self.is_changed = true;
         }
-        for told in latest.lines().filter_map(Told::read) {
+        Ok(())
+    }
+
+    /// Moves the latest calls into their accounts.
+    fn settle(&mut self) {
+        for text in self.latest.take() {
+            let Some(told) = Told::read(&text) else { continue };
             if let (Some((key, call)), Some(account)) = (told.call(), self.account_of(&told)) {
                 account.add(key, &call);
             }
         }
-        Ok(())
     }
 
     /// The account of a line's journal, which goes on from what the store knew.
@@ -136,6 +170,20 @@ impl Reporter {
         self.close_ended();
     }
 
+    /// Takes the calls that are under way: each is in use now.
+    fn take_under_way(&mut self, now: Timestamp) {
+        for text in (self.under_way)() {
+            // One that has just begun is in its record before long.
+            let Some(told) = Told::read(&text).filter(|told| told.ended_at.plus(UNDER_WAY_AFTER) <= now) else {
+                continue;
+            };
+            if let (Some((key, call)), Some(account)) = (told.call(), self.account_of(&told)) {
+                account.add(key, &Use { ended_at: now, reason: None, ..call });
+                self.is_changed = true;
+            }
+        }
+    }
+
     /// Everything of the journals that have ended was taken.
     fn close_ended(&mut self) {
         for (name, last) in std::mem::take(&mut self.ended) {
@@ -153,28 +201,53 @@ impl Reporter {
     /// Whether the store should be told now.
     pub fn is_due(&self) -> bool {
         let waited = self.clock.moment().mono.saturating_duration_since(self.told_at);
-        let keys: usize = self.accounts.values().map(|account| account.uses.len()).sum();
-        self.is_changed && (waited >= TELL_EVERY || keys >= KEYS_MAX)
+        self.is_changed && (waited >= TELL_EVERY || self.latest.len() >= CALLS_MAX)
     }
 
     /// Tells the store what it does not know yet.
     ///
     /// # Errors
-    /// The store's; what it has not taken is told again the next time.
-    pub fn hand_over(&mut self) -> Result<(), StoreError> {
+    /// What it has not taken is told again the next time; what it has lost must be taken again, from [`Self::positions`] on.
+    pub fn hand_over(&mut self) -> Result<(), NotTold> {
         self.told_at = self.clock.moment().mono;
-        for account in self.accounts.values_mut() {
+        let known = self.positions()?;
+        let is_lost = |(name, told): (&String, &u64)| known.get(name).is_none_or(|seq| seq < told);
+        if self.told.iter().any(is_lost) {
+            // Put back from a copy, or failed over: it has lost uses too, which nobody holds any more but the journals.
+            (self.accounts, self.told, self.latest) = Default::default();
+            return Err(NotTold::Lost);
+        }
+        self.settle();
+        for (name, account) in &mut self.accounts {
             self.store.account(account)?;
             account.uses.clear();
+            self.told.insert(name.clone(), account.journal.seq);
         }
         self.is_changed = false;
         Ok(())
+    }
+
+    /// Ends what is quiet. That it fails is no reason to hold the accounts back.
+    fn end_quiet_keys(&self) {
+        match quiet::step(self.store.as_ref(), &self.clock, &self.gateway) {
+            Ok(ended) => ended.iter().for_each(|key| tracing::info!(%key, "a rotated key was quiet, and has ended")),
+            Err(error) => tracing::warn!(%error, "rotated keys that are quiet cannot be ended now"),
+        }
     }
 }
 
 /// As the store says it, in a sink's words.
 fn again(error: StoreError) -> SinkError {
     SinkError::later(error.to_string())
+}
+
+impl From<NotTold> for SinkError {
+    fn from(error: NotTold) -> Self {
+        match error {
+            NotTold::Store(error) => again(error),
+            NotTold::Lost => Self::Behind { why: error.to_string() },
+        }
+    }
 }
 
 impl Sink for Reporter {
@@ -188,18 +261,18 @@ impl Sink for Reporter {
 
     /// Takes them; the store has them once it was told, and where to go on after a restart is what it has.
     fn deliver(&mut self, batch: &[sinks::Line]) -> Result<(), SinkError> {
-        self.fold(batch.iter().map(|line| line.text.as_str())).map_err(again)?;
-        if self.is_due() { self.hand_over().map_err(again) } else { Ok(()) }
+        self.fold(batch.iter().map(|line| &*line.text)).map_err(again)?;
+        if self.is_due() { Ok(self.hand_over()?) } else { Ok(()) }
     }
 
     fn caught_up(&mut self, read_at: Timestamp, is_last: bool) -> Result<(), SinkError> {
+        self.take_under_way(read_at);
         self.advance(read_at);
         if !is_last && !self.is_due() {
             return Ok(());
         }
-        self.hand_over().map_err(again)?;
-        let ended = quiet::step(self.store.as_ref(), &self.clock, &self.gateway).map_err(again)?;
-        ended.iter().for_each(|key| tracing::info!(%key, "a rotated key was quiet, and has ended"));
+        self.hand_over()?;
+        self.end_quiet_keys();
         Ok(())
     }
 }

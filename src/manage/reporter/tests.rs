@@ -5,8 +5,10 @@ use crate::audit::segment::{self, Kind};
 use crate::clock::Hand;
 use crate::key::KeyId;
 use crate::store::memory::MemoryStore;
-use crate::store::{KeyFilter, LastUses, Seal};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{KeyFilter, LastUses, Seal, Use};
 use crate::ulid::Ulid;
+use proptest::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const KEY: KeyId = KeyId::new(Ulid::from_bits(7));
@@ -37,7 +39,8 @@ fn refused(seq: u64, second: i64, reason: &str) -> String {
 
 fn parts(store: &Arc<MemoryStore>, clock: Clock) -> ReporterParts {
     let store: Arc<dyn KeyStore> = Arc::<MemoryStore>::clone(store);
-    ReporterParts { store, clock, gateway: "edge-1".into(), is_written: Box::new(|_| true), ended: Vec::new() }
+    let (is_written, under_way) = (Box::new(|_: &str| true), Box::new(Vec::new));
+    ReporterParts { store, clock, gateway: "edge-1".into(), is_written, under_way, ended: Vec::new() }
 }
 
 fn reporter(store: &Arc<MemoryStore>) -> (Reporter, Arc<Hand>) {
@@ -149,6 +152,22 @@ fn an_idle_journal_is_reported_up_to_now_while_it_is_written() {
 }
 
 #[test]
+fn a_call_that_is_under_way_is_a_use_until_now() {
+    let store = Arc::new(MemoryStore::default());
+    let under_way = Box::new(|| vec![call(0, 11, "allow"), "{\"torn".to_owned()]);
+    let (clock, hand) = Clock::manual(at(1000));
+    let mut reporter = Reporter::new(ReporterParts { under_way, ..parts(&store, clock) });
+    reporter.fold([&*line(Kind::Start, 1, 10, "")]).unwrap();
+    for now in [1000, 1002] {
+        hand.pass(TELL_EVERY);
+        reporter.caught_up(at(now), false).unwrap();
+        let call = told(&store).1.any.unwrap();
+        assert_eq!((call.at, call.ended_at, call.seq), (at(11), at(now), 0));
+    }
+    assert_eq!(told(&store).0.seq, 1);
+}
+
+#[test]
 fn a_journal_is_closed_when_all_of_it_is_reported_and_open_again_with_its_next_record() {
     let store = Arc::new(MemoryStore::default());
     let (mut reporter, _) = reporter(&store);
@@ -196,4 +215,54 @@ fn a_journal_that_is_given_up_is_waited_for_no_more_and_what_it_did_not_report_s
     reporter.fold([&*call(3, 70, "allow")]).unwrap();
     reporter.hand_over().unwrap();
     assert!(!told(&store).0.is_closed());
+}
+
+#[test]
+fn a_store_that_was_put_back_from_a_copy_is_told_again_what_it_has_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.db");
+    let store = Arc::new(SqliteStore::open(&path).unwrap());
+    let parts = |clock| ReporterParts { store: Arc::<SqliteStore>::clone(&store), ..parts(&Arc::default(), clock) };
+    let mut reporter = Reporter::new(parts(Clock::manual(at(1000)).0));
+    let lines = [line(Kind::Start, 1, 10, ""), call(2, 11, "allow"), line(Kind::Connection, 3, 12, "")];
+    reporter.fold([&*lines[0]]).unwrap();
+    reporter.hand_over().unwrap();
+    reporter.fold(lines[1..].iter().map(String::as_str)).unwrap();
+    reporter.hand_over().unwrap();
+    rusqlite::Connection::open(&path).unwrap().execute_batch("UPDATE journals SET seq = 1; DELETE FROM uses;").unwrap();
+    assert!(matches!(reporter.hand_over(), Err(NotTold::Lost)));
+    // As the shipper does then.
+    assert_eq!(reporter.positions().unwrap(), BTreeMap::from([("edge-1/0".to_owned(), 1)]));
+    reporter.fold(lines[1..].iter().map(String::as_str)).unwrap();
+    reporter.hand_over().unwrap();
+    let used = store.last_uses(&[KEY]).unwrap().remove(0);
+    assert_eq!((used.any.unwrap().seq, store.accounts().unwrap().journals[0].seq), (2, 3));
+}
+
+proptest! {
+    /// Whatever the lines and however they come in batches, the store has what a plain fold over all calls gives.
+    #[test]
+    fn the_last_uses_are_those_of_a_plain_fold(
+        calls in prop::collection::vec((0u128..3, 0i64..20, 0u64..5, any::<bool>()), 1..40), batch in 1usize..10,
+    ) {
+        let lines: Vec<_> = calls.iter().zip(1..).map(|((key, second, duration, allowed), seq)| {
+            let (key, decision) = (KeyId::new(Ulid::from_bits(*key)), if *allowed { "allow" } else { "deny" });
+            let body = format!(r#""method":"GET","key_id":"{key}","decision":"{decision}","duration_us":{},"#, duration * 1_000_000);
+            line(Kind::Request, seq, *second, &body)
+        }).collect();
+        let store = Arc::new(MemoryStore::default());
+        let (mut reporter, _) = reporter(&store);
+        for batch in lines.chunks(batch) {
+            reporter.fold(batch.iter().map(String::as_str)).unwrap();
+        }
+        reporter.hand_over().unwrap();
+        for key in 0..3 {
+            let of_key = calls.iter().zip(1..).filter(|((number, ..), _)| *number == key);
+            let ended = of_key.map(|((_, second, duration, allowed), seq)| (second + *duration as i64, seq, *allowed));
+            let last = |allowed_only: bool| ended.clone().filter(|(.., allowed)| *allowed || !allowed_only).max();
+            let told = store.last_uses(&[KeyId::new(Ulid::from_bits(key))]).unwrap().remove(0);
+            let place = |call: Option<Use>| call.map(|call| (call.ended_at.as_micros() / 1_000_000, call.seq, call.allowed));
+            prop_assert_eq!((place(told.any), place(told.allowed)), (last(false), last(true)));
+        }
+    }
 }

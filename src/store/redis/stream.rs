@@ -58,32 +58,38 @@ impl RecordStream {
         Self { link, stream: stream.clone(), positions, length_max: *length_max, known: BTreeMap::new() }
     }
 
-    /// The last record of each journal that the stream has had, of all gateways.
+    /// The last record that the stream has had of each journal of a directory, which an id names: another directory may hold
+    /// another journal of the same name, whose numbers begin again.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when Redis cannot be asked.
-    pub fn positions(&mut self) -> Result<BTreeMap<String, u64>, StoreError> {
+    pub fn positions(&mut self, directory: &str) -> Result<BTreeMap<String, u64>, StoreError> {
         let stored: BTreeMap<String, String> =
             self.link.call(::redis::cmd("HGETALL").arg(schema::name(&self.positions)))?;
+        let own = |(field, seq): (String, String)| {
+            let journal = field.strip_suffix(directory)?.strip_suffix(' ')?.to_owned();
+            Some((journal, seq))
+        };
         let read =
             |(journal, seq): (String, String)| Ok((journal, codec::need("position", &seq, |seq| seq.parse().ok())?));
-        self.known = stored.into_iter().map(read).collect::<Result<_, StoreError>>()?;
+        self.known = stored.into_iter().filter_map(own).map(read).collect::<Result<_, StoreError>>()?;
         Ok(self.known.clone())
     }
 
-    /// Appends records, each a journal, a `seq` and the text, in order within a journal.
+    /// Appends records of a directory, each a journal, a `seq` and the text, in order within a journal.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when Redis cannot be asked or does not take them: nobody knows then what was written, and
     /// appending the same again is harmless.
     pub fn append<'a>(
         &mut self,
+        directory: &str,
         records: impl Iterator<Item = (&'a str, u64, &'a str)> + Clone,
     ) -> Result<Appended, StoreError> {
         let mut lasts = BTreeMap::<&str, u64>::new();
         records.clone().for_each(|(journal, seq, _)| _ = lasts.insert(journal, seq));
         let mut command = link::script(APPEND, &[&self.stream, &self.positions]);
-        command.arg(self.length_max).arg(lasts.len());
+        command.arg(self.length_max).arg(directory).arg(lasts.len());
         for journal in lasts.keys() {
             command.arg(journal).arg(self.known.get(*journal).unwrap_or(&0));
         }
