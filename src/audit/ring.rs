@@ -172,10 +172,6 @@ impl Ring {
         };
         let ring = Self { words };
         ring.reset(slots, config);
-        if file.is_some() {
-            // A loss of power shows by what is here, and the system may not have written it by then.
-            ring.words.sync_first(HEADER_WORDS)?;
-        }
         Ok(ring)
     }
 
@@ -188,15 +184,6 @@ impl Ring {
         let ring = Self { words: Words::of_existing(path)? };
         let is_whole = ring.all().len() >= HEADER_WORDS + RING_WORDS && ring.load(AT_MAGIC) == MAGIC;
         Ok((is_whole && ring.boot() == boot_id()).then_some(ring))
-    }
-
-    /// Whether a file is a ring that was in use when its process or the machine ended.
-    ///
-    /// # Errors
-    /// As of mapping the file.
-    pub fn is_in_use(path: &Path) -> io::Result<bool> {
-        let ring = Self { words: Words::of_existing(path)? };
-        Ok(ring.load(AT_MAGIC) == MAGIC)
     }
 
     fn reset(&self, slots: usize, config: &str) {

@@ -1,6 +1,7 @@
 //! Slots: the places in an audit directory, one for each process that shares it, each held by a lock.
 
 use super::reader::{LOCK_FILE, SYNCED_FILE};
+use crate::clock::boot_id;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
 use std::io;
@@ -20,6 +21,16 @@ pub struct Slot {
     pub dir: PathBuf,
     lock: File,
     synced: File,
+}
+
+/// How the process that had a slot before ended, as its lock file tells: that holds the boot id while a process goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// In good order; or there was none.
+    InOrder,
+    Killed,
+    /// The machine ended, or was started anew, while it went on.
+    WithTheMachine,
 }
 
 /// Takes the lowest free slot, and all others that no process holds: who held them has died and may have left something.
@@ -58,6 +69,11 @@ fn hold(lock: &File) -> rustix::io::Result<()> {
     flock(lock, FlockOperation::NonBlockingLockExclusive)
 }
 
+/// What tells this start of the machine from others.
+fn this_boot() -> [u8; 16] {
+    boot_id().unwrap_or(0).to_be_bytes()
+}
+
 // === impl Slot ===
 
 impl Slot {
@@ -88,7 +104,41 @@ impl Slot {
         let restored = Self::lock(self.number, self.dir.clone())?;
         let restored = restored.ok_or_else(|| io::Error::other("another process has taken the slot"))?;
         (self.lock, self.synced) = (restored.lock, restored.synced);
+        self.begin()?;
         Ok(true)
+    }
+
+    /// How the process before ended; the same until [`Slot::begin`] or [`Slot::end`].
+    ///
+    /// # Errors
+    /// As of reading the file.
+    pub fn ended(&self) -> io::Result<Ended> {
+        let mut boot = [0; 16];
+        match self.lock.read_exact_at(&mut boot, 0) {
+            Ok(()) if boot == this_boot() => Ok(Ended::Killed),
+            Ok(()) => Ok(Ended::WithTheMachine),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Ended::InOrder),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// This process goes on here. Returns when that is on the disk.
+    ///
+    /// # Errors
+    /// As of writing the file.
+    pub fn begin(&self) -> io::Result<()> {
+        self.lock.write_all_at(&this_boot(), 0)?;
+        self.lock.sync_all()?;
+        File::open(&self.dir)?.sync_all()
+    }
+
+    /// Nothing is left to be done here.
+    ///
+    /// # Errors
+    /// As of writing the file.
+    pub fn end(&self) -> io::Result<()> {
+        self.lock.set_len(0)?;
+        self.lock.sync_all()
     }
 
     /// The rings in it, by file.

@@ -54,14 +54,6 @@ impl Words {
         Ok(Self { map: MmapRaw::from(MmapMut::map_anon(count * WORD)?) })
     }
 
-    /// Returns when the first `count` words are on the disk.
-    ///
-    /// # Errors
-    /// As of writing them.
-    pub fn sync_first(&self, count: usize) -> io::Result<()> {
-        self.map.flush_range(0, count * WORD)
-    }
-
     #[allow(unsafe_code, reason = "a shared mapping can only be reached by its address")]
     pub fn as_slice(&self) -> &[AtomicU64] {
         // SAFETY: the mapping begins at a page, is as long as it says, and lives as long as `self`. It is reached in no other way

@@ -6,7 +6,7 @@ use super::json::ObjectWriter;
 use super::ring::{Family, Ring, Run};
 use super::seal::Chain;
 use super::segment::{self, Kind, write_line};
-use super::slot::Slot;
+use super::slot::{Ended, Slot};
 use super::{Durability, RECORD_BYTES_MAX, Rotation};
 use crate::clock::{Clock, Instant, monotonic};
 use std::collections::BTreeMap;
@@ -75,7 +75,7 @@ pub struct Writer {
 pub enum After {
     /// There was none.
     Nothing,
-    /// It left nothing behind.
+    /// It ended in good order.
     Stop,
     /// It died: what it left was recovered.
     Kill,
@@ -148,21 +148,25 @@ impl Writer {
         // Written in any case: this also shows that the directory takes records.
         writer.write()?;
         left.iter().for_each(|ring| ring.retire());
+        if goes_on {
+            writer.slot.begin()?
+        } else {
+            writer.slot.end()?
+        }
         Ok(writer)
     }
 
     /// The rings of the process before, and how it ended.
     fn left_behind(&self, last: u64) -> io::Result<(After, Vec<Arc<Ring>>)> {
-        let (mut left, mut in_use) = (Vec::new(), false);
+        let mut left = Vec::new();
         for path in self.slot.rings()? {
-            in_use |= Ring::is_in_use(&path)?;
             left.extend(Ring::left_behind(&path)?.map(Arc::new));
         }
-        let after = match (last, in_use, left.is_empty()) {
-            (0, false, _) => After::Nothing,
-            (_, false, _) => After::Stop,
-            (_, true, true) => After::PowerLoss,
-            (_, true, false) => After::Kill,
+        let after = match self.slot.ended()? {
+            Ended::InOrder if last == 0 => After::Nothing,
+            Ended::InOrder => After::Stop,
+            Ended::Killed => After::Kill,
+            Ended::WithTheMachine => After::PowerLoss,
         };
         Ok((after, left))
     }
@@ -233,7 +237,7 @@ impl Writer {
             let was_healthy = self.health.is_healthy();
             let more = self.turn();
             match (self.health.is_healthy(), was_healthy && !more) {
-                (true, true) => return self.rings.iter().for_each(|ring| ring.retire()),
+                (true, true) => return self.retire(),
                 // Another turn: more was there, or what had waited for the disk can be taken now.
                 (true, false) => {}
                 (false, _) if monotonic() >= deadline => {
@@ -245,6 +249,14 @@ impl Writer {
                 }
                 (false, _) => std::thread::sleep(RETRY_AFTER),
             }
+        }
+    }
+
+    /// Nothing is left to be recovered.
+    fn retire(&self) {
+        self.rings.iter().for_each(|ring| ring.retire());
+        if let Err(error) = self.slot.end() {
+            tracing::warn!(%error, dir = %self.slot.dir.display(), "the next start will not know that this process ended in good order");
         }
     }
 

@@ -3,7 +3,6 @@
 use super::load::Clients;
 use super::site::{Ages, Plan, Site};
 use fastrand::Rng;
-use std::ops::Range;
 use std::time::Duration;
 
 /// How hard it is to be.
@@ -13,8 +12,9 @@ pub struct Run {
     pub times: usize,
     /// Requests a second of clients with a good key; none for as many as there can be.
     pub rate: Option<u32>,
-    /// The longest time between a start and a kill.
+    /// Between a start and a death: at least, and how much more at most.
     pub life: Duration,
+    pub life_more: Duration,
 }
 
 /// Beyond this many a second, strangers are counted rather than recorded: few, so that there are counts to be lost.
@@ -22,13 +22,13 @@ const STRANGERS: &str = "anonymous_per_second = 20\n";
 
 /// Every so many lives, one is long enough for the journal to be sealed in it.
 const LONG_LIFE: usize = 16;
-const LONG: Range<u64> = 1_100_000..2_500_000;
+const LONG: Duration = Duration::from_millis(1200);
 
 // === impl Run ===
 
 impl Run {
-    pub fn life_us(&self) -> Range<u64> {
-        0..self.life.as_micros().try_into().unwrap()
+    pub fn draw_life(&self, random: &mut Rng) -> Duration {
+        self.life + self.life_more.mul_f64(random.f64())
     }
 }
 
@@ -39,8 +39,8 @@ pub fn prove(run: &Run) {
     let audit = format!("durability = \"written\"\n{STRANGERS}");
     let mut site = Site::start(&Plan { audit: &audit, dir: None, rate: run.rate, clients: Clients::All, workers: 2 });
     for death in 1..=run.times {
-        let life = if death % LONG_LIFE == 0 { LONG } else { run.life_us() };
-        let life = Duration::from_micros(random.u64(life));
+        let more = if death % LONG_LIFE == 0 { LONG } else { Duration::ZERO };
+        let life = more + run.draw_life(&mut random);
         site.kill_under_load(&mut random, life);
         if random.u8(..4) == 0 {
             site.die_while_starting(&mut random);
@@ -53,6 +53,7 @@ pub fn prove(run: &Run) {
     }
     println!("{:?}", site.tally);
     assert!(site.tally.after["kill"] >= run.times && site.tally.seals > 0);
+    assert!(!site.tally.after.contains_key("stop"), "a kill was told as a stop");
     site.verify();
     let seen = [site.tally.answered, site.tally.arrived, site.tally.died];
     assert!(seen.iter().all(|seen| *seen > run.times), "too little was seen to prove anything: {seen:?}");
@@ -69,12 +70,13 @@ pub fn window(run: &Run) -> Vec<Duration> {
     let mut site = Site::start(&plan);
     let mut ages = Ages::default();
     for death in 1..=run.times {
-        let life = Duration::from_micros(random.u64(run.life_us()));
+        let life = run.draw_life(&mut random);
         let killed = site.kill_under_load(&mut random, life);
         site.gateway.restart();
         ages.add(&site.settle(), killed);
         assert_eq!(site.tally.lacking, 0, "seed {}, death {death}: numbers lack", run.seed);
     }
     println!("{:?}", site.tally);
+    assert_eq!(site.tally.after["kill"], run.times);
     ages.sorted()
 }

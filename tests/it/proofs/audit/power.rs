@@ -7,10 +7,11 @@ use super::site::{Ages, Missing, Plan, Site};
 use crate::harness::Gateway;
 use fastrand::Rng;
 use rustix::process::{Signal, kill_process};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Holds the rings and what they are to hold.
-const DISK_BYTES: u64 = 512 * 1024 * 1024;
+const DISK_BYTES: u64 = 1024 * 1024 * 1024;
 /// How long the gateway may still run on a disk without power.
 const AGONY_US: u64 = 20_000;
 
@@ -33,13 +34,16 @@ pub fn window(run: &Run) -> Vec<Duration> {
 /// What the gateway has given to the file system counts as lost unless it was synced: the power of the file system fails, not
 /// that of the disk below it.
 fn fail_again_and_again(run: &Run, durability: &str, mut judge: impl FnMut(&Missing, Instant)) {
+    // The gateways see each other's disks, as they were mounted when they started, and so keep them.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     println!("power losses: {durability}, seed {}, {} times", run.seed, run.times);
     let (mut random, disk) = (Rng::with_seed(run.seed), Disk::new(DISK_BYTES));
     let (dir, audit) = (disk.path().join("audit"), format!("durability = \"{durability}\"\n"));
     let plan = Plan { audit: &audit, dir: Some(&dir), rate: run.rate, clients: Clients::Known, workers: 2 };
     let mut site = Site::start(&plan);
     for loss in 1..=run.times {
-        let life = Duration::from_micros(random.u64(run.life_us()));
+        let life = run.draw_life(&mut random);
         let failed = fail_under_load(&mut site, &disk, &mut random, life);
         boot(&mut site.gateway, loss);
         let mut missing = site.settle();
