@@ -11,9 +11,9 @@ use crate::config::{Config, values};
 use crate::key::{Digest, EntityId, KeyId, KeyRecord, Mode};
 use crate::manage::{Created, ImportKey, Manage, NewKey, Overlap, Revoked, UpdateKey};
 use crate::net::{Networks, parse_network};
-use crate::store::{self, KeyStore, Record, Use};
+use crate::store::{self, KeyStore, Record};
 use ipnet::IpNet;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::HashMap;
 use std::io::{IsTerminal, Write as _};
 use std::process::ExitCode;
@@ -356,31 +356,6 @@ fn fields(value: &Value) -> Vec<Vec<String>> {
     };
     let members = value.as_object().into_iter().flatten();
     members.map(|(name, value)| vec![name.clone(), show(value)]).collect()
-}
-
-/// A call with a key, for people.
-fn show_use(call: &Use) -> String {
-    let ip = call.client_ip.map_or_else(|| "an unknown address".to_owned(), |ip| ip.to_string());
-    let refused =
-        if call.allowed { String::new() } else { format!(", refused: {}", call.reason.as_deref().unwrap_or("-")) };
-    let (method, route) = (&call.method, call.route.as_deref().unwrap_or("no route"));
-    format!("{} from {ip}: {method} {route} on {}{refused}", output::show_time(Some(call.at)), call.gateway)
-}
-
-/// The JSON object of a call with a key.
-fn use_value(call: &Use) -> Value {
-    json!({
-        "at": call.at.to_string(),
-        "ended_at": call.ended_at.to_string(),
-        "gateway": call.gateway,
-        "journal": call.journal,
-        "seq": call.seq,
-        "client_ip": call.client_ip.map(|ip| ip.to_string()),
-        "method": call.method,
-        "route": call.route,
-        "decision": if call.allowed { "allow" } else { "deny" },
-        "reason": call.reason,
-    })
 }
 
 /// Asks a person on the terminal. Where there is none, only `--yes` confirms.

@@ -1,6 +1,7 @@
 //! `keygate keys report`.
 
-use super::{Failure, Session, exit, use_value};
+use super::usage::{show_use, use_value};
+use super::{Failure, Session, exit};
 use crate::cli::output::{self, Output};
 use crate::config::values;
 use crate::manage::report::{Finding, Found, KeyReport};
@@ -76,7 +77,7 @@ fn row(found: &Found, code: String) -> Vec<String> {
 
 fn why(found: &Found) -> String {
     let made = output::show_time(Some(found.key.created_at));
-    let last = found.finding.last().map(super::show_use);
+    let last = found.finding.last().map(show_use);
     match &found.finding {
         Finding::NeverUsed => format!("made {made}"),
         Finding::Idle { .. } => {

@@ -1,6 +1,6 @@
 //! `keygate keys usage`.
 
-use super::{Failure, Session, exit, show_use, use_value};
+use super::{Failure, Session, exit};
 use crate::audit::fields::Fields;
 use crate::audit::index::IndexReader;
 use crate::audit::reader::{Follow, journals};
@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::key::KeyId;
 use crate::manage::coverage::Verdict;
 use crate::manage::usage::KeyUsage;
+use crate::store::Use;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::process::ExitCode;
@@ -204,4 +205,29 @@ fn usage_here(dir: &Path, key: &str, since: Timestamp, until: Timestamp) -> Resu
         journal.take_faults().iter().for_each(|fault| say!("warning: {fault}"));
     }
     Ok(usage)
+}
+
+/// A call with a key, for people.
+pub fn show_use(call: &Use) -> String {
+    let ip = call.client_ip.map_or_else(|| "an unknown address".to_owned(), |ip| ip.to_string());
+    let refused =
+        if call.allowed { String::new() } else { format!(", refused: {}", call.reason.as_deref().unwrap_or("-")) };
+    let (method, route) = (&call.method, call.route.as_deref().unwrap_or("no route"));
+    format!("{} from {ip}: {method} {route} on {}{refused}", output::show_time(Some(call.at)), call.gateway)
+}
+
+/// The JSON object of a call with a key.
+pub fn use_value(call: &Use) -> Value {
+    json!({
+        "at": call.at.to_string(),
+        "ended_at": call.ended_at.to_string(),
+        "gateway": call.gateway,
+        "journal": call.journal,
+        "seq": call.seq,
+        "client_ip": call.client_ip.map(|ip| ip.to_string()),
+        "method": call.method,
+        "route": call.route,
+        "decision": if call.allowed { "allow" } else { "deny" },
+        "reason": call.reason,
+    })
 }
