@@ -69,7 +69,8 @@ impl Plain {
             Some((seq, start)) if upto < seq => search.newer_at(seq, start),
             Some(_) | None => {}
         }
-        while search.high - search.low > NEAR_BYTES {
+        // The line that ends at `low` may have begun before `high` and end behind it.
+        while search.high.saturating_sub(search.low) > NEAR_BYTES {
             let place = search.guess(upto);
             match self.probe(place, search.high)? {
                 Some(found) if found.seq <= upto => (search.low, search.low_seq) = (found.end, found.seq + 1),

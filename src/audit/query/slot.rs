@@ -41,6 +41,8 @@ pub struct Window {
     pub bytes: Vec<u8>,
     /// In ascending order.
     pub pieces: Vec<Piece>,
+    /// The records among them.
+    records: Vec<(u64, Range<usize>)>,
     /// No record from this number up to what was asked for is missing here.
     pub low: u64,
 }
@@ -141,9 +143,9 @@ impl Slot {
         }
     }
 
-    /// The text of a record in the window.
-    pub fn text(&self, range: &Range<usize>) -> &str {
-        self.window.bytes.get(range.clone()).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
+    /// The line of a record in the window.
+    pub fn line(&self, range: &Range<usize>) -> &[u8] {
+        self.window.bytes.get(range.clone()).unwrap_or_default()
     }
 
     /// A record that should be there is not.
@@ -169,6 +171,7 @@ impl Slot {
         let loaded = segment.load(upto, want, &mut self.window);
         self.bytes_read += segment.bytes_read() - before;
         loaded.map_err(|error| unreadable(path, &error))?;
+        self.window.list();
         self.high = upto;
         if pace == Pace::Scan {
             self.faults.go_on(upto);
@@ -218,12 +221,17 @@ impl Window {
         self.pieces.iter().find_map(Piece::seq)
     }
 
-    fn newest(&self, upto: u64) -> Option<(u64, Range<usize>)> {
-        let mut from_newest = self.pieces.iter().rev().filter_map(|piece| match piece {
+    fn list(&mut self) {
+        self.records.clear();
+        self.records.extend(self.pieces.iter().filter_map(|piece| match piece {
             Piece::Record { seq, text } => Some((*seq, text.clone())),
             Piece::Damage { .. } | Piece::Torn { .. } => None,
-        });
-        from_newest.find(|(seq, _)| *seq <= upto)
+        }));
+    }
+
+    fn newest(&self, upto: u64) -> Option<(u64, Range<usize>)> {
+        let place = self.records.partition_point(|(seq, _)| *seq <= upto).checked_sub(1)?;
+        self.records.get(place).cloned()
     }
 }
 

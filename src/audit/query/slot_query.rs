@@ -88,10 +88,11 @@ impl<'a> SlotQuery<'a> {
     /// [`QueryError`] when the segments or the index cannot be read.
     pub fn next(&mut self) -> Result<Option<Found>, QueryError> {
         while let Some((seq, text)) = self.candidate()? {
-            let line = self.slot.text(&text);
-            if self.needle.as_ref().is_some_and(|needle| needle.find(line.as_bytes()).is_none()) {
+            let line = self.slot.line(&text);
+            if self.needle.as_ref().is_some_and(|needle| needle.find(line).is_none()) {
                 continue;
             }
+            let line = str::from_utf8(line).unwrap_or_default();
             if let Some(fields) = Fields::read(line).filter(|fields| self.filter.wants(fields)) {
                 let ts = fields.ts.map(|ts| ts.raw().to_owned()).unwrap_or_default();
                 return Ok(Some(Found { seq, ts, text: line.to_owned() }));
@@ -123,7 +124,8 @@ fn is_of(slot: &mut Slot, spans: &[Span], last: u64) -> Result<bool, QueryError>
     let Some(span) = spans.first() else { return Ok(true) };
     let found = slot.newest(span.last, Pace::Lookup)?.filter(|(seq, _)| *seq == span.last);
     // One that is damaged or gone proves nothing.
-    let is_same = found.is_none_or(|(_, text)| Mark::of(slot.text(&text)).may_be(span.mark));
+    let is_same = found
+        .is_none_or(|(_, text)| str::from_utf8(slot.line(&text)).is_ok_and(|line| Mark::of(line).may_be(span.mark)));
     slot.forget();
     Ok(span.last <= last && is_same)
 }
