@@ -25,8 +25,10 @@ impl Disk {
         let disk = Self { dir: tempfile::tempdir().unwrap() };
         File::create(disk.image()).unwrap().set_len(bytes).unwrap();
         std::fs::create_dir(disk.path()).unwrap();
-        // Nothing is left to be made ready in the background, nor kept for root.
-        let options = ["-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
+        // Nothing is left to be made ready in the background, nor kept for root. Blocks are as large as those of any disk that is
+        // not this small: of smaller ones SQLite, which the index is kept in, reserves only some for the file that it maps, and
+        // then a full disk ends the process by SIGBUS.
+        let options = ["-q", "-F", "-b", "4096", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
         run(Command::new("mkfs.ext4").args(options).arg(disk.image()));
         disk.mount();
         let owner = rustix::process::geteuid().as_raw().to_string();

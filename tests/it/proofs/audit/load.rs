@@ -61,8 +61,10 @@ impl<'a> Load<'a> {
                 let random = random.fork();
                 scope.spawn(move || self.until_stopped(random, act));
             }
-            meanwhile();
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(meanwhile));
+            // Also when it fails: otherwise nobody would ever hear of it.
             self.stop.store(true, Ordering::SeqCst);
+            result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         });
     }
 
