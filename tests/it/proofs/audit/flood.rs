@@ -28,7 +28,7 @@ pub struct Size {
     /// Requests without a key a second.
     pub rate: u32,
     pub length: Duration,
-    /// How much of the disk they may take each minute, in MiB, once the journal is compressed.
+    /// How much of the disk they may take each minute, in MiB, as it is written.
     pub mib_per_minute_max: f64,
 }
 
@@ -49,13 +49,14 @@ pub fn prove(size: &Size) {
     });
     let (seconds, refused) = (began.elapsed().as_secs_f64(), refused.into_inner());
     let records = wait_until_all_are_told(&mut Reader::new(&audit), refused, &served);
-    let [plain, compressed] = bytes_of_strangers(&records).map(|bytes| bytes as f64 / seconds * 60.0 / MIB);
+    // What is recorded is bounded by the second: the one that had begun before the flood, or ends after it, counts whole.
+    let [plain, compressed] = bytes_of_strangers(&records).map(|bytes| bytes as f64 / (seconds + 1.0) * 60.0 / MIB);
     let (rate, recorded, quantile) =
         (refused as f64 / seconds, recorded(&records), |of: usize| times[times.len() * of / 100]);
     println!("{refused} strangers, {rate:.0} a second: {recorded} recorded, the rest counted");
     println!("MiB of the journal they take a minute: {plain:.2}; {compressed:.2} once it is compressed");
     println!("{} good requests: p50 {:?}, p99 {:?}", served.len(), quantile(50), quantile(99));
-    assert!(compressed <= size.mib_per_minute_max, "strangers take {compressed:.2} MiB of the disk a minute");
+    assert!(plain <= size.mib_per_minute_max, "strangers take {plain:.2} MiB of the disk a minute");
 }
 
 /// Reads the journal until it tells of all strangers, and of everybody else by id.
