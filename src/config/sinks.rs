@@ -44,26 +44,19 @@ pub enum Destination {
     Stdout,
 }
 
-/// Reads the sinks. Without any, those that the store brings along; an empty list is none at all.
+/// Reads the sinks. Unless the file says anything of them there is the index; an empty list is none at all.
 pub fn sinks(audit: &mut Section<'_, '_>, store: Option<&store::Settings>, dir: &Path) -> Vec<SinkSettings> {
     if !audit.has("sinks") {
-        return by_default(store);
+        return by_default();
     }
     let mut names: Vec<Located<String>> = Vec::new();
     let sections = audit.tables("sinks", "sink");
     sections.into_iter().filter_map(|section| sink(section, store, dir, &mut names)).collect()
 }
 
-fn by_default(store: Option<&store::Settings>) -> Vec<SinkSettings> {
-    let (name, room, destination) = match store {
-        Some(store::Settings::Redis { url }) => {
-            let stream = StreamSettings { url: url.clone(), stream: STREAM.to_owned(), length_max: STREAM_LENGTH };
-            ("redis", REDIS_ROOM, Destination::Redis(stream))
-        }
-        Some(store::Settings::Sqlite { .. }) => ("sqlite", ROOM, Destination::Sqlite),
-        Some(store::Settings::Memory) | None => return Vec::new(),
-    };
-    vec![SinkSettings { name: name.to_owned(), room, destination }]
+/// The index alone: what else records are sent to is a load that somebody should want, the key store's Redis above all.
+fn by_default() -> Vec<SinkSettings> {
+    vec![SinkSettings { name: "sqlite".to_owned(), room: ROOM, destination: Destination::Sqlite }]
 }
 
 fn own_redis(store: &store::Settings) -> Option<store::redis::Url> {

@@ -16,12 +16,24 @@ local function is_later(told, known)
   return tostring(new.journal) > tostring(old.journal)
 end
 
-local at = 3
+-- Two commands for each hash, however many uses are told: Redis does nothing else meanwhile.
+local at, told = 3, {[2] = {}, [3] = {}}
 for _ = 1, tonumber(ARGV[2]) do
-  local key, id, use = KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]
-  local known = redis.call('HGET', key, id)
-  if not known or is_later(use, known) then redis.call('HSET', key, id, use) end
+  local uses = told[tonumber(ARGV[at])]
+  uses[#uses + 1] = {ARGV[at + 1], ARGV[at + 2]}
   at = at + 3
+end
+for key, uses in pairs(told) do
+  local ids, later = {}, {}
+  for i, use in ipairs(uses) do ids[i] = use[1] end
+  local known = #ids > 0 and redis.call('HMGET', KEYS[key], unpack(ids)) or {}
+  for i, use in ipairs(uses) do
+    if not known[i] or is_later(use[2], known[i]) then
+      later[#later + 1] = use[1]
+      later[#later + 1] = use[2]
+    end
+  end
+  if #later > 0 then redis.call('HSET', KEYS[key], unpack(later)) end
 end
 local journal, seq, seal, since, whole_since, through, closed_seq = unpack(ARGV, at)
 if not journal then return {'ok', ''} end

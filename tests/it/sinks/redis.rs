@@ -45,7 +45,10 @@ fn sink(redis: &RedisServer) -> String {
 #[test]
 fn a_fleet_writes_one_stream_on_its_store_and_kills_add_nothing_twice() {
     let (redis, upstream) = (RedisServer::start(), Upstream::named("erp"));
-    let store = format!("[store]\nurl = \"{}\"", redis.url());
+    let store = format!(
+        "[store]\nurl = \"{}\"\n[[audit.sinks]]\ntype = \"redis\"\n[[audit.sinks]]\ntype = \"sqlite\"",
+        redis.url()
+    );
     let mut first = World::with(&store);
     let second = Gateway::builder().live(&upstream).toml(&store).joining("edge-2").start();
     second.wait_until_known(&first.key);
@@ -79,7 +82,10 @@ fn logs(dir: &Path, args: &[&str]) -> (Vec<String>, String) {
 #[test]
 fn the_records_of_a_fleet_are_asked_for_at_any_place_in_pages_and_followed() {
     let (redis, upstream) = (RedisServer::start(), Upstream::named("erp"));
-    let store = format!("[store]\nurl = \"{}\"", redis.url());
+    let store = format!(
+        "[store]\nurl = \"{}\"\n[[audit.sinks]]\ntype = \"redis\"\n[[audit.sinks]]\ntype = \"sqlite\"",
+        redis.url()
+    );
     let mut first = World::with(&store);
     let mut second = Gateway::builder().live(&upstream).toml(&store).joining("edge-2").start();
     second.wait_until_known(&first.key);
