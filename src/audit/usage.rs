@@ -1,7 +1,7 @@
 //! What a key was used for: a plain fold over its records. The index keeps the same, and must never tell anything else.
 
 use super::fields::Fields;
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, micros};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -319,20 +319,6 @@ impl<T: Ord + Clone> Tally<T> {
 impl<T: Ord> Default for Tally<T> {
     fn default() -> Self {
         Self { entries: BTreeMap::new(), others: 0 }
-    }
-}
-
-/// Times in the index's rows.
-mod micros {
-    use crate::clock::Timestamp;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub fn serialize<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_i64(time.as_micros())
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
-        i64::deserialize(deserializer).map(Timestamp::from_micros)
     }
 }
 

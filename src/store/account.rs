@@ -3,7 +3,7 @@
 
 use super::StoreError;
 use super::codec::corrupt;
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, micros};
 use crate::key::KeyId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -212,20 +212,6 @@ impl Use {
 fn shorten(text: &mut String) {
     let end = (0..=TEXT_BYTES_MAX.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     text.truncate(end);
-}
-
-/// Times as microseconds since 1970, as everywhere in the store.
-mod micros {
-    use crate::clock::Timestamp;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub fn serialize<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_i64(time.as_micros())
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
-        i64::deserialize(deserializer).map(Timestamp::from_micros)
-    }
 }
 
 #[cfg(test)]
