@@ -1,6 +1,6 @@
 //! The journal on real files: what was begun is recorded, in order, over restarts.
 
-use keygate::audit::reader::{Fault, Follow, Line, journals};
+use keygate::audit::reader::{Fault, Follow, journals};
 use keygate::audit::segment::{Kind, file_name, write_line};
 use keygate::audit::{Journal, Recorder, Settings};
 use keygate::clock::{Clock, monotonic};
@@ -11,6 +11,11 @@ use std::rc::Rc;
 
 fn settings(dir: &Path) -> Settings {
     Settings { anonymous_per_second: u32::MAX, ..Settings::of(dir.to_owned()) }
+}
+
+struct Record {
+    seq: u64,
+    text: String,
 }
 
 fn open(dir: &Path) -> (Journal, Rc<Recorder>) {
@@ -24,9 +29,9 @@ fn open_for(dir: &Path, workers: usize) -> (Journal, Vec<Recorder>) {
 }
 
 /// All records of the first slot.
-fn lines(dir: &Path) -> Vec<Line> {
+fn lines(dir: &Path) -> Vec<Record> {
     let mut lines = Vec::new();
-    Follow::new(dir.join("0")).read(|line| lines.push(line)).unwrap();
+    Follow::new(dir.join("0")).read(|line| lines.push(Record { seq: line.seq, text: line.text.to_owned() })).unwrap();
     lines
 }
 

@@ -47,7 +47,7 @@ fn build_one(settings: &SinkSettings, audit_dir: &Path) -> Result<Box<dyn Sink>,
 }
 
 /// How much the reporter takes at once.
-const ACCOUNTS_ROOM: Room = Room { records: 5_000, bytes: 4 * 1024 * 1024 };
+const ACCOUNTS_ROOM: Room = Room { records: 500, bytes: 256 * 1024 };
 
 /// A journal whose writer is behind by more does not take records in time: what happens meanwhile is reported later.
 const SYNCED_WITHIN: Duration = Duration::from_secs(2);

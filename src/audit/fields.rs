@@ -510,9 +510,9 @@ mod tests {
         journal.shutdown();
         let mut requests = 0;
         let read = Follow::new(dir.path().join("0")).read(|line| {
-            let fields = Fields::read_any(&line.text).unwrap();
+            let fields = Fields::read_any(line.text).unwrap();
             requests += u32::from(fields.is_request());
-            assert_eq!(Fields::read_in_order(&line.text), Some(fields).filter(Fields::is_request), "{}", line.text);
+            assert_eq!(Fields::read_in_order(line.text), Some(fields).filter(Fields::is_request), "{}", line.text);
         });
         read.unwrap();
         assert_eq!(requests, 2);

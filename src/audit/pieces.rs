@@ -4,13 +4,13 @@ use super::block::{Block, Blocks};
 use super::{block, segment};
 use crate::clock::Timestamp;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 /// No line is longer: the longest are changes of keys with very long allowlists. More bytes without a newline are damage,
 /// and are not held at once.
-const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// A plain segment is read in pieces of this size.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -42,8 +42,16 @@ pub struct Pieces {
 
 #[derive(Debug)]
 enum Source {
-    Plain { reader: BufReader<File>, line: Vec<u8> },
+    Plain(Plain),
     Compressed(Box<Compressed>),
+}
+
+#[derive(Debug)]
+struct Plain {
+    file: File,
+    /// What has been read of the file, and how much of it has been given.
+    window: Vec<u8>,
+    given: usize,
 }
 
 #[derive(Debug)]
@@ -68,7 +76,7 @@ impl Pieces {
         } else {
             let mut file = File::open(path)?;
             file.seek(SeekFrom::Start(from))?;
-            Source::Plain { reader: BufReader::with_capacity(READ_BYTES, file), line: Vec::new() }
+            Source::Plain(Plain { file, window: Vec::with_capacity(READ_BYTES), given: 0 })
         };
         Ok(Self { source, at: from })
     }
@@ -97,23 +105,50 @@ impl Pieces {
     /// As of reading the file.
     pub fn read(&mut self) -> io::Result<Option<Piece<'_>>> {
         match &mut self.source {
-            Source::Plain { reader, line } => read_plain(reader, line, &mut self.at),
+            Source::Plain(plain) => plain.read(&mut self.at),
             Source::Compressed(compressed) => compressed.read(&mut self.at),
         }
     }
 }
 
-fn read_plain<'a>(reader: &mut BufReader<File>, line: &'a mut Vec<u8>, at: &mut u64) -> io::Result<Option<Piece<'a>>> {
-    line.clear();
-    let start = *at;
-    let bytes = reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', line)? as u64;
-    *at += bytes;
-    Ok(match record(line) {
-        _ if bytes == 0 => None,
-        Some((seq, line)) => Some(Piece::Record { seq, line }),
-        None if line.ends_with(b"\n") || bytes == LINE_BYTES_MAX => Some(Piece::Damage { start, bytes }),
-        None => Some(Piece::Torn { start, bytes }),
-    })
+// === impl Plain ===
+
+impl Plain {
+    fn read(&mut self, at: &mut u64) -> io::Result<Option<Piece<'_>>> {
+        let end = self.line_end()?;
+        let line = self.window.get(self.given..end).unwrap_or_default();
+        self.given = end;
+        let (start, bytes) = (*at, line.len() as u64);
+        *at += bytes;
+        Ok(match record(line) {
+            _ if bytes == 0 => None,
+            Some((seq, line)) => Some(Piece::Record { seq, line }),
+            None if line.ends_with(b"\n") || line.len() == LINE_BYTES_MAX => Some(Piece::Damage { start, bytes }),
+            None => Some(Piece::Torn { start, bytes }),
+        })
+    }
+
+    /// Where the next line ends in the window: behind its newline, at the file's end, or where it is too long for one.
+    fn line_end(&mut self) -> io::Result<usize> {
+        let mut searched = 0;
+        loop {
+            let rest = self.window.get(self.given..).unwrap_or_default();
+            if let Some(newline) = memchr::memchr(b'\n', rest.get(searched..).unwrap_or_default()) {
+                return Ok(self.given + (searched + newline + 1).min(LINE_BYTES_MAX));
+            }
+            searched = rest.len();
+            if searched >= LINE_BYTES_MAX {
+                return Ok(self.given + LINE_BYTES_MAX);
+            }
+            self.window.drain(..self.given);
+            self.given = 0;
+            // The window grows for a line that is longer than it, and for no other.
+            let room = READ_BYTES - searched % READ_BYTES;
+            if self.file.by_ref().take(room as u64).read_to_end(&mut self.window)? == 0 {
+                return Ok(self.window.len());
+            }
+        }
+    }
 }
 
 // === impl Compressed ===

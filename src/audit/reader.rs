@@ -19,11 +19,11 @@ pub const SYNCED_FILE: &str = "synced";
 const ATTEMPTS: u32 = 3;
 
 /// One record as it stands in the journal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line<'a> {
     pub seq: u64,
     /// The JSON object, without its newline.
-    pub text: String,
+    pub text: &'a str,
 }
 
 /// What a journal should hold and does not. Its text is a sentence for the operator.
@@ -158,7 +158,7 @@ impl Follow {
     ///
     /// # Errors
     /// As of reading the files, with the one that cannot be read.
-    pub fn read(&mut self, mut take: impl FnMut(Line)) -> io::Result<()> {
+    pub fn read(&mut self, mut take: impl FnMut(Line<'_>)) -> io::Result<()> {
         self.read_through(u64::MAX, |line| {
             take(line);
             ControlFlow::Continue(())
@@ -170,7 +170,7 @@ impl Follow {
     ///
     /// # Errors
     /// As of reading the files, with the one that cannot be read.
-    pub fn read_through(&mut self, through: u64, mut take: impl FnMut(Line) -> ControlFlow<()>) -> io::Result<()> {
+    pub fn read_through(&mut self, through: u64, mut take: impl FnMut(Line<'_>) -> ControlFlow<()>) -> io::Result<()> {
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -182,7 +182,7 @@ impl Follow {
         }
     }
 
-    fn read_listed(&mut self, through: u64, take: &mut impl FnMut(Line) -> ControlFlow<()>) -> io::Result<()> {
+    fn read_listed(&mut self, through: u64, take: &mut impl FnMut(Line<'_>) -> ControlFlow<()>) -> io::Result<()> {
         let segments = segment::list(&self.dir).map_err(|error| about("read", &self.dir, &error))?;
         for (index, (first, path)) in segments.iter().enumerate() {
             // Records at and after the next segment's first number were written again there.
@@ -209,7 +209,7 @@ impl Follow {
         path: &Path,
         next: Option<u64>,
         through: u64,
-        take: &mut impl FnMut(Line) -> ControlFlow<()>,
+        take: &mut impl FnMut(Line<'_>) -> ControlFlow<()>,
     ) -> io::Result<bool> {
         let is_compressed = segment::is_compressed(path);
         // In its other form a segment is read anew, and what was given of it is passed over.
@@ -223,7 +223,7 @@ impl Follow {
                 Piece::Record { seq, line } => {
                     if self.last_seq.is_none_or(|last| seq > last) && next.is_none_or(|next| seq < next) {
                         self.advance(seq);
-                        flow = take(Line { seq, text: line.trim_end_matches('\n').to_owned() });
+                        flow = take(Line { seq, text: line.trim_end_matches('\n') });
                     }
                 }
                 Piece::Damage { start, bytes } => self.add_damage(path, start, bytes),

@@ -84,19 +84,55 @@ fn hex(digits: &[u8]) -> Option<u32> {
     })
 }
 
+const _: () = assert!(SCHEMA == 1, "this is how Head begins");
+
+/// The members with which every line begins, as it is written.
+struct Head<'a> {
+    kind: &'a [u8],
+    journal: &'a [u8],
+    seq: &'a [u8],
+}
+
+// === impl Head ===
+
+impl<'a> Head<'a> {
+    /// Reads the beginning of a line; `None` when it is not as it is written now.
+    fn read(line: &'a [u8]) -> Option<Self> {
+        let (kind, rest) = split(line.strip_prefix(br#"{"schema":1,"kind":""#)?, b'"')?;
+        let (journal, rest) = split(rest.strip_prefix(br#","journal":""#)?, b'"')?;
+        let (seq, _) = split(rest.strip_prefix(br#","seq":"#)?, b',')?;
+        Some(Self { kind, journal, seq })
+    }
+}
+
+/// What is before the first of these bytes, which is near, and what is behind it.
+fn split(text: &[u8], byte: u8) -> Option<(&[u8], &[u8])> {
+    let at = text.iter().take(HEAD_BYTES).position(|other| *other == byte)?;
+    Some((text.get(..at)?, text.get(at + 1..)?))
+}
+
 /// The `seq` of a line, without parsing the rest.
 pub fn seq_of(line: &[u8]) -> Option<u64> {
-    number(line, b"\"seq\":")
+    match Head::read(line) {
+        Some(head) => std::str::from_utf8(head.seq).ok()?.parse().ok(),
+        None => number(line, b"\"seq\":"),
+    }
 }
 
 /// A line's kind, as text: another version may know more of them.
 pub fn kind_of(line: &[u8]) -> Option<&str> {
-    text(line, b"\"kind\":\"")
+    match Head::read(line) {
+        Some(head) => std::str::from_utf8(head.kind).ok(),
+        None => text(line, b"\"kind\":\""),
+    }
 }
 
 /// A line's journal, `gateway/slot`.
 pub fn journal_of(line: &[u8]) -> Option<&str> {
-    text(line, b"\"journal\":\"")
+    match Head::read(line) {
+        Some(head) => std::str::from_utf8(head.journal).ok(),
+        None => text(line, b"\"journal\":\""),
+    }
 }
 
 /// The version of the format that a line is in.

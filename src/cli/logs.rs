@@ -205,8 +205,8 @@ impl Tail {
         let mut lines = Vec::new();
         for journal in self.journals.values_mut() {
             journal.read(|line| {
-                let is_wanted = Fields::read(&line.text).is_some_and(|fields| filter.wants(&fields));
-                lines.extend(is_wanted.then_some(line.text));
+                let is_wanted = Fields::read(line.text).is_some_and(|fields| filter.wants(&fields));
+                lines.extend(is_wanted.then(|| line.text.to_owned()));
             })?;
             journal.take_faults().iter().for_each(|fault| say!("warning: {fault}"));
         }

@@ -177,7 +177,7 @@ impl IndexReader {
             let here = positions.iter().filter(|(name, _)| slot_of(name) == number);
             let last = here.map(|(_, last)| *last).max();
             let mut follow = last.map_or_else(|| Follow::new(slot.clone()), |last| Follow::after(slot.clone(), last));
-            follow.read(|line| Fields::read(&line.text).iter().for_each(&mut take)).map_err(unavailable)?;
+            follow.read(|line| Fields::read(line.text).iter().for_each(&mut take)).map_err(unavailable)?;
         }
         Ok(())
     }

@@ -100,7 +100,7 @@ impl Tail {
 }
 
 /// A record with its journal's name, which is kept as long as it is the same: thousands of lines share it.
-pub fn line(record: reader::Line, before: Option<&Line>) -> Line {
+pub fn line(record: reader::Line<'_>, before: Option<&Line>) -> Line {
     let name = segment::journal_of(record.text.as_bytes()).unwrap_or_default();
     let known = before.filter(|before| *before.journal == *name);
     let journal = known.map_or_else(|| name.into(), |before| Arc::clone(&before.journal));

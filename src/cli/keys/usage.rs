@@ -198,7 +198,7 @@ fn usage_here(dir: &Path, key: &str, since: Timestamp, until: Timestamp) -> Resu
     for slot in journals(dir)? {
         let mut journal = Follow::new(slot);
         journal.read(|line| {
-            let fields = Fields::read(&line.text).filter(|fields| fields.key_id.is_some_and(|id| id.is(key)));
+            let fields = Fields::read(line.text).filter(|fields| fields.key_id.is_some_and(|id| id.is(key)));
             let wanted = fields.filter(|fields| fields.at().is_some_and(|at| days.contains(&Day::of(at))));
             wanted.iter().for_each(|fields| usage.add(fields));
         })?;

@@ -73,7 +73,7 @@ impl World {
 fn journal(dir: &Path) -> Vec<String> {
     let mut lines = Vec::new();
     for slot in keygate::audit::reader::journals(dir).unwrap() {
-        keygate::audit::reader::Follow::new(slot).read(|line| lines.push(line.text)).unwrap();
+        keygate::audit::reader::Follow::new(slot).read(|line| lines.push(line.text.to_owned())).unwrap();
     }
     lines
 }
