@@ -65,30 +65,42 @@ impl Words {
 
 /// Stores bytes from word `at` on, zeros after them up to the word's end. In a ring: what passes its end goes on at its start.
 pub fn store(ring: &[AtomicU64], at: usize, bytes: &[u8]) {
-    let (chunks, rest) = bytes.as_chunks::<WORD>();
     let (first, second) = split(ring, at);
-    let mut words = first.iter().chain(second);
-    for (word, chunk) in words.by_ref().zip(chunks) {
+    let (bytes, rest) = bytes.split_at_checked(first.len() * WORD).unwrap_or((bytes, &[]));
+    store_in(first, bytes);
+    store_in(second, rest);
+}
+
+/// Without the ring's turn: two plain loops, which the compiler makes fast.
+fn store_in(words: &[AtomicU64], bytes: &[u8]) {
+    let (chunks, rest) = bytes.as_chunks::<WORD>();
+    for (word, chunk) in words.iter().zip(chunks) {
         word.store(u64::from_le_bytes(*chunk), Ordering::Relaxed);
     }
-    if !rest.is_empty()
-        && let Some(word) = first.iter().chain(second).nth(chunks.len())
-    {
+    if let Some(word) = words.get(chunks.len()).filter(|_| !rest.is_empty()) {
         let mut last = [0; WORD];
         last.iter_mut().zip(rest).for_each(|(slot, byte)| *slot = *byte);
         word.store(u64::from_le_bytes(last), Ordering::Relaxed);
     }
 }
 
-/// Appends `length` bytes from word `at` on to `out`.
+/// Appends `length` bytes from word `at` on to `out`, or as many as the ring has.
 pub fn load(ring: &[AtomicU64], at: usize, length: usize, out: &mut Vec<u8>) {
     let (first, second) = split(ring, at);
-    let end = out.len() + length;
-    out.reserve(length + WORD);
-    for word in first.iter().chain(second).take(length.div_ceil(WORD)) {
-        out.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
+    let begin = out.len();
+    let length = length.min(ring.len() * WORD);
+    out.resize(begin + length.next_multiple_of(WORD), 0);
+    let (chunks, _) = out.get_mut(begin..).unwrap_or_default().as_chunks_mut::<WORD>();
+    let (before, after) = chunks.split_at_mut(first.len().min(chunks.len()));
+    load_in(first, before);
+    load_in(second, after);
+    out.truncate(begin + length);
+}
+
+fn load_in(words: &[AtomicU64], chunks: &mut [[u8; WORD]]) {
+    for (word, chunk) in words.iter().zip(chunks) {
+        *chunk = word.load(Ordering::Relaxed).to_le_bytes();
     }
-    out.truncate(end);
 }
 
 /// From `at` to the end, and from the start to `at`.
