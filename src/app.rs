@@ -210,6 +210,7 @@ fn member(config: &Config, gateway: String, place: &Place) -> Member {
         complete: false,
         caught_up_at: 0,
         volatile: false,
+        held: None,
     }
 }
 

@@ -276,21 +276,21 @@ fn the_log_is_read_in_order_and_only_by_who_shares_its_history() {
         let renamed = KeyRecord { name: "renamed".into(), ..one.clone() };
         apply(store, vec![write(&renamed, Some(version))]).unwrap();
 
-        let Feed::Entries { head, entries } = changes.poll(Position::default(), 2).unwrap() else { panic!() };
+        let Feed::Entries { head, entries } = changes.poll(Position::default(), None, 2).unwrap() else { panic!() };
         assert_eq!((head.seq, entries.iter().map(|entry| entry.seq).collect::<Vec<_>>()), (3, vec![1, 2]));
         let position = Position { seq: 2, token: entries[1].token };
-        let Feed::Entries { entries, .. } = changes.poll(position, 500).unwrap() else { panic!() };
+        let Feed::Entries { entries, .. } = changes.poll(position, None, 500).unwrap() else { panic!() };
         assert_eq!((entries[0].actor.as_str(), entries[0].at), ("test:alice", at(3)));
         assert_eq!(entries[0].before, Some(Record::Key(KeyRecord { version: 2, ..one.clone() })));
         assert_eq!(entries[0].after, Record::Key(KeyRecord { version: 3, ..renamed }));
         // Nothing new, asked twice: the second answer takes the quick way.
         for _ in 0..2 {
-            let Feed::Entries { entries, .. } = changes.poll(head, 500).unwrap() else { panic!() };
+            let Feed::Entries { entries, .. } = changes.poll(head, None, 500).unwrap() else { panic!() };
             assert!(entries.is_empty());
         }
         let forged = Position { token: head.token ^ 1, ..head };
-        assert_eq!(changes.poll(forged, 500).unwrap(), Feed::Diverged { head });
-        assert_eq!(changes.poll(Position { seq: 99, token: 1 }, 500).unwrap(), Feed::Diverged { head });
+        assert_eq!(changes.poll(forged, None, 500).unwrap(), Feed::Diverged { head });
+        assert_eq!(changes.poll(Position { seq: 99, token: 1 }, None, 500).unwrap(), Feed::Diverged { head });
     });
 }
 
@@ -360,7 +360,7 @@ fn two_connections_share_a_file_and_a_restored_file_is_another_history() {
     let (gateway, cli) = (SqliteStore::open(&path).unwrap(), SqliteStore::open(&path).unwrap());
     let mut changes = gateway.changes().unwrap();
     apply(&cli, vec![create(&entity("acme"))]).unwrap();
-    let Feed::Entries { head, entries } = changes.poll(Position::default(), 10).unwrap() else { panic!() };
+    let Feed::Entries { head, entries } = changes.poll(Position::default(), None, 10).unwrap() else { panic!() };
     assert_eq!(entries.len(), 1);
 
     let backup = directory.path().join("backup.db");
@@ -369,7 +369,7 @@ fn two_connections_share_a_file_and_a_restored_file_is_another_history() {
     drop(other);
     std::fs::rename(&backup, &path).unwrap();
     ["keys.db-wal", "keys.db-shm"].iter().for_each(|name| _ = std::fs::remove_file(directory.path().join(name)));
-    assert!(matches!(changes.poll(head, 10).unwrap(), Feed::Diverged { .. }));
+    assert!(matches!(changes.poll(head, None, 10).unwrap(), Feed::Diverged { .. }));
 }
 
 #[test]

@@ -283,9 +283,9 @@ impl Follower {
     fn read(&mut self) -> Result<Turn, StoreError> {
         let from = self.position.unwrap_or_default();
         let sent = self.clock.moment();
-        let (head, entries) = match self.changes.poll(from, ENTRIES)? {
+        let (head, entries) = match self.changes.poll(from, None, ENTRIES)? {
             Feed::Entries { head, entries } => (head, entries),
-            Feed::Diverged { .. } => return self.diverge(),
+            Feed::Diverged { .. } | Feed::Foreign { .. } => return self.diverge(),
         };
         self.apply(&entries);
         self.advance(&entries)?;

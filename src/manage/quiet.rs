@@ -173,7 +173,8 @@ mod tests {
         let ended = store.key(old.id).unwrap().unwrap();
         assert_eq!((ended.state(at(2005)), ended.revoked_at), (KeyState::Revoked, Some(at(2005))));
         assert_eq!(steps(&store, 2006), 0);
-        let Feed::Entries { entries, .. } = store.changes().unwrap().poll(Position::default(), 99).unwrap() else {
+        let Feed::Entries { entries, .. } = store.changes().unwrap().poll(Position::default(), None, 99).unwrap()
+        else {
             panic!()
         };
         let change = entries.last().unwrap();

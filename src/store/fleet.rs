@@ -1,7 +1,27 @@
 //! The gateways that follow a store, and how far each has come (protocols, "Rows"; I11).
 
+use super::Position;
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+/// Which fleet a store is of: 128 random bits, given once, when the first gateway or command of a new fleet comes to an empty
+/// store (protocols I4). A store with another one, or none, holds another history than a gateway's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FleetId(u128);
+
+/// The fleet to whose store alone a process writes, if it knows one.
+#[derive(Debug, Default)]
+pub struct Expected(Mutex<Option<FleetId>>);
+
+/// Where a gateway stands that follows no store: it found another fleet's, or one whose history has nothing in common with its
+/// own. What a person gives it leave to adopt is bound to just that (protocols I4, `store adopt`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Held {
+    pub fleet: FleetId,
+    pub position: Position,
+}
 
 /// Who follows a store, as of one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,6 +63,76 @@ pub struct Member {
     pub caught_up_at: i64,
     /// What it has applied is in its memory alone: a restart needs the store.
     pub volatile: bool,
+    /// Where it stands instead, while it follows no store because what it found is not its own history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
+}
+
+// === impl FleetId ===
+
+impl FleetId {
+    pub const fn from_bits(bits: u128) -> Self {
+        Self(bits)
+    }
+
+    pub const fn bits(self) -> u128 {
+        self.0
+    }
+
+    /// Reads what [`fmt::Display`] wrote: 32 lower-case hexadecimal digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_ours = text.len() == 32 && text.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+        is_ours.then(|| u128::from_str_radix(text, 16).ok().map(Self))?
+    }
+}
+
+impl fmt::Display for FleetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+// === impl Expected ===
+
+impl Expected {
+    pub fn set(&self, id: FleetId) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+    }
+
+    pub fn get(&self) -> Option<FleetId> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    /// Reads what [`fmt::Display`] wrote: fleet, number and token, with a space between.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(' ');
+        let fleet = FleetId::parse(parts.next()?)?;
+        let position = Position { seq: parts.next()?.parse().ok()?, token: parts.next()?.parse().ok()? };
+        parts.next().is_none().then_some(Self { fleet, position })
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.fleet, self.position.seq, self.position.token)
+    }
+}
+
+impl Serialize for Held {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Held {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| serde::de::Error::custom("no fleet and position"))
+    }
 }
 
 // === impl Member ===

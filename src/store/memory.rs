@@ -1,8 +1,9 @@
 //! A store that lives and dies with the process: the contract's reference model, and a quick store for tests.
 
+use super::fleet::Expected;
 use super::{
-    Account, Accounts, Change, Changes, Conflict, Feed, Fleet, JournalAccount, KeyFilter, KeyStore, LastUses, Member,
-    Mutation, OperationId, Position, Record, StoreError, Write,
+    Account, Accounts, Change, Changes, Conflict, Feed, Fleet, FleetId, Held, JournalAccount, KeyFilter, KeyStore,
+    LastUses, Member, Mutation, OperationId, Position, Record, StoreError, Write,
 };
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use std::collections::{BTreeMap, HashMap};
@@ -11,7 +12,10 @@ use std::time::Duration;
 
 /// All records and the log, under one lock.
 #[derive(Debug, Default)]
-pub struct MemoryStore(Arc<Mutex<Data>>);
+pub struct MemoryStore {
+    data: Arc<Mutex<Data>>,
+    expected: Expected,
+}
 
 #[derive(Clone, Debug, Default)]
 struct Data {
@@ -19,6 +23,8 @@ struct Data {
     entities: BTreeMap<EntityId, EntityRecord>,
     log: Vec<Change>,
     operations: HashMap<OperationId, Vec<u64>>,
+    fleet_id: Option<FleetId>,
+    adopted: Vec<Held>,
     fleet: BTreeMap<(String, String), Member>,
     journals: BTreeMap<String, JournalAccount>,
     uses: HashMap<KeyId, LastUses>,
@@ -34,7 +40,18 @@ struct MemoryChanges {
 
 impl MemoryStore {
     fn data(&self) -> MutexGuard<'_, Data> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A store that has what this one has now, and goes its own way from here: a copy that is put back later.
+    pub fn copy(&self) -> Self {
+        Self { data: Arc::new(Mutex::new(self.data().clone())), expected: Expected::default() }
+    }
+
+    /// Puts a copy back: everything since then is lost.
+    pub fn put_back(&self, copy: &Self) {
+        let copied = copy.data().clone();
+        *self.data() = copied;
     }
 }
 
@@ -44,7 +61,9 @@ impl KeyStore for MemoryStore {
         if let Some(outcome) = data.operations.get(&mutation.operation) {
             return Ok(outcome.clone());
         }
+        let id = super::fleet_of(data.fleet_id, self.expected.get())?;
         let mut next = data.clone();
+        next.fleet_id = Some(id);
         let seqs = mutation.writes.iter().map(|write| next.write(mutation, write)).collect::<Result<Vec<_>, _>>()?;
         next.operations.insert(mutation.operation, seqs.clone());
         *data = next;
@@ -87,6 +106,31 @@ impl KeyStore for MemoryStore {
         Ok(self.data().holds(position))
     }
 
+    fn fleet_id(&self) -> Result<Option<FleetId>, StoreError> {
+        Ok(self.data().fleet_id)
+    }
+
+    fn begin_fleet(&self, id: FleetId) -> Result<FleetId, StoreError> {
+        Ok(*self.data().fleet_id.get_or_insert(id))
+    }
+
+    fn expect_fleet(&self, id: FleetId) {
+        self.expected.set(id);
+    }
+
+    fn note_fork(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn adopt(&self, held: &[Held]) -> Result<(), StoreError> {
+        self.data().adopted = held.to_vec();
+        Ok(())
+    }
+
+    fn is_adopted(&self, held: &Held) -> Result<bool, StoreError> {
+        Ok(self.data().adopted.contains(held))
+    }
+
     fn fleet(&self) -> Result<Fleet, StoreError> {
         Ok(Fleet::settled(self.data().fleet.values().cloned().collect()))
     }
@@ -122,13 +166,22 @@ impl KeyStore for MemoryStore {
     }
 
     fn changes(&self) -> Result<Box<dyn Changes>, StoreError> {
-        Ok(Box::new(MemoryChanges { store: Self(Arc::clone(&self.0)), row: None }))
+        Ok(Box::new(MemoryChanges {
+            store: Self { data: Arc::clone(&self.data), expected: Expected::default() },
+            row: None,
+        }))
     }
 }
 
 impl Changes for MemoryChanges {
     fn head(&mut self) -> Result<Position, StoreError> {
         Ok(self.store.data().head())
+    }
+
+    fn past(&mut self, limit: usize) -> Result<Vec<Position>, StoreError> {
+        let data = self.store.data();
+        let latest = data.log.iter().skip(data.log.len().saturating_sub(limit));
+        Ok(latest.map(|change| Position { seq: change.seq, token: change.token }).collect())
     }
 
     fn wait(&mut self, _: Position) {
@@ -152,8 +205,11 @@ impl Changes for MemoryChanges {
         false
     }
 
-    fn poll(&mut self, from: Position, limit: usize) -> Result<Feed, StoreError> {
+    fn poll(&mut self, from: Position, fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
         let data = self.store.data();
+        if fleet.is_some() && fleet != data.fleet_id {
+            return Ok(Feed::Foreign { fleet: data.fleet_id });
+        }
         if !data.holds(from) {
             return Ok(Feed::Diverged { head: data.head() });
         }

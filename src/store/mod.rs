@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use account::{Account, Accounts, JournalAccount, LastUses, Seal, Use};
-pub use fleet::{Fleet, Member};
+pub use fleet::{Fleet, FleetId, Held, Member};
 
 /// Which store, from `[store]` in gateway.toml.
 #[derive(Clone, Debug)]
@@ -153,7 +153,7 @@ pub struct Change {
 }
 
 /// How far a follower has read: the last `seq` it has wholly applied and that entry's token. The start is (0, 0).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Position {
     pub seq: u64,
     pub token: u64,
@@ -164,8 +164,11 @@ pub struct Position {
 pub enum Feed {
     /// Entries after the follower's position, at most the limit asked for, and the log's head.
     Entries { head: Position, entries: Vec<Change> },
-    /// The log does not hold the follower's position: it lost entries, or is another store's.
+    /// The log does not hold the follower's position: it has lost entries, or has gone another way from some point on (FORK of
+    /// the protocols).
     Diverged { head: Position },
+    /// The store is another fleet's, or none was begun in it (FOREIGN of the protocols).
+    Foreign { fleet: Option<FleetId> },
 }
 
 /// Which keys to list.
@@ -176,10 +179,12 @@ pub struct KeyFilter {
 
 /// A store of key and entity records with an ordered change log. Passes `tests/store_contract.rs`.
 pub trait KeyStore: Send + Sync {
-    /// Applies one mutation and returns the `seq` of each of its writes.
+    /// Applies one mutation and returns the `seq` of each of its writes. The first one in a store begins a fleet, unless one is
+    /// expected.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when a write contradicts what is stored: nothing was written then.
+    /// [`StoreError::Conflict`] when a write contradicts what is stored, [`StoreError::Refused`] when the store is not the
+    /// [expected](Self::expect_fleet) fleet's: nothing was written then.
     fn apply(&self, mutation: &Mutation) -> Result<Vec<u64>, StoreError>;
 
     fn key(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError>;
@@ -197,6 +202,21 @@ pub trait KeyStore: Send + Sync {
 
     /// Whether the log holds the entry at `position`; the start is always held.
     fn holds(&self, position: Position) -> Result<bool, StoreError>;
+
+    /// The fleet whose store this is; none while nobody has begun one.
+    fn fleet_id(&self) -> Result<Option<FleetId>, StoreError>;
+    /// Begins a fleet under this id, unless one was begun: gives the one that counts from now on.
+    fn begin_fleet(&self, id: FleetId) -> Result<FleetId, StoreError>;
+    /// Has [`Self::apply`] refuse to write to any other fleet's store, or to one without: what this process knows came from that
+    /// fleet's.
+    fn expect_fleet(&self, id: FleetId);
+    /// Whoever joins must not take this store's word for the whole truth until all gateways had the time to tell what it has
+    /// lost (protocols, Settle): another time of settling begins.
+    fn note_fork(&self) -> Result<(), StoreError>;
+    /// Gives gateways that are held leave to take this store's history for their own. The leave replaces an earlier one.
+    fn adopt(&self, held: &[Held]) -> Result<(), StoreError>;
+    /// Whether such leave was given to a gateway that is held there.
+    fn is_adopted(&self, held: &Held) -> Result<bool, StoreError>;
 
     /// The gateways that follow this store.
     fn fleet(&self) -> Result<Fleet, StoreError>;
@@ -223,8 +243,13 @@ pub trait Changes: Send {
     /// The log's head now.
     fn head(&mut self) -> Result<Position, StoreError>;
 
-    /// Entries after `from`, at most `limit`. Cheap when nothing has changed: it is called every few milliseconds.
-    fn poll(&mut self, from: Position, limit: usize) -> Result<Feed, StoreError>;
+    /// Entries after `from`, at most `limit`; of this fleet's store alone, if one is given. Cheap when nothing has changed: it is
+    /// called every few milliseconds.
+    fn poll(&mut self, from: Position, fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError>;
+
+    /// The latest positions in the log, in order, at most `limit`: by these a gateway finds out from where on a history that has
+    /// lost entries is not its own any more.
+    fn past(&mut self, limit: usize) -> Result<Vec<Position>, StoreError>;
 
     /// Rests until there may be something after `from`, or for the time within which an engine without a bell must look
     /// again. Nothing rests on it but the delay: the next poll tells.
@@ -299,6 +324,31 @@ impl Action {
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|action| action.as_str() == text)
     }
+}
+
+/// The fleet in whose store a mutation is made: the one that is there, or another new one where none is and none is expected.
+///
+/// # Errors
+/// [`StoreError::Refused`] when another one is expected there.
+fn fleet_of(stored: Option<FleetId>, expected: Option<FleetId>) -> Result<FleetId, StoreError> {
+    match (stored, expected) {
+        (Some(stored), None) => Ok(stored),
+        (Some(stored), Some(expected)) if stored == expected => Ok(stored),
+        (Some(_) | None, Some(expected)) => Err(foreign(stored, expected)),
+        (None, None) => {
+            let bits = || getrandom::u64().map(u128::from);
+            let bits = bits().and_then(|high| bits().map(|low| high << 64 | low));
+            bits.map(FleetId::from_bits).map_err(|error| StoreError::Unavailable(format!("no random numbers: {error}")))
+        }
+    }
+}
+
+/// The error for a store that is not the expected fleet's.
+fn foreign(stored: Option<FleetId>, expected: FleetId) -> StoreError {
+    let what = stored.map_or_else(|| "empty".to_owned(), |stored| format!("fleet {stored}'s"));
+    StoreError::Refused(format!(
+        "the key store is {what}, and this gateway's keys are fleet {expected}'s: nothing was changed; `keygate store status` says what to do"
+    ))
 }
 
 /// What every engine checks before it writes a key: the version, and that revoked is final (invariant I5).

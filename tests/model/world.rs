@@ -17,8 +17,8 @@ use keygate::proxy::service::Shared;
 use keygate::reason::Reason;
 use keygate::store::memory::MemoryStore;
 use keygate::store::{
-    Account, Accounts, Action, Changes, Feed, Fleet, KeyFilter, KeyStore, LastUses, Member, Mutation, OperationId,
-    Position, Record, StoreError, Write,
+    Account, Accounts, Action, Changes, Feed, Fleet, FleetId, Held, KeyFilter, KeyStore, LastUses, Member, Mutation,
+    OperationId, Position, Record, StoreError, Write,
 };
 use keygate::sync::{AtomicBool, Receiver, Sender, channel, will_read, will_write};
 use keygate::ulid::Ulid;
@@ -356,6 +356,28 @@ impl KeyStore for Watched {
         self.inner.holds(position)
     }
 
+    fn fleet_id(&self) -> Result<Option<FleetId>, StoreError> {
+        self.inner.fleet_id()
+    }
+
+    fn begin_fleet(&self, id: FleetId) -> Result<FleetId, StoreError> {
+        self.inner.begin_fleet(id)
+    }
+
+    fn expect_fleet(&self, _: FleetId) {}
+
+    fn note_fork(&self) -> Result<(), StoreError> {
+        self.inner.note_fork()
+    }
+
+    fn adopt(&self, held: &[Held]) -> Result<(), StoreError> {
+        self.inner.adopt(held)
+    }
+
+    fn is_adopted(&self, held: &Held) -> Result<bool, StoreError> {
+        self.inner.is_adopted(held)
+    }
+
     fn fleet(&self) -> Result<Fleet, StoreError> {
         self.inner.fleet()
     }
@@ -391,12 +413,16 @@ impl Changes for WatchedChanges {
         self.inner.head()
     }
 
-    fn poll(&mut self, from: Position, limit: usize) -> Result<Feed, StoreError> {
+    fn poll(&mut self, from: Position, fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
         will_read(&*self.keys);
         if self.keys.diverged.load(SeqCst) {
             return Ok(Feed::Diverged { head: from });
         }
-        self.inner.poll(from, limit)
+        self.inner.poll(from, fleet, limit)
+    }
+
+    fn past(&mut self, limit: usize) -> Result<Vec<Position>, StoreError> {
+        self.inner.past(limit)
     }
 
     fn page(&mut self, after: u64, limit: usize) -> Result<Vec<Record>, StoreError> {

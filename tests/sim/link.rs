@@ -6,8 +6,8 @@ use super::world::{Late, World};
 use super::{lock, roster::Roster};
 use keygate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use keygate::store::{
-    Account, Accounts, Changes, Feed, Fleet, KeyFilter, KeyStore, LastUses, Member, Mutation, Position, Record,
-    StoreError,
+    Account, Accounts, Changes, Feed, Fleet, FleetId, Held, KeyFilter, KeyStore, LastUses, Member, Mutation, Position,
+    Record, StoreError,
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -205,6 +205,28 @@ impl KeyStore for RemoteStore {
         self.ask("holds", |store| store.holds(position))
     }
 
+    fn fleet_id(&self) -> Result<Option<FleetId>, StoreError> {
+        self.ask("fleet_id", |store| store.fleet_id())
+    }
+
+    fn begin_fleet(&self, id: FleetId) -> Result<FleetId, StoreError> {
+        self.ask("begin_fleet", |store| store.begin_fleet(id))
+    }
+
+    fn expect_fleet(&self, _: FleetId) {}
+
+    fn note_fork(&self) -> Result<(), StoreError> {
+        self.ask("note_fork", |store| store.note_fork())
+    }
+
+    fn adopt(&self, held: &[Held]) -> Result<(), StoreError> {
+        self.ask("adopt", |store| store.adopt(held))
+    }
+
+    fn is_adopted(&self, held: &Held) -> Result<bool, StoreError> {
+        self.ask("is_adopted", |store| store.is_adopted(held))
+    }
+
     fn fleet(&self) -> Result<Fleet, StoreError> {
         let world = &self.link.world;
         self.link.call("fleet", |server| server.fleet(world.time.now()))
@@ -247,15 +269,19 @@ impl Changes for RemoteChanges {
         self.link.call("head", |server| server.store.changes()?.head())?
     }
 
-    fn poll(&mut self, from: Position, limit: usize) -> Result<Feed, StoreError> {
+    fn poll(&mut self, from: Position, fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
         // Replies are bounded: sometimes there is more than is given.
         let limit = if self.link.world.one_in(3) { 1 } else { limit };
         let sent = self.link.world.time.now();
-        let feed = self.link.call("poll", |server| server.poll(from, limit))?;
+        let feed = self.link.call("poll", |server| server.poll(from, fleet, limit))?;
         if let Caller::Gateway(process) = self.link.caller {
             lock(&self.link.world.oracle).reach(process.machine, sent);
         }
         feed
+    }
+
+    fn past(&mut self, limit: usize) -> Result<Vec<Position>, StoreError> {
+        self.link.call("past", |server| server.store.changes()?.past(limit))?
     }
 
     fn wait(&mut self, _: Position) {}
@@ -312,7 +338,11 @@ impl Changes for Pages {
         Err(StoreError::Unavailable("not by this reader".to_owned()))
     }
 
-    fn poll(&mut self, _: Position, _: usize) -> Result<Feed, StoreError> {
+    fn poll(&mut self, _: Position, _: Option<FleetId>, _: usize) -> Result<Feed, StoreError> {
+        Err(StoreError::Unavailable("not by this reader".to_owned()))
+    }
+
+    fn past(&mut self, _: usize) -> Result<Vec<Position>, StoreError> {
         Err(StoreError::Unavailable("not by this reader".to_owned()))
     }
 

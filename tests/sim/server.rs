@@ -3,7 +3,7 @@
 use super::lock;
 use super::time::{MILLIS, SECONDS, True};
 use keygate::store::memory::MemoryStore;
-use keygate::store::{Change, Feed, Fleet, KeyStore as _, Member, Mutation, Position, StoreError};
+use keygate::store::{Change, Feed, Fleet, FleetId, KeyStore as _, Member, Mutation, Position, StoreError};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -110,17 +110,17 @@ impl Server {
     pub fn apply(&self, mutation: &Mutation) -> Result<(Vec<u64>, Vec<Change>), StoreError> {
         let before = self.store.changes()?.head()?;
         let seqs = self.store.apply(mutation)?;
-        Ok((seqs, entries(self.store.changes()?.poll(before, usize::MAX)?)))
+        Ok((seqs, entries(self.store.changes()?.poll(before, None, usize::MAX)?)))
     }
 
-    pub fn poll(&self, from: Position, limit: usize) -> Result<Feed, StoreError> {
-        self.store.changes()?.poll(from, limit)
+    pub fn poll(&self, from: Position, fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
+        self.store.changes()?.poll(from, fleet, limit)
     }
 }
 
 fn entries(feed: Feed) -> Vec<Change> {
     match feed {
         Feed::Entries { entries, .. } => entries,
-        Feed::Diverged { .. } => panic!("the server lost its own position"),
+        Feed::Diverged { .. } | Feed::Foreign { .. } => panic!("the server lost its own position"),
     }
 }

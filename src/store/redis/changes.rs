@@ -4,7 +4,7 @@ use super::link::{self, Link};
 use super::roster::Row;
 use super::{Member, REPLY_BYTES, Record, StoreError, codec, schema};
 use crate::clock::Timestamp;
-use crate::store::{Action, Change, Changes, Feed, Position};
+use crate::store::{Action, Change, Changes, Feed, FleetId, Position};
 use std::time::Duration;
 
 const POLL: &str = include_str!("poll.lua");
@@ -32,7 +32,7 @@ impl Changes for RedisChanges {
         head.map_or_else(|| Ok(Position::default()), |head| codec::need("head", &head, read_position))
     }
 
-    fn poll(&mut self, from: Position, limit: usize) -> Result<Feed, StoreError> {
+    fn poll(&mut self, from: Position, _fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
         let mut command = link::script(POLL, &["head", "log"]);
         command.arg(from.seq).arg(from.token).arg(limit).arg(REPLY_BYTES);
         let (kind, head, entries): (String, String, Vec<Vec<String>>) = self.link.call(&command)?;
@@ -48,6 +48,10 @@ impl Changes for RedisChanges {
             }
             _ => Err(codec::corrupt(&format!("a poll was answered with '{kind}'"))),
         }
+    }
+
+    fn past(&mut self, _: usize) -> Result<Vec<Position>, StoreError> {
+        Ok(Vec::new())
     }
 
     /// A bell: it rings when the log grows.

@@ -11,8 +11,8 @@ mod wire;
 mod write;
 
 use super::{
-    Account, Accounts, Changes, EntityId, EntityRecord, Fleet, KeyFilter, KeyId, KeyRecord, KeyStore, LastUses, Member,
-    Mutation, Position, Record, StoreError, codec,
+    Account, Accounts, Changes, EntityId, EntityRecord, Fleet, FleetId, Held, KeyFilter, KeyId, KeyRecord, KeyStore,
+    LastUses, Member, Mutation, Position, Record, StoreError, codec,
 };
 use crate::key::Digest;
 use link::Link;
@@ -136,6 +136,28 @@ impl KeyStore for RedisStore {
 
     fn holds(&self, position: Position) -> Result<bool, StoreError> {
         changes::holds(&mut self.link(), position)
+    }
+
+    fn fleet_id(&self) -> Result<Option<FleetId>, StoreError> {
+        Ok(None)
+    }
+
+    fn begin_fleet(&self, id: FleetId) -> Result<FleetId, StoreError> {
+        Ok(id)
+    }
+
+    fn expect_fleet(&self, _: FleetId) {}
+
+    fn note_fork(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn adopt(&self, _: &[Held]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn is_adopted(&self, _: &Held) -> Result<bool, StoreError> {
+        Ok(false)
     }
 
     fn fleet(&self) -> Result<Fleet, StoreError> {

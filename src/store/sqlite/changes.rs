@@ -1,6 +1,6 @@
 //! The follower's side: polls that cost next to nothing while nothing changes.
 
-use super::super::{Action, Change, Changes, Feed, Position, Record, codec};
+use super::super::{Action, Change, Changes, Feed, FleetId, Position, Record, codec};
 use super::{Member, StoreError, one_row, open, roster, rows, unavailable};
 use crate::clock::Timestamp;
 use rusqlite::{Connection, Row, params};
@@ -106,7 +106,7 @@ impl Changes for SqliteChanges {
         self.read_head()
     }
 
-    fn poll(&mut self, from: Position, limit: usize) -> Result<Feed, StoreError> {
+    fn poll(&mut self, from: Position, _fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
         self.follow_path()?;
         let version = self.data_version()?;
         if self.seen == Some((version, from)) {
@@ -116,9 +116,13 @@ impl Changes for SqliteChanges {
         // Taken before the read: a commit in between is seen again by the next poll.
         self.seen = match &feed {
             Feed::Entries { head, .. } => Some((version, *head)),
-            Feed::Diverged { .. } => None,
+            Feed::Diverged { .. } | Feed::Foreign { .. } => None,
         };
         Ok(feed)
+    }
+
+    fn past(&mut self, _: usize) -> Result<Vec<Position>, StoreError> {
+        Ok(Vec::new())
     }
 
     fn wait(&mut self, _: Position) {

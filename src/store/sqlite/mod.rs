@@ -7,7 +7,10 @@ mod roster;
 mod rows;
 mod write;
 
-use super::{Account, Accounts, Changes, Fleet, KeyFilter, KeyStore, LastUses, Member, Mutation, Position, StoreError};
+use super::{
+    Account, Accounts, Changes, Fleet, FleetId, Held, KeyFilter, KeyStore, LastUses, Member, Mutation, Position,
+    StoreError,
+};
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::path::{Path, PathBuf};
@@ -117,6 +120,28 @@ impl KeyStore for SqliteStore {
 
     fn holds(&self, position: Position) -> Result<bool, StoreError> {
         changes::holds(&self.opened()?.connection, position)
+    }
+
+    fn fleet_id(&self) -> Result<Option<FleetId>, StoreError> {
+        Ok(None)
+    }
+
+    fn begin_fleet(&self, id: FleetId) -> Result<FleetId, StoreError> {
+        Ok(id)
+    }
+
+    fn expect_fleet(&self, _: FleetId) {}
+
+    fn note_fork(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn adopt(&self, _: &[Held]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn is_adopted(&self, _: &Held) -> Result<bool, StoreError> {
+        Ok(false)
     }
 
     fn fleet(&self) -> Result<Fleet, StoreError> {
