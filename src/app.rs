@@ -418,11 +418,11 @@ fn rest_after(turn: &Result<Turn, StoreError>, state: &State, failing: &mut bool
             }
             Rest::UntilChange
         }
-        Ok(Turn::Diverged) => {
+        Ok(Turn::Held) => {
             if !state.diverged.swap(true, Ordering::SeqCst) {
                 tracing::error!(
                     snapshot = %state.snapshot.display(),
-                    "the key store has lost changes or is another one; known keys work until max_stale; put it back, or stop this gateway and remove its snapshot to accept the store as it is"
+                    "the key store is not the one that was followed; nothing is taken from it, and known keys work until max_stale: put the right one back, or say what counts with `keygate store adopt` or `keygate store reseed`"
                 );
             }
             Rest::Failing

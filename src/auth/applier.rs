@@ -86,7 +86,7 @@ impl Applier {
         }
         let known = self.cache.peek(&record.digest);
         let revoked = record.revoked_at.is_some();
-        let outdated = known.as_ref().is_some_and(|known| known.version >= record.version);
+        let outdated = known.as_ref().is_some_and(|known| known.version() >= record.version);
         if !revoked && (outdated || self.cache.is_entombed(&record.digest)) {
             return;
         }
@@ -112,12 +112,27 @@ impl Applier {
         }
     }
 
-    /// Forgets everything but what was revoked: it may be another store's. For when nothing is served by it yet.
+    /// Forgets everything but what was revoked: it may be another store's.
     pub fn forget(&mut self) {
+        self.cache.end_all();
         self.cache.clear();
         self.entities.clear();
         self.overflowed = false;
-        self.ended = None;
+        self.ended = Some(Ended::default());
+    }
+
+    /// The store's history parted from this gateway's at `seq`: what it has from there on is newer than what is known.
+    pub fn part_at(&mut self, seq: u64) {
+        self.cache.lower(seq);
+    }
+
+    /// A key that the store does not have, and does not take: it has never been.
+    pub fn refuse(&mut self, digest: Digest) {
+        self.cache.entomb(digest);
+        if let Some(known) = self.cache.peek(&digest) {
+            known.end();
+            self.ended.get_or_insert_default().insert(digest);
+        }
     }
 
     /// Up to where the log was applied.

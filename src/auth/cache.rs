@@ -243,6 +243,17 @@ impl KeyCache {
         }
     }
 
+    /// No entry's version is above `seq` any more.
+    pub(super) fn lower(&self, seq: u64) {
+        sync::will_write(&self.map);
+        self.map.iter().for_each(|(_, principal)| principal.lower(seq));
+    }
+
+    /// Ends all entries: what they let through is to be judged again.
+    pub(super) fn end_all(&self) {
+        self.map.iter().for_each(|(_, principal)| principal.end());
+    }
+
     pub(super) fn entomb(&self, digest: Digest) {
         self.tombstones.write().unwrap_or_else(PoisonError::into_inner).insert(digest);
     }

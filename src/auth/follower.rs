@@ -1,6 +1,8 @@
 //! The follower: the one writer of the key cache. It takes up the snapshot, loads the whole set where that is not enough, and
 //! applies the change log as it grows.
 
+mod fork;
+
 use super::Settings;
 use super::applier::{Applier, Ended, Origin};
 use super::cache::KeyCache;
@@ -20,6 +22,9 @@ use std::time::Duration;
 const ENTRIES: usize = 500;
 /// How often the fleet is told when this gateway was last caught up.
 const TELL_EVERY: Duration = Duration::from_millis(500);
+/// How many of the log's positions a gateway that loads everything remembers from before.
+const PAST: usize = 10_000;
+
 /// Keeps one [`KeyCache`] true. Owned by one thread.
 pub struct Follower {
     cache: Arc<KeyCache>,
@@ -48,6 +53,8 @@ pub struct Follower {
     joined: bool,
     /// The fleet could not be told how far this gateway has come.
     untold: bool,
+    /// The store was told that it has lost changes.
+    fork_noted: bool,
 }
 
 /// What a follower is made of.
@@ -76,8 +83,9 @@ pub enum Turn {
     CaughtUp,
     /// There is more; take another turn at once.
     Behind,
-    /// The log does not hold our position. Nothing was applied; unknown keys are answered 503 from now on.
-    Diverged,
+    /// The store's history is not ours, and a person must say what counts. Nothing was applied; unknown keys are answered 503 from
+    /// now on.
+    Held,
 }
 
 // === impl Follower ===
@@ -107,6 +115,7 @@ impl Follower {
             serving: false,
             joined: false,
             untold: false,
+            fork_noted: false,
         })
     }
 
@@ -121,7 +130,7 @@ impl Follower {
         let outcome = loop {
             match self.turn() {
                 Ok(Turn::Behind) => {}
-                Ok(Turn::CaughtUp | Turn::Diverged) => break Ok(()),
+                Ok(Turn::CaughtUp | Turn::Held) => break Ok(()),
                 Err(error) => break Err(error),
             }
         };
@@ -159,12 +168,12 @@ impl Follower {
             self.tell()?;
             self.joined = true;
         }
-        if self.position.is_none() && self.begin_load(Reload::Start)?.is_none() {
-            return self.diverge();
+        if !self.know_fleet()? || self.position.is_none() && self.begin_load(Reload::Start)?.is_none() {
+            return self.hold();
         }
         // A store that does not hold our position is not loaded from.
         let turn = self.read()?;
-        if turn == Turn::Diverged {
+        if turn == Turn::Held {
             return Ok(turn);
         }
         if let Some(reason) = self.reload_due().filter(|_| self.loading.is_none()) {
@@ -195,6 +204,7 @@ impl Follower {
         let now = self.clock.moment();
         match self.kept.recall(now, |page| load::apply(&self.applier, &page)) {
             Ok(Some(recalled)) => {
+                recalled.lineage.fleet.iter().for_each(|fleet| self.store.expect_fleet(*fleet));
                 self.stand_at(recalled.position);
                 self.loaded = true;
                 if let Some(contact) = recalled.contact {
@@ -234,6 +244,12 @@ impl Follower {
         if since == Position::default() && self.kept.had_position() && reason == Reload::Start {
             return Ok(None);
         }
+        if reason == Reload::Start {
+            // By these it is found out later from where on a store that has lost changes goes another way.
+            self.kept.lineage.extend(self.changes.past(PAST)?);
+            self.kept.lineage.cut(since.seq);
+            self.kept.lineage.extend([since]);
+        }
         let load = Load::begin(self.store.changes()?, self.kept.draft(), since, reason)?;
         if reason == Reload::Eviction {
             self.cache.set_incomplete();
@@ -271,7 +287,8 @@ impl Follower {
                 self.applier().forget();
             }
             Reload::Eviction => self.cache.note_eviction(),
-            Reload::Snapshot => {}
+            // Due again after a while, because nothing is kept.
+            Reload::Snapshot | Reload::Fork => {}
         }
     }
 
@@ -283,9 +300,10 @@ impl Follower {
     fn read(&mut self) -> Result<Turn, StoreError> {
         let from = self.position.unwrap_or_default();
         let sent = self.clock.moment();
-        let (head, entries) = match self.changes.poll(from, None, ENTRIES)? {
+        let (head, entries) = match self.changes.poll(from, self.kept.lineage.fleet, ENTRIES)? {
             Feed::Entries { head, entries } => (head, entries),
-            Feed::Diverged { .. } | Feed::Foreign { .. } => return self.diverge(),
+            Feed::Diverged { .. } => return self.part(),
+            Feed::Foreign { .. } => return self.hold(),
         };
         self.apply(&entries);
         self.advance(&entries)?;
@@ -296,6 +314,7 @@ impl Follower {
         let is_settling = !self.changes.settles_in().is_zero();
         self.settled |= !is_settling;
         self.cache.trust_store(!is_settling && self.loaded);
+        (self.member.held, self.fork_noted) = (None, false);
         if confirmed && self.loaded && self.settled {
             self.catch_up(sent);
         }
@@ -309,17 +328,6 @@ impl Follower {
 
     fn applier(&self) -> MutexGuard<'_, Applier> {
         self.applier.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Nothing of the store's history has been applied: whoever waits for a change of it must wait.
-    fn diverge(&mut self) -> Result<Turn, StoreError> {
-        self.cache.set_incomplete();
-        self.cache.trust_store(false);
-        if let Some(loading) = self.loading.take() {
-            self.repeat(loading.reason);
-        }
-        self.tell_of(Position::default())?;
-        Ok(Turn::Diverged)
     }
 
     /// Entries that were applied count as read when what they ended has been cut and they are on disk (protocols I3, I9).
@@ -396,192 +404,6 @@ impl Follower {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::auth::cache::Lookup;
-    use crate::key::{EntityId, EntityRecord, KeyId, KeyRecord, Mode, Prefix, ScopeList, Vocabulary};
-    use crate::net::Networks;
-    use crate::store::Record;
-    use crate::store::memory::MemoryStore;
-    use crate::store::sqlite::SqliteStore;
-    use crate::store::{Action, KeyStore, Mutation, OperationId, Write};
-    use crate::ulid::Ulid;
-    use std::time::Duration;
-
-    fn digest(number: u128) -> Digest {
-        Digest::of(&number.to_be_bytes())
-    }
-
-    const ACME: EntityId = EntityId::from_bits(1);
-    const CREATED_AT: Timestamp = Timestamp::from_micros(1);
-
-    fn key(number: u128) -> Record {
-        Record::Key(KeyRecord {
-            id: KeyId::new(Ulid::from_bits(number)),
-            version: 0,
-            digest: digest(number),
-            entity_id: ACME,
-            name: "key".into(),
-            mode: Mode::Live,
-            scopes: ScopeList::default(),
-            allowlist: Networks::default(),
-            tier: "standard".into(),
-            api_version: None,
-            last4: String::new(),
-            imported: false,
-            created_at: CREATED_AT,
-            expires_at: None,
-            revoked_at: None,
-            rotated_to: None,
-            rotated_from: None,
-            until_quiet: None,
-        })
-    }
-
-    /// Makes an entity and `count` keys.
-    fn fill(store: &dyn KeyStore, count: u128) {
-        let (id, created_at) = (ACME, CREATED_AT);
-        let entity =
-            EntityRecord { id, version: 0, code: "acme".into(), name: "acme".into(), created_at, deleted_at: None };
-        write(store, 1, std::iter::once(Record::Entity(entity)).chain((0..count).map(key)));
-    }
-
-    fn fill_key(store: &dyn KeyStore, number: u128) {
-        write(store, number, std::iter::once(key(number)));
-    }
-
-    fn write(store: &dyn KeyStore, operation: u128, records: impl Iterator<Item = Record>) {
-        let writes = records.map(|record| Write { action: Action::KeyCreated, expected: None, record }).collect();
-        let mutation = Mutation { operation: OperationId(operation), actor: "test".into(), at: CREATED_AT, writes };
-        store.apply(&mutation).unwrap();
-    }
-
-    fn follow(store: Arc<dyn KeyStore>, keys_max: u64) -> (Arc<KeyCache>, Follower) {
-        follow_with(store, keys_max, Clock::system(), None)
-    }
-
-    fn follow_with(
-        store: Arc<dyn KeyStore>,
-        keys_max: u64,
-        clock: Clock,
-        snapshot: Option<Snapshot>,
-    ) -> (Arc<KeyCache>, Follower) {
-        let max_stale = Duration::from_secs(60);
-        let cache = Arc::new(KeyCache::new(keys_max, max_stale, 0));
-        let (prefix, vocabulary) = (Prefix::new("ark").unwrap(), Arc::new(Vocabulary::default()));
-        let settings = Settings { prefix, keys_max, max_stale, vocabulary };
-        let parts = Parts {
-            cache: Arc::clone(&cache),
-            store,
-            settings,
-            snapshot,
-            clock,
-            member: Member::default(),
-            cut: Box::new(|_| Box::new(|| {})),
-            fills: Fills::new().0,
-            heard: Box::new(|_| {}),
-        };
-        let mut follower = Follower::new(parts).unwrap();
-        follower.start().unwrap();
-        (cache, follower)
-    }
-
-    fn look(cache: &KeyCache, number: u128) -> Lookup {
-        cache.lookup(&digest(number), Clock::system().moment())
-    }
-
-    #[test]
-    fn a_key_that_found_no_room_is_unknown_and_never_absent() {
-        let store = Arc::new(MemoryStore::default());
-        fill(store.as_ref(), 3);
-        let (cache, _follower) = follow(Arc::clone(&store) as _, 2);
-        let known = (0..3).filter(|number| matches!(look(&cache, *number), Lookup::Known(_))).count();
-        let unknown = (0..3).filter(|number| matches!(look(&cache, *number), Lookup::Unknown)).count();
-        assert_eq!((known, unknown), (2, 1));
-        let (cache, _follower) = follow(store, 3);
-        assert!(matches!(look(&cache, 99), Lookup::Absent));
-    }
-
-    #[test]
-    fn a_store_that_is_put_back_is_followed_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name: &str| directory.path().join(name);
-        for name in ["keys.db", "other.db"] {
-            // Closed before it is moved, so that nothing of it stays in its log.
-            fill(&SqliteStore::open(&path(name)).unwrap(), 2);
-        }
-        let (cache, mut follower) = follow(Arc::new(SqliteStore::open(&path("keys.db")).unwrap()), 10);
-        let swap = |from: &str, to: &str| std::fs::rename(path(from), path(to)).unwrap();
-        let clear = || {
-            let _ = ["keys.db-wal", "keys.db-shm"].map(|name| std::fs::remove_file(path(name)));
-        };
-        swap("keys.db", "away.db");
-        swap("other.db", "keys.db");
-        clear();
-        assert!(matches!(follower.turn().unwrap(), Turn::Diverged));
-        assert!(matches!(look(&cache, 99), Lookup::Unknown));
-        assert!(matches!(look(&cache, 1), Lookup::Known(_)));
-        swap("away.db", "keys.db");
-        clear();
-        assert!(matches!(follower.turn().unwrap(), Turn::CaughtUp));
-        assert!(matches!(look(&cache, 99), Lookup::Absent));
-    }
-
-    #[test]
-    fn i3_a_change_that_cannot_be_kept_is_in_force_and_the_disk_holds_nothing_old() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("keys.snapshot");
-        let store = Arc::new(MemoryStore::default());
-        fill(store.as_ref(), 2);
-        let (clock, hand) = Clock::manual(Timestamp::from_micros(1_000_000));
-        let (cache, mut follower) =
-            follow_with(Arc::clone(&store) as _, 10, clock.clone(), Some(Snapshot::at(path.clone())));
-        assert!(Snapshot::at(path.clone()).exists());
-        follower.kept.close_for_writing();
-        fill_key(store.as_ref(), 3);
-        assert_eq!(follower.turn().unwrap(), Turn::CaughtUp);
-        assert!(matches!(cache.lookup(&digest(3), clock.moment()), Lookup::Known(_)));
-        let volatile = || store.fleet().unwrap().members[0].volatile;
-        assert!(volatile() && !Snapshot::at(path.clone()).exists());
-        // Another one is written after a while.
-        hand.pass(crate::auth::kept::RETRY);
-        while follower.turn().unwrap() == Turn::Behind {}
-        assert!(!volatile() && Snapshot::at(path).exists());
-    }
-
-    #[test]
-    fn what_the_cache_has_lost_is_loaded_again() {
-        let store = Arc::new(MemoryStore::default());
-        fill(store.as_ref(), 2);
-        let (cache, mut follower) = follow(store, 10);
-        cache.lose(&digest(1));
-        assert!(matches!(look(&cache, 1), Lookup::Unknown));
-        while follower.turn().unwrap() == Turn::Behind {}
-        assert!(matches!(look(&cache, 1), Lookup::Known(_)));
-        assert!(matches!(look(&cache, 99), Lookup::Absent));
-    }
-
-    #[test]
-    fn i3_nothing_is_confirmed_while_something_outdated_cannot_be_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("keys.snapshot");
-        let store = Arc::new(MemoryStore::default());
-        fill(store.as_ref(), 2);
-        let (_cache, mut follower) =
-            follow_with(Arc::clone(&store) as _, 10, Clock::system(), Some(Snapshot::at(path)));
-        // A directory of a log's name cannot be removed as a file.
-        let stubborn = dir.path().join("keys.snapshot.00000000000000000099.log");
-        std::fs::create_dir(&stubborn).unwrap();
-        follower.kept.close_for_writing();
-        let before = store.fleet().unwrap().members[0].pos;
-        fill_key(store.as_ref(), 3);
-        for _ in 0..3 {
-            assert!(matches!(follower.turn(), Err(StoreError::Unavailable(_))));
-            assert_eq!(store.fleet().unwrap().members[0].pos, before);
-        }
-        std::fs::remove_dir(stubborn).unwrap();
-        assert_eq!(follower.turn().unwrap(), Turn::CaughtUp);
-        let member = &store.fleet().unwrap().members[0];
-        assert!(member.pos > before && member.volatile);
-    }
-}
+mod fork_tests;
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! What the follower keeps on disk, and what becomes of it when it cannot (protocols I3): nothing is confirmed while files are
 //! there that are not what is known.
 
+use super::lineage::Lineage;
 use super::load::{self, Batches};
 use super::snapshot::{Draft, Recalled, Snapshot};
 use crate::clock::{Clock, Instant, Moment};
@@ -14,6 +15,8 @@ pub const RETRY: Duration = Duration::from_secs(60);
 /// The snapshot, if this process owns one.
 pub struct Kept {
     snapshot: Option<Snapshot>,
+    /// Which history what is known is of.
+    pub lineage: Lineage,
     /// Since when changes are not kept.
     volatile_since: Option<Instant>,
     clock: Clock,
@@ -22,8 +25,8 @@ pub struct Kept {
 // === impl Kept ===
 
 impl Kept {
-    pub const fn new(snapshot: Option<Snapshot>, clock: Clock) -> Self {
-        Self { snapshot, volatile_since: None, clock }
+    pub fn new(snapshot: Option<Snapshot>, clock: Clock) -> Self {
+        Self { snapshot, lineage: Lineage::default(), volatile_since: None, clock }
     }
 
     /// Reads everything back, page by page; none where nothing is kept.
@@ -32,7 +35,30 @@ impl Kept {
     /// As of [`Snapshot::recall`].
     pub fn recall(&mut self, now: Moment, apply: impl FnMut(Vec<Record>)) -> io::Result<Option<Recalled>> {
         let Some(snapshot) = &mut self.snapshot else { return Ok(None) };
-        load::pipe(|batches: &mut Batches| snapshot.recall(now, |record| batches.push(record)), apply)
+        let recalled = load::pipe(|batches: &mut Batches| snapshot.recall(now, |record| batches.push(record)), apply)?;
+        if let Some(recalled) = &recalled {
+            self.lineage.clone_from(&recalled.lineage);
+        }
+        Ok(recalled)
+    }
+
+    /// Everything that is kept under a version above `seq`; nothing where nothing is kept.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], when the disk does not give it back.
+    pub fn changed_after(&mut self, seq: u64) -> Result<Vec<Record>, StoreError> {
+        let changed = self.snapshot.as_mut().map_or_else(|| Ok(Vec::new()), |snapshot| snapshot.changed_after(seq));
+        changed.map_err(|error| StoreError::Unavailable(format!("the snapshot cannot be read: {error}")))
+    }
+
+    /// What is kept is of a history that this gateway does not follow any more: it goes, and another one is due at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], when it cannot be removed: nothing may be confirmed then.
+    pub fn part(&mut self) -> Result<(), StoreError> {
+        self.volatile_since = Some(self.clock.moment().mono);
+        let gone = self.snapshot.as_mut().map_or(Ok(()), Snapshot::abandon);
+        gone.map_err(|error| StoreError::Unavailable(format!("the snapshot cannot be removed: {error}")))
     }
 
     /// Whether this gateway has had a position before.
@@ -68,7 +94,7 @@ impl Kept {
         let Some(snapshot) = &mut self.snapshot else { return Ok(false) };
         let was_kept = snapshot.is_kept();
         let replaced = match draft {
-            Some(draft) => snapshot.replace(draft, since),
+            Some(draft) => snapshot.replace(draft, since, &self.lineage),
             None if was_kept => return Ok(false),
             None => Err(io::Error::other("there is no snapshot")),
         };
@@ -85,7 +111,9 @@ impl Kept {
     /// # Errors
     /// [`StoreError::Unavailable`], when what is outdated cannot be removed: nothing may be confirmed then.
     pub fn append(&mut self, entries: &[Change]) -> Result<(), StoreError> {
-        let appended = self.snapshot.as_mut().map_or(Ok(()), |snapshot| snapshot.append(entries));
+        self.lineage.extend(entries.iter().map(|change| Position { seq: change.seq, token: change.token }));
+        let lineage = &self.lineage;
+        let appended = self.snapshot.as_mut().map_or(Ok(()), |snapshot| snapshot.append(entries, lineage));
         appended.or_else(|error| self.give_up(&error))
     }
 

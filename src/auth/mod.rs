@@ -8,8 +8,9 @@ pub mod credential;
 pub mod fill;
 pub mod follower;
 mod kept;
+pub mod lineage;
 mod load;
-mod snapshot;
+pub mod snapshot;
 
 use crate::key::{Prefix, Vocabulary};
 use std::sync::Arc;

@@ -21,6 +21,7 @@ mod keys;
 mod logs;
 mod output;
 mod serve;
+mod store;
 mod when;
 
 use crate::config::Config;
@@ -61,6 +62,9 @@ enum Command {
     /// The gateways that follow the store.
     #[command(subcommand)]
     Fleet(fleet::Command),
+    /// The key store itself: when it was restored, emptied or exchanged.
+    #[command(subcommand)]
+    Store(store::Command),
     /// Show what the gateway decided.
     Logs(logs::Args),
     /// Prove that the journal is whole, and export it.
@@ -80,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Keys(command) => with_config(&cli.config, |config| keys::run(command, config, cli.output)),
         Command::Entities(command) => with_config(&cli.config, |config| entities::run(command, config, cli.output)),
         Command::Fleet(command) => with_config(&cli.config, |config| fleet::run(command, config, cli.output)),
+        Command::Store(command) => with_config(&cli.config, |config| store::run(command, config, cli.output)),
         Command::Logs(args) => with_config(&cli.config, |config| logs::run(args, config, cli.output)),
         Command::Audit(command) => audit::run(command, &cli.config, cli.output),
         Command::Health => with_config(&cli.config, health::run),

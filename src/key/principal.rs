@@ -6,14 +6,15 @@ use crate::net::Networks;
 use crate::sync::AtomicBool;
 use http::HeaderValue;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What policy and forwarding need to know of a key, in the form they need it. A gateway holds one for each key, so
 /// whatever many keys have in common is shared behind an `Arc`. Immutable but for its state word.
 #[derive(Debug)]
 pub struct Principal {
     pub id: KeyId,
-    pub version: u64,
+    /// Its record's version, which only the one writer looks at.
+    version: AtomicU64,
     pub name: Box<str>,
     pub mode: Mode,
     /// `None` means any address.
@@ -54,7 +55,7 @@ impl Principal {
     ) -> Self {
         Self {
             id: record.id,
-            version: record.version,
+            version: AtomicU64::new(record.version),
             name: record.name.as_str().into(),
             mode: record.mode,
             allowlist: (!record.allowlist.is_empty()).then(|| Box::new(record.allowlist.clone())),
@@ -69,6 +70,17 @@ impl Principal {
     /// Whether this entry still says what the key is: not revoked, not replaced, its entity not deleted.
     pub fn is_live(&self) -> bool {
         !self.ended.load(Ordering::Acquire) && !self.entity.is_deleted()
+    }
+
+    /// The version of its record.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Relaxed)
+    }
+
+    /// What was changed after `seq` is not in the store's history: whatever that has instead is newer. Only the one writer calls
+    /// this.
+    pub fn lower(&self, seq: u64) {
+        self.version.fetch_min(seq, Ordering::Relaxed);
     }
 
     /// Ends this entry for good. Only the one writer that applies changes calls this.

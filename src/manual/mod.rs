@@ -16,5 +16,7 @@ pub mod operations {}
 pub mod audit_format {}
 #[doc = include_str!("sinks.md")]
 pub mod sinks {}
+#[doc = include_str!("store_loss.md")]
+pub mod store_loss {}
 #[doc = include_str!("redis_schema.md")]
 pub mod redis_schema {}

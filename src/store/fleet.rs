@@ -1,6 +1,6 @@
 //! The gateways that follow a store, and how far each has come (protocols, "Rows"; I11).
 
-use super::Position;
+use super::{Position, StoreError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -71,6 +71,16 @@ pub struct Member {
 // === impl FleetId ===
 
 impl FleetId {
+    /// One that no other fleet has.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], where the system has no random numbers.
+    pub fn random() -> Result<Self, StoreError> {
+        let bits = || getrandom::u64().map(u128::from);
+        let bits = bits().and_then(|high| bits().map(|low| high << 64 | low));
+        bits.map(Self).map_err(|error| StoreError::Unavailable(format!("no random numbers: {error}")))
+    }
+
     pub const fn from_bits(bits: u128) -> Self {
         Self(bits)
     }

@@ -335,11 +335,7 @@ fn fleet_of(stored: Option<FleetId>, expected: Option<FleetId>) -> Result<FleetI
         (Some(stored), None) => Ok(stored),
         (Some(stored), Some(expected)) if stored == expected => Ok(stored),
         (Some(_) | None, Some(expected)) => Err(foreign(stored, expected)),
-        (None, None) => {
-            let bits = || getrandom::u64().map(u128::from);
-            let bits = bits().and_then(|high| bits().map(|low| high << 64 | low));
-            bits.map(FleetId::from_bits).map_err(|error| StoreError::Unavailable(format!("no random numbers: {error}")))
-        }
+        (None, None) => FleetId::random(),
     }
 }
 

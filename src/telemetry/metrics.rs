@@ -9,6 +9,8 @@ use std::time::Duration;
 
 const REQUESTS: &str = "keygate_requests_total";
 const DURATION: &str = "keygate_request_duration_seconds";
+const FORKS: &str = "keygate_store_forks_total";
+const FOREIGN: &str = "keygate_store_foreign_total";
 const RELOADS: &str = "keygate_reloads_total";
 const SNAPSHOT_REFUSED: &str = "keygate_snapshot_refused_total";
 const FILLS: &str = "keygate_fills_total";
@@ -102,6 +104,16 @@ impl Page {
 /// A load of the whole set has begun.
 pub fn reload_begun(cause: &'static str) {
     metrics::counter!(RELOADS, "cause" => cause).increment(1);
+}
+
+/// The store had lost changes, and is given them again.
+pub fn store_forked() {
+    metrics::counter!(FORKS).increment(1);
+}
+
+/// The store is not the one that was followed.
+pub fn store_foreign() {
+    metrics::counter!(FOREIGN).increment(1);
 }
 
 /// A snapshot was found and could not be used.

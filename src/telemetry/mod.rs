@@ -5,5 +5,5 @@ pub mod metrics;
 
 pub use metrics::{
     Filled, Page, RequestMetrics, change_applied, filled, reload_begun, sink_dropped, sink_lag, sink_retried,
-    sink_sent, snapshot_refused,
+    sink_sent, snapshot_refused, store_foreign, store_forked,
 };

@@ -219,7 +219,7 @@ impl Machine {
         let rest = match turn {
             Ok(Turn::Behind) => 0,
             Ok(Turn::CaughtUp) => world.below(REST),
-            Ok(Turn::Diverged) => world.violated(&format!("machine {}: diverged from the one history", self.index)),
+            Ok(Turn::Held) => world.violated(&format!("machine {}: held, on the one history", self.index)),
             Err(_) => REST,
         };
         let mut state = lock(&self.state);

@@ -9,7 +9,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-const MAGIC: [u8; 24] = *b"keygate-feed-log 1\n\0\0\0\0\0";
+const MAGIC: [u8; 24] = *b"keygate-feed-log 2\n\0\0\0\0\0";
 /// Where the log begins, then where the contact is kept, then the entries.
 const CONTACT_AT: u64 = 64;
 const ENTRIES_AT: u64 = 128;

@@ -2,6 +2,7 @@
 
 use super::log::Recorded;
 use super::{Draft, damaged, logs, read_snapshot, sibling};
+use crate::auth::lineage::Lineage;
 use crate::key::{EntityId, KeyId};
 use crate::store::{Position, Record};
 use std::collections::HashMap;
@@ -11,7 +12,7 @@ use std::path::Path;
 
 /// A record's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Name {
+pub enum Name {
     Key(KeyId),
     Entity(EntityId),
 }
@@ -21,7 +22,7 @@ enum Name {
 ///
 /// # Errors
 /// As of reading and writing. Snapshot and logs are as they were then.
-pub fn merge(path: &Path, position: Position) -> io::Result<()> {
+pub fn merge(path: &Path, position: Position, lineage: &Lineage) -> io::Result<()> {
     let (mut before, mut latest, mut reached) = (Vec::new(), HashMap::new(), 0);
     for log in logs(path)? {
         let mut recorded = Recorded::open(&log)?;
@@ -30,7 +31,7 @@ pub fn merge(path: &Path, position: Position) -> io::Result<()> {
         }
         while let Some(change) = recorded.entries.read()? {
             reached = change.seq;
-            latest.insert(name(&change.after), change.after);
+            latest.insert(Name::of(&change.after), change.after);
         }
         before.push(log);
     }
@@ -40,7 +41,7 @@ pub fn merge(path: &Path, position: Position) -> io::Result<()> {
     let mut draft = Draft::create(sibling(path, ".merged"))?;
     let mut failed = None;
     read_snapshot(path, &mut |record| {
-        if failed.is_none() && !latest.contains_key(&name(&record)) {
+        if failed.is_none() && !latest.contains_key(&Name::of(&record)) {
             failed = draft.add(&record).err();
         }
     })?;
@@ -50,14 +51,18 @@ pub fn merge(path: &Path, position: Position) -> io::Result<()> {
     let mut changed: Vec<Record> = latest.into_values().collect();
     changed.sort_by_key(Record::version);
     changed.iter().try_for_each(|record| draft.add(record))?;
-    draft.finish(position, path)?;
+    draft.finish(position, lineage, path)?;
     before.iter().try_for_each(fs::remove_file)?;
     super::sync_dir(path)
 }
 
-fn name(record: &Record) -> Name {
-    match record {
-        Record::Key(key) => Name::Key(key.id),
-        Record::Entity(entity) => Name::Entity(entity.id),
+// === impl Name ===
+
+impl Name {
+    pub const fn of(record: &Record) -> Self {
+        match record {
+            Record::Key(key) => Self::Key(key.id),
+            Record::Entity(entity) => Self::Entity(entity.id),
+        }
     }
 }

@@ -8,10 +8,13 @@ mod log;
 mod merge;
 mod wire;
 
+use super::lineage::Lineage;
 use crate::clock::{Instant, Moment, boot_id};
 use crate::store::{Change, Position, Record};
 use frames::{FrameReader, FrameWriter, Next};
 use log::{Contact, Log, Recorded};
+pub use merge::Name;
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -22,11 +25,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use wire::Frame;
 
-const MAGIC: [u8; 20] = *b"keygate-snapshot 1\n\0";
+const MAGIC: [u8; 20] = *b"keygate-snapshot 2\n\0";
 /// A log of this size is merged into the snapshot.
 const LOG_BYTES_MAX: u64 = 32 << 20;
 /// How often the time of contact is kept, at most: a start without the store believes the time that was kept.
 const STAMP_EVERY: Duration = Duration::from_millis(500);
+/// Positions in one frame.
+const PAST: usize = 4096;
 
 /// A snapshot and its log. One process at a time owns them.
 #[derive(Debug)]
@@ -44,12 +49,22 @@ pub struct Snapshot {
 }
 
 /// What was read back.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Recalled {
     pub position: Position,
+    pub lineage: Lineage,
     /// When the process that wrote it was last caught up with the store, as of this process's clocks: none where it must
     /// not be served from without the store.
     pub contact: Option<Moment>,
+}
+
+/// What a snapshot and its log hold.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    pub position: Position,
+    pub lineage: Lineage,
+    /// Each as it was last, in no order.
+    pub records: Vec<Record>,
 }
 
 /// A snapshot that is being written.
@@ -88,13 +103,13 @@ impl Snapshot {
     /// of another history than the store's.
     pub fn recall(&mut self, now: Moment, mut each: impl FnMut(Record)) -> io::Result<Option<Recalled>> {
         let logs = logs(&self.path)?;
-        let Some(mut position) = read_snapshot(&self.path, &mut each)? else {
+        let Some((mut position, mut lineage)) = read_snapshot(&self.path, &mut each)? else {
             return if logs.is_empty() { Ok(None) } else { Err(damaged(&self.path, "it is missing, but not its log")) };
         };
         let mut last = None;
         for path in logs {
             let mut recorded = Recorded::open(&path)?;
-            position = follow(&mut recorded, position, &mut each)?;
+            position = follow(&mut recorded, position, &mut lineage, &mut each)?;
             last = Some(recorded);
         }
         let contact = last.as_ref().and_then(|log| log.contact).filter(|contact| contact.position.seq > 0);
@@ -106,7 +121,25 @@ impl Snapshot {
             None => Log::create(log_path(&self.path, position), position)?,
         });
         self.contact = contact.filter(|contact| contact.boot == self.boot);
-        Ok(Some(Recalled { position, contact: contact.and_then(|contact| as_of(&contact, self.boot, now)) }))
+        let contact = contact.and_then(|contact| as_of(&contact, self.boot, now));
+        Ok(Some(Recalled { position, lineage, contact }))
+    }
+
+    /// Everything that was kept under a version above `seq`, each record as it was last; in no order.
+    ///
+    /// # Errors
+    /// As of reading the files.
+    pub fn changed_after(&mut self, seq: u64) -> io::Result<Vec<Record>> {
+        self.wait_for_merge();
+        Ok(read_after(&self.path, seq)?.map(|kept| kept.records).unwrap_or_default())
+    }
+
+    /// What is kept, without touching it: another process may own it, and merge a log into it meanwhile.
+    ///
+    /// # Errors
+    /// As of reading the files.
+    pub fn read(&self) -> io::Result<Option<Kept>> {
+        read_after(&self.path, 0).or_else(|_| read_after(&self.path, 0))
     }
 
     /// Begins another snapshot beside this one.
@@ -118,13 +151,13 @@ impl Snapshot {
         Draft::create(sibling(&self.path, ".draft"))
     }
 
-    /// Puts `draft` in place of the snapshot: everything up to `position`. Without a log another one begins there.
+    /// Puts `draft` in place of the snapshot: everything up to `position`, to which that lineage led. Without a log another one begins there.
     ///
     /// # Errors
     /// As of writing.
-    pub fn replace(&mut self, draft: Draft, position: Position) -> io::Result<()> {
+    pub fn replace(&mut self, draft: Draft, position: Position, lineage: &Lineage) -> io::Result<()> {
         self.wait_for_merge();
-        draft.finish(position, &self.path)?;
+        draft.finish(position, lineage, &self.path)?;
         if self.log.is_some() {
             // It goes on from before that position, and holds what was confirmed since.
             return Ok(());
@@ -141,18 +174,19 @@ impl Snapshot {
         self.log.is_some()
     }
 
-    /// Keeps `entries`; they are on disk when this returns (protocols I3). With nothing to add them to, does nothing.
+    /// Keeps `entries`, with which `lineage` ends; they are on disk when this returns (protocols I3). With nothing to add them to,
+    /// does nothing.
     ///
     /// # Errors
     /// As of writing. What is on disk is not what is known any more then: [`Self::abandon`] it.
-    pub fn append(&mut self, entries: &[Change]) -> io::Result<()> {
+    pub fn append(&mut self, entries: &[Change], lineage: &Lineage) -> io::Result<()> {
         if self.is_broken {
             return Err(io::Error::other("an earlier write failed"));
         }
         let Some(log) = &mut self.log else { return Ok(()) };
         log.append(entries).inspect_err(|_| self.is_broken = true)?;
         if let Some(last) = entries.last().filter(|_| log.len() >= self.merge_at) {
-            self.merge(Position { seq: last.seq, token: last.token })?;
+            self.merge(Position { seq: last.seq, token: last.token }, lineage)?;
         }
         Ok(())
     }
@@ -205,7 +239,7 @@ impl Snapshot {
     }
 
     /// Begins a new log at `position`, and has what is before it merged into the snapshot meanwhile.
-    fn merge(&mut self, position: Position) -> io::Result<()> {
+    fn merge(&mut self, position: Position, lineage: &Lineage) -> io::Result<()> {
         if self.merging.as_ref().is_some_and(|merging| !merging.is_finished()) {
             self.merge_at = self.merge_at.saturating_add(LOG_BYTES_MAX);
             return Ok(());
@@ -214,9 +248,9 @@ impl Snapshot {
         let log = Log::create(log_path(&self.path, position), position)?;
         log.stamp(self.contact.as_ref())?;
         (self.log, self.merge_at) = (Some(log), LOG_BYTES_MAX);
-        let (path, failed) = (self.path.clone(), Arc::clone(&self.merge_failed));
+        let (path, lineage, failed) = (self.path.clone(), lineage.clone(), Arc::clone(&self.merge_failed));
         let merge = move || {
-            if let Err(error) = merge::merge(&path, position) {
+            if let Err(error) = merge::merge(&path, position, &lineage) {
                 failed.store(true, Ordering::SeqCst);
                 tracing::error!(%error, path = %path.display(), "the log of key changes could not be merged into the snapshot, which is written anew");
             }
@@ -262,7 +296,14 @@ impl Draft {
     }
 
     /// Gives it its name once it is whole and on disk.
-    fn finish(mut self, position: Position, path: &Path) -> io::Result<()> {
+    fn finish(mut self, position: Position, lineage: &Lineage, path: &Path) -> io::Result<()> {
+        if let Some(fleet) = lineage.fleet {
+            self.frames.write(&wire::encode_fleet(fleet).map_err(io::Error::other)?)?;
+        }
+        let past: Vec<_> = lineage.up_to(position.seq).collect();
+        for past in past.chunks(PAST) {
+            self.frames.write(&wire::encode_past(past).map_err(io::Error::other)?)?;
+        }
         self.frames.write(&wire::encode_end(position).map_err(io::Error::other)?)?;
         self.frames.finish()?;
         fs::rename(&self.path, path)?;
@@ -270,8 +311,22 @@ impl Draft {
     }
 }
 
-/// Hands out a snapshot's records; its position, or none when there is no file.
-fn read_snapshot(path: &Path, each: &mut impl FnMut(Record)) -> io::Result<Option<Position>> {
+fn read_after(path: &Path, seq: u64) -> io::Result<Option<Kept>> {
+    let mut records = HashMap::new();
+    let mut each = |record: Record| {
+        if record.version() > seq {
+            records.insert(Name::of(&record), record);
+        }
+    };
+    let Some((mut position, mut lineage)) = read_snapshot(path, &mut each)? else { return Ok(None) };
+    for path in logs(path)? {
+        position = follow(&mut Recorded::open(&path)?, position, &mut lineage, &mut each)?;
+    }
+    Ok(Some(Kept { position, lineage, records: records.into_values().collect() }))
+}
+
+/// Hands out a snapshot's records; its position and what led there, or none when there is no file.
+fn read_snapshot(path: &Path, each: &mut impl FnMut(Record)) -> io::Result<Option<(Position, Lineage)>> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -281,7 +336,7 @@ fn read_snapshot(path: &Path, each: &mut impl FnMut(Record)) -> io::Result<Optio
     if file.read_exact(&mut magic).is_err() || magic != MAGIC {
         return Err(damaged(path, "it is no snapshot of this version"));
     }
-    let mut frames = FrameReader::new(file, MAGIC.len() as u64);
+    let (mut frames, mut lineage) = (FrameReader::new(file, MAGIC.len() as u64), Lineage::default());
     loop {
         let offset = frames.offset();
         let Next::Frame(bytes) = frames.read()? else {
@@ -289,13 +344,23 @@ fn read_snapshot(path: &Path, each: &mut impl FnMut(Record)) -> io::Result<Optio
         };
         match wire::decode_frame(bytes).map_err(|error| damaged(path, &format!("at byte {offset}: {error}")))? {
             Frame::Record(record) => each(record),
-            Frame::End(position) => return Ok(Some(position)),
+            Frame::Fleet(fleet) => lineage.fleet = Some(fleet),
+            Frame::Past(past) => lineage.extend(past),
+            Frame::End(position) => {
+                lineage.extend([position]);
+                return Ok(Some((position, lineage)));
+            }
         }
     }
 }
 
 /// Hands out what a log adds after `position`; the position after that.
-fn follow(log: &mut Recorded, mut position: Position, each: &mut impl FnMut(Record)) -> io::Result<Position> {
+fn follow(
+    log: &mut Recorded,
+    mut position: Position,
+    lineage: &mut Lineage,
+    each: &mut impl FnMut(Record),
+) -> io::Result<Position> {
     let breaks = |reached: Position| reached.seq == position.seq && reached.token != position.token;
     if log.base.seq > position.seq || breaks(log.base) {
         return Err(damaged(&log.path, "it does not follow the snapshot"));
@@ -304,6 +369,7 @@ fn follow(log: &mut Recorded, mut position: Position, each: &mut impl FnMut(Reco
         let reached = Position { seq: change.seq, token: change.token };
         if reached.seq == position.seq + 1 {
             position = reached;
+            lineage.extend([position]);
             each(change.after);
         } else if reached.seq > position.seq || reached.seq == position.seq && reached.token != position.token {
             return Err(damaged(&log.path, &format!("entry {} does not follow {}", reached.seq, position.seq)));
@@ -371,162 +437,4 @@ fn damaged(path: &Path, what: &str) -> io::Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::{Clock, Timestamp};
-    use crate::key::{EntityId, EntityRecord};
-    use crate::store::Action;
-    use proptest::prelude::*;
-    use std::collections::BTreeMap;
-
-    /// What a snapshot should hold: by record, its latest version.
-    type Model = BTreeMap<u128, u64>;
-
-    fn change(seq: u64, number: u128) -> Change {
-        let (id, created_at) = (EntityId::from_bits(number), Timestamp::from_micros(1));
-        let entity =
-            EntityRecord { id, version: seq, code: "acme".into(), name: "Acme".into(), created_at, deleted_at: None };
-        let (actor, action, after) = ("test".to_owned(), Action::EntityCreated, Record::Entity(entity));
-        Change { seq, token: seq * 7, at: created_at, actor, action, before: None, after }
-    }
-
-    fn at(seq: u64) -> Position {
-        Position { seq, token: seq * 7 }
-    }
-
-    /// A snapshot of nothing at position 0.
-    fn begin(dir: &Path) -> Snapshot {
-        let mut snapshot = Snapshot::at(dir.join("keys.snapshot"));
-        let draft = snapshot.draft().unwrap();
-        snapshot.replace(draft, at(0)).unwrap();
-        snapshot
-    }
-
-    fn recall(dir: &Path) -> io::Result<Option<(Recalled, Model)>> {
-        let (mut model, mut snapshot) = (Model::new(), Snapshot::at(dir.join("keys.snapshot")));
-        let recalled = snapshot.recall(Clock::system().moment(), |record| {
-            let Record::Entity(entity) = record else { panic!("a key") };
-            let version = model.entry(entity.id.to_bits()).or_insert(0);
-            assert!(*version < entity.version, "an older state after a newer one");
-            *version = entity.version;
-        })?;
-        Ok(recalled.map(|recalled| (recalled, model)))
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Append(Vec<u8>),
-        Stamp,
-        Merge,
-        Reopen,
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![
-            4 => prop::collection::vec(0..20_u8, 1..5).prop_map(Step::Append),
-            2 => Just(Step::Stamp),
-            1 => Just(Step::Merge),
-            1 => Just(Step::Reopen),
-        ];
-        prop::collection::vec(step, 1..30)
-    }
-
-    /// Runs the steps; what should be there, and the last position that was stamped.
-    fn run(dir: &Path, steps: &[Step]) -> (Position, Model, u64) {
-        let (mut snapshot, mut seq, mut model, mut stamped) = (begin(dir), 0, Model::new(), 0);
-        for step in steps {
-            match step {
-                Step::Append(records) => {
-                    let changes: Vec<_> =
-                        (seq + 1..).zip(records).map(|(seq, n)| change(seq, u128::from(*n))).collect();
-                    changes.iter().zip(records).for_each(|(change, n)| _ = model.insert(u128::from(*n), change.seq));
-                    seq += records.len() as u64;
-                    snapshot.append(&changes).unwrap();
-                }
-                Step::Stamp => {
-                    snapshot.contact = None;
-                    snapshot.stamp(Clock::system().moment(), at(seq)).unwrap();
-                    stamped = seq;
-                }
-                Step::Merge
-                    if snapshot.log.as_ref().is_some_and(|log| log.path != log_path(&snapshot.path, at(seq))) =>
-                {
-                    snapshot.merge(at(seq)).unwrap();
-                }
-                Step::Merge => {}
-                Step::Reopen => {
-                    snapshot.wait_for_merge();
-                    snapshot = Snapshot::at(dir.join("keys.snapshot"));
-                    snapshot.recall(Clock::system().moment(), |_| {}).unwrap().unwrap();
-                }
-            }
-        }
-        snapshot.wait_for_merge();
-        (at(seq), model, stamped)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-
-        #[test]
-        fn i3_what_was_appended_is_read_back_whatever_was_merged_and_reopened(steps in steps()) {
-            let dir = tempfile::tempdir().unwrap();
-            let (position, model, stamped) = run(dir.path(), &steps);
-            let (recalled, found) = recall(dir.path()).unwrap().unwrap();
-            prop_assert_eq!((recalled.position, &found), (position, &model));
-            prop_assert_eq!(recalled.contact.is_some(), stamped > 0);
-            let files = std::fs::read_dir(dir.path()).unwrap().count();
-            prop_assert_eq!(files, 2, "a snapshot and one log");
-        }
-
-        #[test]
-        fn a_changed_byte_a_cut_end_or_zeros_give_no_right_to_serve_what_is_not_whole(
-            steps in steps(), file in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), flip in 0..10_u32
-        ) {
-            let dir = tempfile::tempdir().unwrap();
-            let (_, model, stamped) = run(dir.path(), &steps);
-            let mut files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-            files.sort();
-            let path = &files[file.index(files.len())];
-            let mut bytes = std::fs::read(path).unwrap();
-            let place = at.index(bytes.len());
-            match flip {
-                8 => bytes.truncate(place),
-                9 => bytes[place..].fill(0),
-                bit => bytes[place] ^= 1 << bit,
-            }
-            std::fs::write(path, bytes).unwrap();
-            if let Ok(Some((recalled, found))) = recall(dir.path()) {
-                prop_assert!(recalled.contact.is_none() || recalled.position.seq >= stamped);
-                let lost = model.iter().filter(|(id, version)| found.get(id) != Some(version));
-                prop_assert!(lost.into_iter().all(|(_, version)| *version > recalled.position.seq));
-            }
-        }
-    }
-
-    #[test]
-    fn i2_a_contact_is_as_old_as_it_is_on_both_clocks_and_after_another_start_on_the_wall_clock() {
-        let (clock, hand) = Clock::manual(Timestamp::from_micros(1_000_000_000));
-        let contact = Contact { boot: 5, at: clock.moment(), position: at(1) };
-        let minute = Duration::from_secs(60);
-        hand.pass(minute);
-        let now = clock.moment();
-        assert_eq!(as_of(&contact, 5, now), Some(contact.at));
-        let other = as_of(&contact, 6, now).unwrap();
-        assert_eq!((now.wall.since(other.wall), now.mono.saturating_duration_since(other.mono)), (minute, minute));
-        hand.set_wall(Timestamp::from_micros(999_999_999));
-        assert_eq!((as_of(&contact, 5, clock.moment()), as_of(&contact, 6, clock.moment())), (None, None));
-    }
-
-    #[test]
-    fn i3_what_cannot_be_kept_is_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut snapshot = begin(dir.path());
-        snapshot.append(&[change(1, 1)]).unwrap();
-        snapshot.close_for_writing();
-        assert!(snapshot.append(&[change(2, 2)]).is_err());
-        snapshot.abandon().unwrap();
-        assert!(!snapshot.exists() && !snapshot.is_kept());
-        assert!(recall(dir.path()).unwrap().is_none());
-    }
-}
+mod tests;

@@ -3,15 +3,20 @@
 use crate::clock::Timestamp;
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord, Mode, ScopeList};
 use crate::net::Networks;
-use crate::store::{Action, Change, Position, Record};
+use crate::store::{Action, Change, FleetId, Position, Record};
 use crate::ulid::Ulid;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// A frame of a snapshot.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "nearly all are keys")]
 pub enum Frame {
     Record(Record),
+    /// Whose keys they are.
+    Fleet(FleetId),
+    /// Positions that were passed on the way, in order.
+    Past(Vec<Position>),
     /// The last one: what came before is everything there was at this position.
     End(Position),
 }
@@ -21,6 +26,8 @@ pub enum Frame {
 enum FrameWire<'a> {
     #[serde(borrow)]
     Record(RecordWire<'a>),
+    Fleet(u128),
+    Past(Vec<(u64, u64)>),
     End {
         seq: u64,
         token: u64,
@@ -55,6 +62,7 @@ struct KeyWire<'a> {
     revoked_at: Option<i64>,
     rotated_to: Option<u128>,
     rotated_from: Option<u128>,
+    until_quiet_s: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -92,6 +100,22 @@ pub fn encode_record(record: &Record) -> Result<Vec<u8>, Garbled> {
     encode(&FrameWire::Record(RecordWire::of(record)))
 }
 
+/// The bytes of the frame that says whose keys they are.
+///
+/// # Errors
+/// As of [`encode_record`].
+pub fn encode_fleet(fleet: FleetId) -> Result<Vec<u8>, Garbled> {
+    encode(&FrameWire::Fleet(fleet.bits()))
+}
+
+/// The bytes of a frame of positions.
+///
+/// # Errors
+/// As of [`encode_record`].
+pub fn encode_past(past: &[Position]) -> Result<Vec<u8>, Garbled> {
+    encode(&FrameWire::Past(past.iter().map(|position| (position.seq, position.token)).collect()))
+}
+
 /// The bytes of a snapshot's last frame.
 ///
 /// # Errors
@@ -122,6 +146,10 @@ pub fn encode_change(change: &Change) -> Result<Vec<u8>, Garbled> {
 pub fn decode_frame(bytes: &[u8]) -> Result<Frame, Garbled> {
     match decode(bytes)? {
         FrameWire::Record(record) => record.read().map(Frame::Record),
+        FrameWire::Fleet(bits) => Ok(Frame::Fleet(FleetId::from_bits(bits))),
+        FrameWire::Past(past) => {
+            Ok(Frame::Past(past.into_iter().map(|(seq, token)| Position { seq, token }).collect()))
+        }
         FrameWire::End { seq, token } => Ok(Frame::End(Position { seq, token })),
     }
 }
@@ -197,6 +225,7 @@ impl<'a> KeyWire<'a> {
             revoked_at: key.revoked_at.map(Timestamp::as_micros),
             rotated_to: key.rotated_to.map(|id| id.ulid().to_bits()),
             rotated_from: key.rotated_from.map(|id| id.ulid().to_bits()),
+            until_quiet_s: key.until_quiet.map(|time| time.as_secs()),
         }
     }
 
@@ -220,8 +249,7 @@ impl<'a> KeyWire<'a> {
             revoked_at: self.revoked_at.map(Timestamp::from_micros),
             rotated_to: self.rotated_to.map(key_id),
             rotated_from: self.rotated_from.map(key_id),
-            // Who ends it reads that in the store; what a key may do does not depend on it.
-            until_quiet: None,
+            until_quiet: self.until_quiet_s.map(Duration::from_secs),
         })
     }
 }

@@ -1,0 +1,213 @@
+//! When the store has lost changes, or is another one (protocols I4).
+//!
+//! What a gateway has applied was confirmed, so the store must have it again: each record that the gateway knows in a later state
+//! than the two histories have in common is offered to the store, by an ordinary change. Where the store cannot be the one that
+//! was followed, nothing is applied until a person says what counts.
+
+use super::{Follower, Reload, Turn};
+use crate::key::{Digest, EntityRecord, KeyRecord};
+use crate::store::{
+    Action, Conflict, FleetId, Held, Mutation, OperationId, Position, Record, StoreError, Write, codec,
+};
+use crate::telemetry;
+
+/// How often a record is offered that others change at the same time.
+const ATTEMPTS: usize = 8;
+
+impl Follower {
+    /// Whether it is known whose store this is to be. A gateway that never had a position takes it for its own, and begins a fleet
+    /// where there is none; one that had, and cannot say of which fleet it was, never does.
+    pub(super) fn know_fleet(&mut self) -> Result<bool, StoreError> {
+        if self.kept.lineage.fleet.is_some() {
+            return Ok(true);
+        }
+        let id = match self.store.fleet_id()? {
+            Some(id) => id,
+            None if self.kept.had_position() => return Ok(false),
+            None => self.store.begin_fleet(FleetId::random()?)?,
+        };
+        self.kept.lineage.fleet = Some(id);
+        self.store.expect_fleet(id);
+        Ok(true)
+    }
+
+    /// The log does not hold our position (FORK): gives the store what it has lost, and follows it from the last position that
+    /// both have. Broken off, all of it is repeated, which is harmless.
+    pub(super) fn part(&mut self) -> Result<Turn, StoreError> {
+        self.step_back()?;
+        if !self.fork_noted {
+            self.store.note_fork()?;
+            self.fork_noted = true;
+        }
+        let store = &self.store;
+        let Some(common) = self.kept.lineage.common(|position| store.holds(position))? else { return self.hold() };
+        let stood_at = self.kept.lineage.last();
+        tracing::error!(
+            common = common.seq,
+            stood_at = stood_at.seq,
+            "the key store has lost changes: it is given them again, and followed from the last one that it has"
+        );
+        telemetry::store_forked();
+        let refused = self.offer_again(common)?;
+        {
+            let mut applier = self.applier();
+            applier.part_at(common.seq);
+            refused.into_iter().for_each(|digest| applier.refuse(digest));
+        }
+        self.cut_ended()();
+        self.kept.part()?;
+        self.kept.lineage.cut(common.seq);
+        self.heard_to = self.heard_to.min(common.seq);
+        self.stand_at(common);
+        self.begin_load(Reload::Fork)?;
+        Ok(Turn::Behind)
+    }
+
+    /// The store is not the one that was followed (FOREIGN): what is known is served as long as it may be, until the store is put
+    /// right or a person gives leave to take it as it is.
+    pub(super) fn hold(&mut self) -> Result<Turn, StoreError> {
+        let fleet = self.kept.lineage.fleet.unwrap_or(FleetId::from_bits(0));
+        let held = Held { fleet, position: self.kept.lineage.last() };
+        if self.member.held != Some(held) {
+            telemetry::store_foreign();
+        }
+        self.member.held = Some(held);
+        self.step_back()?;
+        if self.store.is_adopted(&held)?
+            && let Some(fleet) = self.store.fleet_id()?
+        {
+            return self.adopt(fleet);
+        }
+        Ok(Turn::Held)
+    }
+
+    /// Takes the store as it is: everything but what was revoked is forgotten, and loaded from it.
+    fn adopt(&mut self, fleet: FleetId) -> Result<Turn, StoreError> {
+        tracing::warn!(%fleet, "a person has said that the key store counts as it is: its keys are loaded in place of those that were known");
+        self.kept.part()?;
+        self.applier().forget();
+        self.cut_ended()();
+        self.kept.lineage = Default::default();
+        self.kept.lineage.fleet = Some(fleet);
+        self.store.expect_fleet(fleet);
+        (self.position, self.loaded, self.heard_to) = (None, false, 0);
+        self.member.held = None;
+        Ok(Turn::Behind)
+    }
+
+    /// Nothing of the store's history has been applied: a miss proves nothing, and whoever waits for a change of it must wait.
+    fn step_back(&mut self) -> Result<(), StoreError> {
+        self.cache.set_incomplete();
+        self.cache.trust_store(false);
+        if let Some(loading) = self.loading.take() {
+            self.repeat(loading.reason);
+        }
+        self.tell_of(Position::default())
+    }
+
+    /// Offers the store everything that was changed after `common`. The keys that it neither has nor takes.
+    fn offer_again(&mut self, common: Position) -> Result<Vec<Digest>, StoreError> {
+        let mut records = self.kept.changed_after(common.seq)?;
+        // An entity before its keys, and its deletion after them.
+        records.sort_by_key(|record| {
+            let rank = match record {
+                Record::Entity(entity) if entity.deleted_at.is_none() => 0,
+                Record::Key(_) => 1,
+                Record::Entity(_) => 2,
+            };
+            (rank, record.version())
+        });
+        let mut refused = Vec::new();
+        for record in &records {
+            let is_taken = self.offer(record, common)?;
+            if let (Record::Key(key), false) = (record, is_taken) {
+                refused.push(key.digest);
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Offers one record; false where the store has nothing of the kind, and takes it not.
+    fn offer(&self, record: &Record, common: Position) -> Result<bool, StoreError> {
+        for _ in 0..ATTEMPTS {
+            let there = self.stored(record)?;
+            let Some(write) = write_of(there.as_ref(), record, common) else { return Ok(true) };
+            match self.store.apply(&self.mutation(write, common)?) {
+                Ok(_) => return Ok(true),
+                Err(StoreError::Conflict(Conflict::Version)) => {}
+                Err(StoreError::Conflict(conflict)) => {
+                    tracing::error!(%conflict, record = name(record), "the key store has lost a change, and does not take it again");
+                    return Ok(there.is_some());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(StoreError::Unavailable(format!("{} is changed again and again", name(record))))
+    }
+
+    fn stored(&self, record: &Record) -> Result<Option<Record>, StoreError> {
+        match record {
+            Record::Key(key) => Ok(self.store.key(key.id)?.map(Record::Key)),
+            Record::Entity(entity) => Ok(self.store.entity(entity.id)?.map(Record::Entity)),
+        }
+    }
+
+    /// The same from every gateway that offers it: the second one changes nothing.
+    fn mutation(&self, write: Write, common: Position) -> Result<Mutation, StoreError> {
+        let text = codec::encode(&with_version(&write.record, 0))?;
+        let digest = Digest::of(format!("{} {} {text}", common.seq, common.token).as_bytes());
+        let operation = digest.as_bytes().first_chunk::<16>().map_or(0, |bits| u128::from_be_bytes(*bits));
+        Ok(Mutation {
+            operation: OperationId(operation),
+            actor: format!("gateway:{}", self.member.gateway),
+            at: self.clock.now(),
+            writes: vec![write],
+        })
+    }
+}
+
+/// What is to be written in place of `there`, so that what `record` says is not lost; nothing where the store has it, or has a
+/// later word. What ends a record is always to be written: revoked is final (I5).
+fn write_of(there: Option<&Record>, record: &Record, common: Position) -> Option<Write> {
+    let Some(there) = there else {
+        return Some(Write { action: action(record, None), expected: None, record: record.clone() });
+    };
+    let is_news = with_version(there, 0) != with_version(record, 0);
+    let record = match (there, record) {
+        _ if is_news && !there.is_ended() && there.version() <= common.seq => record.clone(),
+        (Record::Key(there), Record::Key(key)) if there.revoked_at.is_none() => {
+            let revoked_at = Some(key.revoked_at?);
+            Record::Key(KeyRecord { revoked_at, ..there.clone() })
+        }
+        (Record::Entity(there), Record::Entity(entity)) if there.deleted_at.is_none() => {
+            let deleted_at = Some(entity.deleted_at?);
+            Record::Entity(EntityRecord { deleted_at, ..there.clone() })
+        }
+        _ => return None,
+    };
+    Some(Write { action: action(&record, Some(there)), expected: Some(there.version()), record })
+}
+
+fn action(record: &Record, there: Option<&Record>) -> Action {
+    match record {
+        Record::Key(key) if key.revoked_at.is_some() => Action::KeyRevoked,
+        Record::Key(_) if there.is_none() => Action::KeyCreated,
+        Record::Key(_) => Action::KeyUpdated,
+        Record::Entity(entity) if entity.deleted_at.is_some() => Action::EntityDeleted,
+        Record::Entity(_) => Action::EntityCreated,
+    }
+}
+
+fn with_version(record: &Record, version: u64) -> Record {
+    match record.clone() {
+        Record::Key(key) => Record::Key(KeyRecord { version, ..key }),
+        Record::Entity(entity) => Record::Entity(EntityRecord { version, ..entity }),
+    }
+}
+
+fn name(record: &Record) -> String {
+    match record {
+        Record::Key(key) => key.id.to_string(),
+        Record::Entity(entity) => format!("entity {}", entity.id),
+    }
+}

@@ -1,0 +1,231 @@
+//! A store that forgets, with followers that do not: against what any of them had confirmed.
+
+use super::tests::{ACME, CREATED_AT, digest, follow_with, key, look};
+use super::*;
+use crate::auth::cache::Lookup;
+use crate::key::{EntityId, EntityRecord, KeyId, KeyRecord};
+use crate::store::memory::MemoryStore;
+use crate::store::{Action, FleetId, Held, Mutation, OperationId, Record, Write};
+use crate::ulid::Ulid;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+fn apply(store: &dyn KeyStore, action: Action, expected: Option<u64>, record: Record) -> bool {
+    let writes = vec![Write { action, expected, record }];
+    let operation = OperationId(fastrand::u128(..));
+    store.apply(&Mutation { operation, actor: "test".into(), at: CREATED_AT, writes }).is_ok()
+}
+
+fn entity(number: u128) -> Record {
+    let id = EntityId::from_bits(number);
+    let (code, name) = (format!("e{number}"), "entity".into());
+    Record::Entity(EntityRecord { id, version: 0, code, name, created_at: CREATED_AT, deleted_at: None })
+}
+
+fn create(store: &dyn KeyStore, number: u128) -> bool {
+    apply(store, Action::KeyCreated, None, key(number))
+}
+
+fn change(store: &dyn KeyStore, number: u128, change: impl FnOnce(KeyRecord) -> KeyRecord) -> bool {
+    let known = store.key(KeyId::new(Ulid::from_bits(number))).unwrap();
+    known.is_some_and(|known| {
+        let version = known.version;
+        apply(store, Action::KeyUpdated, Some(version), Record::Key(change(known)))
+    })
+}
+
+fn revoke(store: &dyn KeyStore, number: u128) -> bool {
+    change(store, number, |key| KeyRecord { revoked_at: Some(CREATED_AT), ..key })
+}
+
+fn rename(store: &dyn KeyStore, number: u128, name: &str) -> bool {
+    change(store, number, |key| KeyRecord { name: name.to_owned(), ..key })
+}
+
+fn is_revoked(store: &dyn KeyStore, number: u128) -> Option<bool> {
+    store.key(KeyId::new(Ulid::from_bits(number))).unwrap().map(|key| key.revoked_at.is_some())
+}
+
+fn begin(store: &MemoryStore) {
+    assert!(apply(store, Action::EntityCreated, None, entity(1)));
+    assert_eq!(ACME, EntityId::from_bits(1));
+}
+
+/// A gateway with a snapshot in this directory.
+fn gateway(store: &Arc<MemoryStore>, dir: &tempfile::TempDir) -> (Arc<KeyCache>, Follower) {
+    let snapshot = Snapshot::at(dir.path().join("keys.snapshot"));
+    follow_with(Arc::clone(store) as _, 1000, Clock::system(), Some(snapshot))
+}
+
+fn catch_up(follower: &mut Follower) {
+    for _ in 0..1000 {
+        match follower.turn().unwrap() {
+            Turn::CaughtUp => return,
+            Turn::Behind => {}
+            Turn::Held => panic!("held"),
+        }
+    }
+    panic!("never caught up");
+}
+
+#[test]
+fn i4_what_was_confirmed_and_lost_is_given_back_to_the_store() {
+    let (dir, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::default()));
+    begin(&store);
+    (1..=4).for_each(|number| assert!(create(store.as_ref(), number)));
+    let (cache, mut follower) = gateway(&store, &dir);
+    let copy = store.copy();
+    assert!(revoke(store.as_ref(), 1) && create(store.as_ref(), 5));
+    assert!(rename(store.as_ref(), 2, "lost") && rename(store.as_ref(), 3, "lost too"));
+    catch_up(&mut follower);
+    store.put_back(&copy);
+    // The other history goes on, and has its own word on one of them.
+    assert!(rename(store.as_ref(), 3, "other") && create(store.as_ref(), 6));
+    catch_up(&mut follower);
+    let name = |number: u128| store.key(KeyId::new(Ulid::from_bits(number))).unwrap().unwrap().name;
+    assert_eq!((is_revoked(store.as_ref(), 1), is_revoked(store.as_ref(), 5)), (Some(true), Some(false)));
+    assert_eq!((name(2).as_str(), name(3).as_str()), ("lost", "other"));
+    assert!(matches!(look(&cache, 1), Lookup::Ended(_)));
+    assert!([2, 3, 4, 5, 6].iter().all(|number| matches!(look(&cache, *number), Lookup::Known(_))));
+    assert!(matches!(look(&cache, 99), Lookup::Absent));
+    // The snapshot is of the new history: a restart finds its place.
+    drop(follower);
+    let (_, mut follower) = gateway(&store, &dir);
+    assert_eq!(follower.turn().unwrap(), Turn::CaughtUp);
+}
+
+#[test]
+fn i4_another_store_and_an_empty_one_are_not_followed_until_a_person_gives_leave() {
+    for is_empty in [false, true] {
+        let (dir, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::default()));
+        begin(&store);
+        assert!(create(store.as_ref(), 1) && create(store.as_ref(), 2));
+        let (cache, mut follower) = gateway(&store, &dir);
+        assert!(revoke(store.as_ref(), 2));
+        catch_up(&mut follower);
+        let other = MemoryStore::default();
+        if !is_empty {
+            begin(&other);
+            assert!(create(&other, 2) && create(&other, 3));
+        }
+        store.put_back(&other);
+        assert_eq!(follower.turn().unwrap(), Turn::Held);
+        assert!(matches!(look(&cache, 1), Lookup::Known(_)) && matches!(look(&cache, 3), Lookup::Unknown));
+        // It begins no fleet there, and changes nothing.
+        assert_eq!(store.fleet_id().unwrap(), other.fleet_id().unwrap());
+        assert!(!create(store.as_ref(), 4), "this process knows better");
+        let held = store.fleet().unwrap().members[0].held.unwrap();
+        store.adopt(&[Held { fleet: FleetId::from_bits(1), ..held }]).unwrap();
+        assert_eq!(follower.turn().unwrap(), Turn::Held, "leave given to somebody else");
+        store.adopt(&[held]).unwrap();
+        if is_empty {
+            assert_eq!(follower.turn().unwrap(), Turn::Held, "there is nothing to take");
+            continue;
+        }
+        catch_up(&mut follower);
+        assert!(matches!(look(&cache, 1), Lookup::Absent) && matches!(look(&cache, 3), Lookup::Known(_)));
+        assert!(matches!(look(&cache, 2), Lookup::Ended(_)), "what was revoked stays so");
+        assert_eq!(store.fleet().unwrap().members[0].held, None);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Create(u8),
+    Rename(u8),
+    Revoke(u8),
+    /// One of the gateways takes so many turns.
+    Turns(u8, u8),
+    /// A replica stops here.
+    Copy,
+    /// It is promoted.
+    PutBack,
+    Restart(u8),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0..20_u8).prop_map(Step::Create),
+        3 => (0..20_u8).prop_map(Step::Rename),
+        3 => (0..20_u8).prop_map(Step::Revoke),
+        6 => (0..3_u8, 1..4_u8).prop_map(|(gateway, turns)| Step::Turns(gateway, turns)),
+        1 => Just(Step::Copy),
+        1 => Just(Step::PutBack),
+        1 => (0..3_u8).prop_map(Step::Restart),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+/// The names of what a gateway has confirmed: keys, and those among them that are revoked.
+type Confirmed = (BTreeSet<u8>, BTreeSet<u8>);
+
+fn confirm(store: &dyn KeyStore, follower: &Follower, (keys, revoked): &mut Confirmed) {
+    let position = follower.position.unwrap_or_default();
+    // What it has read of this very history counts as confirmed by it.
+    if !store.holds(position).unwrap() {
+        return;
+    }
+    for number in 0..20_u8 {
+        let known = store.key(KeyId::new(Ulid::from_bits(u128::from(number)))).unwrap();
+        if let Some(known) = known.filter(|known| known.version <= position.seq) {
+            keys.insert(number);
+            known.revoked_at.iter().for_each(|_| _ = revoked.insert(number));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(feature = "heavy") { 2000 } else { 200 }))]
+
+    #[test]
+    fn i4_i5_nothing_that_a_gateway_confirmed_is_lost_whatever_the_store_forgets(steps in steps()) {
+        let store = Arc::new(MemoryStore::default());
+        begin(&store);
+        let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let mut gateways = dirs.each_ref().map(|dir| gateway(&store, dir));
+        let (mut copy, mut confirmed) = (store.copy(), Confirmed::default());
+        for step in &steps {
+            match step {
+                Step::Create(number) => _ = create(store.as_ref(), u128::from(*number)),
+                Step::Rename(number) => _ = rename(store.as_ref(), u128::from(*number), &fastrand::u32(..).to_string()),
+                Step::Revoke(number) => _ = revoke(store.as_ref(), u128::from(*number)),
+                Step::Turns(at, turns) => {
+                    let (_, follower) = &mut gateways[usize::from(*at)];
+                    for _ in 0..*turns {
+                        prop_assert!(follower.turn().unwrap() != Turn::Held);
+                        confirm(store.as_ref(), follower, &mut confirmed);
+                    }
+                }
+                Step::Copy => copy = store.copy(),
+                Step::PutBack => store.put_back(&copy),
+                Step::Restart(at) => {
+                    let at = usize::from(*at);
+                    // As after a kill: nothing is told to anybody.
+                    gateways[at] = gateway(&store, &dirs[at]);
+                }
+            }
+        }
+        // Twice: what the last one gives back, the first one has yet to hear of.
+        for _ in 0..2 {
+            gateways.iter_mut().for_each(|(_, follower)| catch_up(follower));
+        }
+        let (keys, revoked) = confirmed;
+        for number in keys {
+            let there = is_revoked(store.as_ref(), u128::from(number));
+            prop_assert!(there.is_some(), "key {number} was confirmed and is lost");
+            prop_assert!(!revoked.contains(&number) || there == Some(true), "key {number} was revoked and is not");
+        }
+        for number in 0..20_u8 {
+            let number = u128::from(number);
+            for (cache, _) in &gateways {
+                let found = cache.lookup(&digest(number), Clock::system().moment());
+                let is_as_stored = match is_revoked(store.as_ref(), number) {
+                    Some(true) => matches!(found, Lookup::Ended(_)),
+                    Some(false) => matches!(found, Lookup::Known(_)),
+                    None => matches!(found, Lookup::Absent),
+                };
+                prop_assert!(is_as_stored, "key {number}: {found:?}");
+            }
+        }
+    }
+}
