@@ -18,3 +18,5 @@ pub mod audit_format {}
 pub mod sinks {}
 #[doc = include_str!("redis_schema.md")]
 pub mod redis_schema {}
+#[doc = include_str!("sqlite_schema.md")]
+pub mod sqlite_schema {}
