@@ -1,8 +1,9 @@
 //! Stores of which a replica takes the master's place: Sentinel and Cluster.
 
 use crate::harness::cluster::Cluster;
-use crate::harness::redis::RedisServer;
+use crate::harness::redis::{Port, RedisServer};
 use crate::harness::sentinel::{self, Sentinel, Watched};
+use crate::harness::tls::{Authority, TlsServer};
 use crate::harness::{Gateway, Upstream};
 use crate::proofs::failover::{self, End};
 use crate::proofs::partition;
@@ -73,4 +74,35 @@ fn what_sentinels_and_masters_say_is_told_to_whom_it_concerns() {
     std::fs::write(&config, other).unwrap();
     let (code, words) = said(&create);
     assert!(code == Some(69) && words.contains("watches no master of this name"), "{code:?} {words}");
+}
+
+#[test]
+fn sentinels_and_masters_over_tls_prove_who_they_are() {
+    let (upstream, authority, other) = (Upstream::named("erp"), Authority::new(), Authority::named("other"));
+    let master = TlsServer::start(&authority, "IP:127.0.0.1", &["--tls-auth-clients", "no"]);
+    let master_port = master.url().rsplit_once(':').unwrap().1.parse().unwrap();
+    let (pair, port) = (authority.issue("sentinel", "IP:127.0.0.1"), Port::reserve());
+    let more = format!(
+        "tls-port {}\ntls-cert-file {}\ntls-key-file {}\ntls-ca-cert-file {}\ntls-auth-clients no\ntls-replication yes\n",
+        port.number(),
+        pair.cert.display(),
+        pair.key.display(),
+        authority.ca().display()
+    );
+    let _sentinel = Sentinel::start(master_port, &more);
+    let url = sentinel::url(std::iter::once(port.number())).replace("redis+", "rediss+");
+    let toml = format!("[store]\nurl = \"{url}\"\nca = \"{}\"", authority.ca().display());
+    let gateway = Gateway::builder().live(&upstream).toml(&toml).start();
+    let key = gateway.key(&["orders:read"]);
+    let answer = gateway.client().request("GET", &gateway.path("orders"), &[&key.bearer()]);
+    assert_eq!(answer.status, 200);
+
+    let config = gateway.dir.path().join("gateway.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace(authority.ca().to_str().unwrap(), other.ca().to_str().unwrap())).unwrap();
+    let output = gateway.run(&["keys", "list"]);
+    let words = String::from_utf8(output.stderr).unwrap();
+    let why = format!("127.0.0.1:{}: ", port.number());
+    let is_told = words.contains(&why) && words.contains("is not signed by an authority in ca");
+    assert!(output.status.code() == Some(69) && is_told, "{words}");
 }
