@@ -81,15 +81,14 @@ pub fn prove_moves(cluster: &Cluster, rests: &[Duration], rate: u32) {
         let from = cluster.owner();
         let to = (0..3).find(|node| *node != from).unwrap();
         let moving = AtomicBool::new(true);
-        let ((took, tried), _) = scene.under_load(rate, || {
+        let ((took, refused), _) = scene.under_load(rate, || {
             std::thread::scope(|scope| {
                 let manager = scope.spawn(|| {
-                    let mut tried = 0_u32;
+                    let mut refused = 0_u32;
                     while moving.load(Ordering::Relaxed) {
-                        scene.change_once();
-                        tried += 1;
+                        refused += u32::from(!scene.change_once());
                     }
-                    tried
+                    refused
                 });
                 let doomed = scene.key();
                 cluster.move_slot(from, to, rest);
@@ -98,7 +97,10 @@ pub fn prove_moves(cluster: &Cluster, rests: &[Duration], rate: u32) {
                 (took, manager.join().unwrap())
             })
         });
-        println!("the slot was moved: a change was in force {took:?} after that; {tried} changes were tried meanwhile");
+        println!(
+            "the slot was moved: a change was in force {took:?} after that; {refused} changes were refused meanwhile"
+        );
+        assert!(refused > 0);
         assert!(took <= CHANGES_WITHIN, "{took:?}");
         let [head, length] = ["GET {keygate}:head", "XLEN {keygate}:log"].map(|words| cluster.ask(to, words).concat());
         assert_eq!(head.split(' ').next(), Some(&*length), "half a change was made");
@@ -172,30 +174,36 @@ impl Scene {
         });
         eventually("it is refused", || (self.status(doomed) == 401).then_some(()));
         let took = since.elapsed();
-        let made = eventually("a key can be made", || self.create());
+        let made = eventually("a key can be made", || self.create().ok());
         eventually("it is in force", || (self.status(&made) == 200).then_some(()));
         self.revoked_for_good(doomed);
         took
     }
 
-    fn create(&self) -> Option<Key> {
+    /// Makes a key, or gives what was said instead.
+    fn create(&self) -> Result<Key, String> {
         let args = ["--entity", "acme", "--name", "x", "--mode", "live", "--scope", "orders:read", "--output", "json"];
         let output = self.gateway.run(&[&["keys", "create"], &args[..]].concat());
-        let code = output.status.code();
-        assert!(matches!(code, Some(0 | 69 | 75)), "{code:?} {}", String::from_utf8_lossy(&output.stderr));
-        let value: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        let (code, words) = (output.status.code(), String::from_utf8(output.stderr).unwrap());
+        assert!(matches!(code, Some(0 | 69 | 75)), "{code:?} {words}");
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).map_err(|_| words)?;
         let text = |name: &str| value[name].as_str().unwrap().to_owned();
-        Some(Key { id: text("id"), text: text("key") })
+        Ok(Key { id: text("id"), text: text("key") })
     }
 
-    /// Makes a key and ends it, if that is possible now; what was told must be so.
-    fn change_once(&self) {
-        let Some(key) = self.create() else { return };
+    /// Makes a key and ends it, if that is possible now; whether no move was in the way. What was told must be so.
+    fn change_once(&self) -> bool {
+        const MOVING: &str = "the keys are being moved to another node";
+        let key = match self.create() {
+            Ok(key) => key,
+            Err(words) => return !words.contains(MOVING),
+        };
         let (code, words) = self.revoke(&key, "300ms");
         assert!(matches!(code, Some(0 | 69 | 75)), "{code:?} {words}");
         if code == Some(0) {
             assert_eq!(self.status(&key), 401, "{words}");
         }
+        !words.contains(MOVING)
     }
 
     pub fn revoke(&self, key: &Key, timeout: &str) -> (Option<i32>, String) {
