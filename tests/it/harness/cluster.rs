@@ -10,6 +10,10 @@ pub struct Cluster {
     pub nodes: Vec<RedisServer>,
     /// For the nodes' own talk.
     _buses: Vec<Port>,
+    /// Where nobody listens.
+    absent: Port,
+    /// Neither the keys' first owner nor its replica.
+    others: Vec<usize>,
     pub slot: u16,
 }
 
@@ -31,20 +35,21 @@ impl Cluster {
             assert_eq!(nodes[0].command(&format!("CLUSTER MEET 127.0.0.1 {port} {bus}")), "+OK");
         }
         let slot = nodes[0].command("CLUSTER KEYSLOT keygate")[1..].parse().unwrap();
-        let cluster = Self { nodes, _buses: buses, slot };
+        let mut cluster = Self { nodes, _buses: buses, absent: Port::reserve(), others: Vec::new(), slot };
         let is_whole = |node| cluster.info(node).contains("cluster_state:ok\r\ncluster_slots_assigned:16384");
         let know_all =
             || (0..=MASTERS).all(|node| is_whole(node) && cluster.info(node).contains("cluster_known_nodes:4"));
         eventually("the nodes know each other", || know_all().then_some(()));
         let owner = cluster.owner();
+        cluster.others.extend((0..MASTERS).filter(|node| *node != owner));
         cluster.follow(MASTERS, owner);
         cluster
     }
 
-    /// What stands in `[store] url`.
+    /// What stands in `[store] url`: a node that is not there, and those that have no keys.
     pub fn url(&self) -> String {
-        let nodes: Vec<_> = self.nodes.iter().map(|node| node.address().to_string()).collect();
-        format!("redis+cluster://{}", nodes.join(","))
+        let nodes: Vec<_> = self.others.iter().map(|node| self.nodes[*node].address().to_string()).collect();
+        format!("redis+cluster://127.0.0.1:{},{}", self.absent.number(), nodes.join(","))
     }
 
     /// Makes one a replica of another, and waits until it has everything.
