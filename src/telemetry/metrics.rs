@@ -70,6 +70,8 @@ impl Page {
         metrics::describe_histogram!(DURATION, Unit::Seconds, "time from a request's head to its response's last byte");
         metrics::describe_counter!(RELOADS, "loads of the whole key set from the store, by cause");
         metrics::describe_counter!(FILLS, "keys that the cache lacked, by what came of asking the store for them");
+        metrics::describe_counter!(FORKS, "losses of changes by the store that were noticed and given back");
+        metrics::describe_counter!(FOREIGN, "times that the store was found to be another than the one followed");
         metrics::describe_counter!(SNAPSHOT_REFUSED, "snapshots that could not be used");
         metrics::describe_histogram!(
             CHANGE_DELAY,
