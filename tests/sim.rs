@@ -8,8 +8,12 @@
 mod faults;
 #[path = "sim/gateway.rs"]
 mod gateway;
+#[path = "sim/history.rs"]
+mod history;
 #[path = "sim/link.rs"]
 mod link;
+#[path = "sim/log.rs"]
+mod log;
 #[path = "sim/manager.rs"]
 mod manager;
 #[path = "sim/oracle.rs"]
@@ -23,7 +27,7 @@ mod time;
 #[path = "sim/world.rs"]
 mod world;
 
-use keygate::store::Record;
+use keygate::store::{KeyStore as _, Record};
 use link::Caller;
 use oracle::Answer;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -45,6 +49,7 @@ struct Tally {
     asked: u64,
     accepted: u64,
     complete: u64,
+    forgotten: u64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -83,18 +88,21 @@ fn i1_to_i12_hold_whatever_fails() {
     });
     report(&mut lock(&broken), last - first + 1);
     let asked = |of: fn(&Tally) -> u64| lock(&tallies).iter().map(of).sum::<u64>();
+    let forgotten = asked(|tally| tally.forgotten);
     let (asked, accepted, complete) =
         (asked(|tally| tally.asked), asked(|tally| tally.accepted), asked(|tally| tally.complete));
-    println!("{asked} answers, {accepted} of them yes; {complete} changes confirmed by every gateway");
+    println!(
+        "{asked} answers, {accepted} of them yes; {complete} changes confirmed by every gateway; {forgotten} times a store has forgotten"
+    );
     assert!(first == last || accepted > asked / 20 && complete > last, "the simulation tells nothing any more");
 }
 
 /// Fails if a promise was broken, with the first seed's story.
 fn report(broken: &mut [(u64, String)], count: u64) {
     broken.sort();
-    let seeds = broken.iter().map(|(seed, _)| seed.to_string()).collect::<Vec<_>>().join(" ");
+    let lines = broken.iter().map(|(_, story)| story.lines().next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
     if let Some((_, story)) = broken.first() {
-        panic!("\n{story}\n{} of {count} seeds break a promise: {seeds}\n", broken.len());
+        panic!("\n{story}\n{} of {count} seeds break a promise:\n{lines}\n", broken.len());
     }
 }
 
@@ -121,13 +129,19 @@ fn live(world: &Arc<World>) -> Tally {
     world.during(STORM, Caller::Nobody);
     world.is_healed.store(true, Ordering::Relaxed);
     world.machines.iter().for_each(|machine| machine.heal(world.time.now()));
+    world.heal_history();
     let before = world.manager.complete();
     world.during(RECOVERY, Caller::Nobody);
     world.manager.rest();
     world.during(3 * SECONDS, Caller::Nobody);
     check_recovered(world, before);
     let oracle = lock(&world.oracle);
-    Tally { asked: oracle.asked, accepted: oracle.accepted, complete: world.manager.complete() }
+    Tally {
+        asked: oracle.asked,
+        accepted: oracle.accepted,
+        complete: world.manager.complete(),
+        forgotten: lock(&world.history).forgotten,
+    }
 }
 
 /// Once nothing fails any more, every good key works everywhere, what was never made is known not to be, and changes are
@@ -135,6 +149,12 @@ fn live(world: &Arc<World>) -> Tally {
 fn check_recovered(world: &World, complete_before: u64) {
     if world.manager.complete() == complete_before {
         world.violated("nothing is confirmed by all although nothing fails any more");
+    }
+    let site = world.site(Caller::Nobody);
+    let fleet = world.servers[site].store.fleet_id().unwrap();
+    let judged = fleet.map_or(Ok(()), |fleet| lock(&world.oracle).judge_store(site, fleet));
+    if let Err(broken) = judged {
+        world.violated(&broken);
     }
     let digests = lock(&world.oracle).digests().to_vec();
     for machine in world.machines.iter().filter(|machine| machine.is_original() || machine.is_serving()) {
@@ -144,8 +164,12 @@ fn check_recovered(world: &World, complete_before: u64) {
         }
         for digest in &digests {
             let Some((answer, now)) = machine.answer(world, *digest) else { continue };
-            let is_good = lock(&world.oracle).is_good(digest, now.wall);
-            if is_good != matches!(answer, Answer::Accepted(_)) {
+            let oracle = lock(&world.oracle);
+            let is_good = oracle.logs[site].is_good(digest, now.wall);
+            // Adopting a store does not bring back what was revoked.
+            let may_stay_ended = answer == Answer::Revoked && oracle.ever_ended(digest);
+            drop(oracle);
+            if is_good != matches!(answer, Answer::Accepted(_)) && !may_stay_ended {
                 world.violated(&format!(
                     "a key that is good: {is_good} is answered {answer:?} although nothing fails any more"
                 ));

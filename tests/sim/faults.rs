@@ -1,5 +1,6 @@
 //! What befalls machines, network and server.
 
+use super::link::Caller;
 use super::server::Engine;
 use super::time::{MILLIS, SECONDS};
 use super::world::World;
@@ -14,8 +15,13 @@ impl World {
     pub fn befall(self: &Arc<Self>) {
         let (now, index) = (self.time.now(), self.below(self.machines.len() as u64) as usize);
         let machine = &self.machines[index];
+        if self.is_sheltered(index) {
+            return;
+        }
         match self.below(100) {
             0..18 => machine.cut_off(self, now + self.outage(16 * SECONDS)),
+            // Whatever waits for a call meanwhile waits too.
+            18..34 if self.shelters() => {}
             18..34 => machine.pause(self, now + self.outage(16 * SECONDS)),
             34..38 => machine.mute(self),
             38..56 => machine.doom(self),
@@ -44,9 +50,10 @@ impl World {
     }
 
     fn stop_server(&self) {
-        if self.server.is_up() {
+        let server = self.server(Caller::Nobody);
+        if server.is_up() && !self.shelters() {
             self.note(|| "server: stops".to_owned());
-            self.server.stop();
+            server.stop();
             let back = self.time.now() + 100 * MILLIS + self.outage(12 * SECONDS);
             self.server_back_at.store(back, Ordering::Relaxed);
         }
@@ -54,13 +61,20 @@ impl World {
 
     pub fn restart_server_if_due(&self) {
         let now = self.time.now();
-        if self.server.is_up() || now < self.server_back_at.load(Ordering::Relaxed) {
+        let server = self.server(Caller::Nobody);
+        if server.is_up() || now < self.server_back_at.load(Ordering::Relaxed) {
             return;
         }
         // Rows are lost only of gateways that can tell it of themselves again in time: more is not promised.
-        let loses = self.one_in(2) && !self.is_calm() && self.server.engine == Engine::Beats;
+        let loses = self.one_in(2) && !self.is_calm() && self.engine == Engine::Beats;
+        self.restart_server(loses);
+    }
+
+    /// Starts it as another run.
+    pub fn restart_server(&self, loses: bool) {
+        let now = self.time.now();
         let keep = |instance: &str| !loses || !self.machines.iter().any(|machine| machine.is_well(instance, now));
-        let lost = self.server.restart(keep);
+        let lost = self.server(Caller::Nobody).restart(keep);
         if !lost.is_empty() {
             self.calm_until.store(now + CALM, Ordering::Relaxed);
         }

@@ -2,16 +2,18 @@
 
 use super::link::{Caller, Crash, RemoteStore};
 use super::lock;
+use super::log::Saying;
 use super::oracle::{Answer, Process, Witness};
 use super::server::Engine;
 use super::time::{MILLIS, SECONDS, True};
 use super::world::World;
 use keygate::auth::follower::{Follower, Parts, Turn};
+use keygate::auth::snapshot::Kept;
 use keygate::auth::{Authentication, Authenticator, Fills, KeyCache, Settings, Snapshot};
 use keygate::clock::{Clock, Moment};
 use keygate::key::{Digest, Prefix};
 use keygate::reason::Reason;
-use keygate::store::{Member, StoreError};
+use keygate::store::{FleetId, KeyStore as _, Member, StoreError};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -52,6 +54,8 @@ struct Running {
     /// None while it is in the middle of a turn.
     follower: Option<Follower>,
     is_serving: bool,
+    /// Its last turn found that the store is not the one that it followed.
+    is_held: bool,
 }
 
 /// What the workers have.
@@ -62,11 +66,10 @@ struct Service {
     in_flight: Mutex<Vec<Exchange>>,
 }
 
-/// A request that is being served, by a version of a key.
-#[derive(Clone, Copy)]
+/// A request that is being served, by what a key's record said.
 struct Exchange {
     digest: Digest,
-    version: u64,
+    saying: Saying,
 }
 
 // === impl Machine ===
@@ -126,6 +129,9 @@ impl Machine {
             if now < state.paused_until || now < state.due && !state.is_doomed {
                 return;
             }
+            if state.running.is_none() && world.is_unnoticed() {
+                return;
+            }
             // In the middle of a turn, that one goes on first.
             state.running.as_mut().map(|running| running.follower.take())
         };
@@ -145,7 +151,7 @@ impl Machine {
         let service = Arc::new(self.service(world));
         let instance = member.instance.clone();
         let mut follower = self.follower(world, process, member, &service);
-        let running = Running { process, instance, service, follower: None, is_serving: false };
+        let running = Running { process, instance, service, follower: None, is_serving: false, is_held: false };
         lock(&self.state).running = Some(running);
         world.note(|| format!("machine {}: process {} starts", self.index, process.number));
         let started = catch_unwind(AssertUnwindSafe(|| {
@@ -199,7 +205,7 @@ impl Machine {
                 let service = Arc::clone(&cutting);
                 Box::new(move || service.judge_again())
             }),
-            heard: Box::new(move |change| lock(&hearing.oracle).hear(process, change.seq)),
+            heard: Box::new(move |change| lock(&hearing.oracle).hear(hearing.time.now(), process, change.token)),
         })
         .unwrap()
     }
@@ -219,13 +225,17 @@ impl Machine {
         let rest = match turn {
             Ok(Turn::Behind) => 0,
             Ok(Turn::CaughtUp) => world.below(REST),
-            Ok(Turn::Held) => world.violated(&format!("machine {}: held, on the one history", self.index)),
+            Ok(Turn::Held) => {
+                self.check_held(world);
+                REST
+            }
             Err(_) => REST,
         };
         let mut state = lock(&self.state);
         state.due = world.time.now() + rest;
         if let Some(running) = &mut state.running {
             running.follower = Some(follower);
+            running.is_held = matches!(turn, Ok(Turn::Held));
         }
     }
 
@@ -257,8 +267,8 @@ impl Machine {
             state.cut_off = (world.time.now(), until);
         }
         world.note(|| format!("machine {}: process {} is gone", self.index, running.process.number));
-        if world.server.engine == Engine::Locks {
-            world.server.remove_row(&running.instance);
+        if world.engine == Engine::Locks {
+            world.server(Caller::Nobody).remove_row(&running.instance);
         }
     }
 
@@ -272,6 +282,69 @@ impl Machine {
             bytes.extend(torn);
             fs::write(&log, bytes).unwrap();
         }
+    }
+
+    // === What it stands for when a store forgets ===
+
+    /// The process here, if it is able to tell a store again, soon, all that was promised of the store's fleet.
+    pub fn witness_for(&self, world: &World, fleet: FleetId) -> Option<Process> {
+        let now = world.time.now();
+        let (process, instance) = {
+            let state = lock(&self.state);
+            let running = state.running.as_ref().filter(|running| running.is_serving && !running.is_held)?;
+            // In the middle of a call, it goes on only when everything has that began meanwhile.
+            let is_well = running.follower.is_some()
+                && !state.is_doomed
+                && !state.is_cloned
+                && state.paused_until <= now
+                && state.mute_until <= now;
+            (is_well && state.cut_off.1 <= now).then(|| (running.process, running.instance.clone()))?
+        };
+        let row = world.server(Caller::Gateway(process)).row(&instance)?;
+        let oracle = lock(&world.oracle);
+        let knows = row.pos > 0
+            && !row.volatile
+            && row.held.is_none()
+            && oracle.has_all(self.index, world.site(Caller::Gateway(process)), fleet);
+        (knows && self.snapshot.exists() && oracle.fleet_of(process) == Some(fleet)).then_some(process)
+    }
+
+    /// Nobody runs here, or somebody who is past loading.
+    pub fn is_past_loading(&self, world: &World) -> bool {
+        let state = lock(&self.state);
+        let Some(running) = &state.running else { return true };
+        let row = world.server(Caller::Gateway(running.process)).row(&running.instance);
+        running.is_serving && !running.is_held && row.is_some_and(|row| row.pos > 0)
+    }
+
+    pub fn is_held(&self) -> bool {
+        lock(&self.state).running.as_ref().is_some_and(|running| running.is_held)
+    }
+
+    /// Held is only who has followed another store, or one with which there is nothing in common.
+    fn check_held(&self, world: &World) {
+        let Some(process) = lock(&self.state).running.as_ref().map(|running| running.process) else { return };
+        let server = world.server(Caller::Gateway(process));
+        let fleet = lock(&world.oracle).fleet_of(process);
+        world.notice(Caller::Gateway(process));
+        let is_ours = fleet.is_some() && server.store.fleet_id().unwrap() == fleet;
+        if is_ours && world.has_stood() && lock(&world.oracle).has_common(process, world.site(Caller::Gateway(process)))
+        {
+            world.violated(&format!("I4: machine {} is held although the store is its own", self.index));
+        }
+        world.note(|| format!("machine {}: held", self.index));
+    }
+
+    /// What is on its disk, if that is all that was promised of a fleet.
+    pub fn all_of(&self, world: &World, fleet: FleetId) -> Option<Kept> {
+        let kept = self.kept().filter(|kept| kept.lineage.fleet == Some(fleet) && self.is_original)?;
+        let oracle = lock(&world.oracle);
+        oracle.has_all(self.index, world.site(Caller::Nobody), fleet).then_some(kept)
+    }
+
+    /// What is on its disk.
+    pub fn kept(&self) -> Option<Kept> {
+        Snapshot::at(self.snapshot.clone()).read().unwrap_or(None)
     }
 
     // === What befalls it ===
@@ -390,21 +463,22 @@ impl Machine {
         let now = service.clock.moment();
         let (is_fresh, is_stale) = (service.authenticator.is_fresh(now), service.authenticator.is_stale(now));
         let (process, max_stale, is_cloned) = (running.process, self.max_stale, state.is_cloned);
-        Some((service, Witness { process, max_stale, wall: now.wall, is_fresh, is_stale, is_cloned }, now))
+        let site = world.site(Caller::Gateway(process));
+        Some((service, Witness { process, site, max_stale, wall: now.wall, is_fresh, is_stale, is_cloned }, now))
     }
 
     /// Presents a key, and has the answer judged.
     pub fn ask(&self, world: &World, digest: Digest) {
         let Some((service, witness, now)) = self.service_now(world) else { return };
         let answer = service.answer(digest, now);
-        let judged = lock(&world.oracle).judge(world.time.now(), &witness, &digest, answer);
+        let judged = lock(&world.oracle).judge(world.time.now(), &witness, &digest, &answer);
         if let Err(broken) = judged {
             world.violated(&format!("{:?} answers {answer:?}: {broken}", witness.process));
         }
-        if let Answer::Accepted(version) = answer
+        if let Answer::Accepted(saying) = answer
             && world.one_in(8)
         {
-            lock(&service.in_flight).push(Exchange { digest, version });
+            lock(&service.in_flight).push(Exchange { digest, saying });
         }
     }
 
@@ -425,13 +499,16 @@ impl Machine {
             in_flight.clear();
         }
         in_flight.retain(|_| !world.one_in(50));
+        if in_flight.is_empty() {
+            return;
+        }
         let oracle = lock(&world.oracle);
         for exchange in in_flight.iter() {
-            for seq in oracle.superseding(&exchange.digest, exchange.version) {
-                let witness = Witness { is_fresh: false, ..witness };
-                if let Err(broken) = oracle.judge_outdated(world.time.now(), &witness, seq) {
-                    world.violated(&format!("{:?} goes on serving: {broken}", witness.process));
-                }
+            let witness = Witness { is_fresh: false, ..witness };
+            let judged = oracle.judge_going_on(world.time.now(), &witness, &exchange.digest, &exchange.saying);
+            if let Err(broken) = judged {
+                drop(oracle);
+                world.violated(&format!("{:?} goes on serving: {broken}", witness.process));
             }
         }
     }
@@ -442,7 +519,9 @@ impl Machine {
         let Some(running) = state.running.as_ref().filter(|running| running.process == process) else { return };
         let oracle = lock(&world.oracle);
         for exchange in lock(&running.service.in_flight).iter() {
-            if oracle.superseding(&exchange.digest, exchange.version).iter().any(|seq| *seq <= pos) {
+            let successors =
+                oracle.successors(world.site(Caller::Gateway(process)), &exchange.digest, &exchange.saying);
+            if successors.iter().any(|by| by.seq <= pos) {
                 world.violated(&format!("I9: {process:?} told {pos}, and goes on serving what that ended"));
             }
         }
@@ -458,7 +537,9 @@ fn prefix() -> Prefix {
 impl Service {
     fn answer(&self, digest: Digest, now: Moment) -> Answer {
         match self.authenticator.look_up(digest, now) {
-            Ok(Authentication::Authenticated(principal, _)) => Answer::Accepted(principal.version()),
+            Ok(Authentication::Authenticated(principal, _)) => {
+                Answer::Accepted(Saying { name: principal.name.to_string(), expires_at: principal.expires_at })
+            }
             Ok(Authentication::Rejected(Reason::KeyRevoked, _)) => Answer::Revoked,
             Ok(Authentication::Rejected(Reason::KeyExpired, _)) => Answer::Expired,
             Ok(Authentication::Rejected(_, _)) => Answer::Unknown,
@@ -470,8 +551,8 @@ impl Service {
     fn judge_again(&self) {
         let now = self.clock.moment();
         lock(&self.in_flight).retain_mut(|exchange| match self.answer(exchange.digest, now) {
-            Answer::Accepted(version) => {
-                exchange.version = version;
+            Answer::Accepted(saying) => {
+                exchange.saying = saying;
                 true
             }
             Answer::Revoked | Answer::Expired | Answer::Unknown | Answer::Unavailable => false,

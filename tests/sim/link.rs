@@ -61,6 +61,7 @@ pub enum Fate {
 pub struct RemoteStore {
     link: Link,
     opened: Mutex<bool>,
+    expected: Mutex<Option<FleetId>>,
 }
 
 /// The follower's reader and its row.
@@ -100,8 +101,9 @@ impl Link {
         if matches!(fate, Fate::RequestLost | Fate::RequestLate) || !self.connect() {
             return self.fail(what, fate, begun);
         }
-        let answer = act(&self.world.server);
-        let run = self.world.server.run();
+        let server = self.world.server(self.caller);
+        let answer = act(server);
+        let run = server.run();
         if fate == Fate::DiesAfter {
             self.die(what);
         }
@@ -110,7 +112,7 @@ impl Link {
         }
         self.world.pass_latency(self.caller);
         let is_late = self.world.time.now() > begun + PATIENCE;
-        if is_late || !self.world.reaches(self.caller) || self.world.server.run() != run {
+        if is_late || !self.world.reaches(self.caller) || self.world.server(self.caller).run() != run {
             return self.fail(what, Fate::AnswerLost, begun);
         }
         Ok(answer)
@@ -118,7 +120,7 @@ impl Link {
 
     fn connect(&self) -> bool {
         let reaches = self.world.reaches(self.caller);
-        let run = self.world.server.run();
+        let run = self.world.server(self.caller).run();
         let mut connection = lock(&self.connection);
         if reaches && connection.run != Some(run) {
             (connection.run, connection.connects) = (Some(run), connection.connects + 1);
@@ -129,7 +131,8 @@ impl Link {
     fn fail<T>(&self, what: &str, fate: Fate, begun: u64) -> Result<T, StoreError> {
         lock(&self.connection).run = None;
         // Refused at once, or only given up.
-        let gives_up = self.world.one_in(8).then_some(begun + PATIENCE);
+        let gives_up =
+            (self.world.one_in(8) && !self.world.is_calm() && !self.world.shelters()).then_some(begun + PATIENCE);
         let rest = gives_up.map_or(MILLIS, |end| end.saturating_sub(self.world.time.now()));
         self.world.note(|| format!("{:?}: {what} failed ({fate:?})", self.caller));
         self.world.during(rest, self.caller);
@@ -141,14 +144,14 @@ impl Link {
         std::panic::resume_unwind(Box::new(Crash))
     }
 
-    /// Writes a row; whether there was none.
-    pub fn put_row(&self, row: Row) -> Result<bool, StoreError> {
+    /// Writes a row; whether there was none, and the fork that was noted last.
+    pub fn put_row(&self, row: Row) -> Result<(bool, u64), StoreError> {
         let fate = if self.world.is_mute(self.caller) { Fate::RequestLost } else { self.world.fate(self.caller, true) };
         if fate == Fate::RequestLate {
-            self.world.send_late(Late::Row(self.caller, row.clone()));
+            self.world.send_late(self.caller, Late::Row(row.clone()));
         }
         let (world, caller) = (&self.world, self.caller);
-        self.call_with("tell", fate, |_| world.receive_row(caller, row))
+        self.call_with("tell", fate, |server| (world.receive_row(caller, row), server.fork()))
     }
 }
 
@@ -156,7 +159,7 @@ impl Link {
 
 impl RemoteStore {
     pub fn new(world: &Arc<World>, caller: Caller) -> Self {
-        Self { link: Link::new(world, caller), opened: Mutex::new(false) }
+        Self { link: Link::new(world, caller), opened: Mutex::new(false), expected: Mutex::default() }
     }
 
     fn ask<T>(&self, what: &str, ask: impl FnOnce(&dyn KeyStore) -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -166,11 +169,11 @@ impl RemoteStore {
 
 impl KeyStore for RemoteStore {
     fn apply(&self, mutation: &Mutation) -> Result<Vec<u64>, StoreError> {
-        let fate = self.link.world.fate(self.link.caller, true);
+        let (fate, expected) = (self.link.world.fate(self.link.caller, true), *lock(&self.expected));
         if fate == Fate::RequestLate {
-            self.link.world.send_late(Late::Mutation(mutation.clone()));
+            self.link.world.send_late(self.link.caller, Late::Mutation(expected, mutation.clone()));
         }
-        self.link.call_with("apply", fate, |_| self.link.world.receive(mutation))?
+        self.link.call_with("apply", fate, |_| self.link.world.receive(self.link.caller, expected, mutation))?
     }
 
     fn key(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
@@ -210,13 +213,24 @@ impl KeyStore for RemoteStore {
     }
 
     fn begin_fleet(&self, id: FleetId) -> Result<FleetId, StoreError> {
+        self.link.world.check_begin(self.link.caller);
         self.ask("begin_fleet", |store| store.begin_fleet(id))
     }
 
-    fn expect_fleet(&self, _: FleetId) {}
+    fn expect_fleet(&self, id: FleetId) {
+        *lock(&self.expected) = Some(id);
+        if let Caller::Gateway(process) = self.link.caller {
+            lock(&self.link.world.oracle).follow(process, id);
+        }
+    }
 
     fn note_fork(&self) -> Result<(), StoreError> {
-        self.ask("note_fork", |store| store.note_fork())
+        let world = &self.link.world;
+        self.link.call("note_fork", |server| {
+            world.note(|| format!("{:?}: notes a fork", self.link.caller));
+            world.notice(self.link.caller);
+            server.note_fork(world.time.now());
+        })
     }
 
     fn adopt(&self, held: &[Held]) -> Result<(), StoreError> {
@@ -274,7 +288,7 @@ impl Changes for RemoteChanges {
         let limit = if self.link.world.one_in(3) { 1 } else { limit };
         let sent = self.link.world.time.now();
         let feed = self.link.call("poll", |server| server.poll(from, fleet, limit))?;
-        if let Caller::Gateway(process) = self.link.caller {
+        if let (Caller::Gateway(process), Ok(Feed::Entries { .. })) = (self.link.caller, &feed) {
             lock(&self.link.world.oracle).reach(process.machine, sent);
         }
         feed
@@ -295,7 +309,7 @@ impl Changes for RemoteChanges {
     }
 
     fn outlives_process(&self) -> bool {
-        self.link.world.server.engine == super::server::Engine::Beats
+        self.link.world.engine == super::server::Engine::Beats
     }
 
     fn settles_in(&self) -> Duration {
@@ -311,7 +325,7 @@ impl Changes for RemoteChanges {
 
 impl Pages {
     fn read(link: &Link) -> Self {
-        let count = link.world.server.store.count().unwrap_or(0) as usize;
+        let count = link.world.server(link.caller).store.count().unwrap_or(0) as usize;
         let (mut pages, mut after, size) = (HashMap::new(), 0, count / (PAGES - 1) + 4);
         loop {
             // What is left goes into the last page, however much came meanwhile.

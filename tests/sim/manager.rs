@@ -2,12 +2,13 @@
 
 use super::link::{Caller, RemoteStore};
 use super::lock;
+use super::oracle::Claim;
 use super::time::{MILLIS, SECONDS, True};
 use super::world::World;
 use keygate::clock::{Clock, Instant, Timestamp};
 use keygate::key::{KeyId, Prefix, Vocabulary};
 use keygate::manage::{Confirmation, Manage, ManageError, NewEntity, NewKey, Overlap, Revoked, Settings, UpdateKey};
-use keygate::store::Record;
+use keygate::store::{KeyStore, Record};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -50,7 +51,8 @@ enum Plan {
     Entity,
     Create(String),
     Rotate(KeyId),
-    Update(KeyId, Vec<String>),
+    /// With a name that was never used before.
+    Update(KeyId, String, Vec<String>),
     Revoke(KeyId),
     Delete(String),
 }
@@ -96,7 +98,7 @@ impl Manager {
     /// Goes on with what it does, unless it is in the middle of a call.
     pub fn step(&self, world: &Arc<World>, caller: Caller) {
         let mut state = lock(&self.state);
-        if state.is_busy || caller == Caller::Manager || world.time.now() < state.due {
+        if state.is_busy || caller == Caller::Manager || world.time.now() < state.due || world.is_unnoticed() {
             return;
         }
         state.is_busy = true;
@@ -124,14 +126,16 @@ impl Manager {
         lock(&self.state).waiting = None;
         let concluded = looked.and_then(|standing| manage.conclude(&waiting.written, standing, waiting.at, took));
         match concluded {
-            Ok(confirmation) => self.tell(world, waiting.written.version(), &confirmation),
+            Ok(confirmation) => self.tell(world, &waiting.written, &confirmation),
             Err(error) => world.note(|| format!("manager: who has acted on it is unknown: {error}")),
         }
         world.span(2 * SECONDS)
     }
 
     /// What the command line would say, and what that promises.
-    fn tell(&self, world: &World, seq: u64, confirmation: &Confirmation) {
+    fn tell(&self, world: &World, written: &Record, confirmation: &Confirmation) {
+        let (seq, site) = (written.version(), world.site(Caller::Manager));
+        let Some(fleet) = world.servers[site].store.fleet_id().unwrap() else { return };
         let (confirmed, members) = (confirmation.confirmed, confirmation.members());
         let now = world.time.now();
         if confirmation.is_settling {
@@ -140,7 +144,7 @@ impl Manager {
         if confirmation.is_complete() {
             let words = format!("{seq} on {confirmed}/{members} gateways");
             world.note(|| format!("manager: {words}"));
-            lock(&world.oracle).claim(seq, now, members > 0, words);
+            lock(&world.oracle).claim(site, written, Claim { from: now, fleet, words }, members > 0);
             lock(&self.state).complete += u64::from(members > 0);
             return;
         }
@@ -149,7 +153,7 @@ impl Manager {
         let longest = confirmation.silent.iter().map(|silent| lasts(silent.until)).max().unwrap_or(0);
         let words = format!("{seq} on {confirmed}/{members} gateways, the others until {}", now + longest);
         world.note(|| format!("manager: {words}"));
-        lock(&world.oracle).claim(seq, now + longest, false, words);
+        lock(&world.oracle).claim(site, written, Claim { from: now + longest, fleet, words }, false);
     }
 
     // === Changing ===
@@ -165,8 +169,33 @@ impl Manager {
             }
             Err(error) => {
                 world.note(|| format!("manager: {error}"));
+                if matches!(error, ManageError::NotFound(_)) {
+                    self.miss(&plan);
+                }
                 world.span(SECONDS)
             }
+        }
+    }
+
+    /// A store that has forgotten, or another one, does not have it.
+    fn miss(&self, plan: &Plan) {
+        let mut state = lock(&self.state);
+        match plan {
+            Plan::Entity => {}
+            Plan::Create(entity) | Plan::Delete(entity) => state.entities.retain(|code| code != entity),
+            Plan::Rotate(missed) | Plan::Update(missed, ..) | Plan::Revoke(missed) => {
+                state.keys.retain(|key| key != missed);
+            }
+        }
+    }
+
+    /// Somebody else changes something at a server that he takes for the right one.
+    pub fn meddle(&self, world: &World, store: &dyn KeyStore) {
+        let manage = Manage::new(store, &self.settings, &self.clock, "cli:other".to_owned());
+        if let Some(plan) = self.plan(world)
+            && let Err(error) = self.carry_out(&manage, &plan)
+        {
+            world.note(|| format!("somebody else: {error}"));
         }
     }
 
@@ -184,7 +213,8 @@ impl Manager {
             0..50 => key().map(Plan::Rotate).filter(|_| !is_full),
             50..70 => {
                 let scopes = SCOPES.into_iter().filter(|_| world.one_in(2)).map(str::to_owned).collect::<Vec<_>>();
-                key().map(|key| Plan::Update(key, scopes))
+                let name = format!("name-{}", world.below(u64::MAX));
+                key().map(|key| Plan::Update(key, name, scopes))
             }
             70..92 => key().map(Plan::Revoke),
             92..96 => entity().map(Plan::Delete),
@@ -216,8 +246,9 @@ impl Manager {
                 lock(&self.state).keys.push(created.record.id);
                 Ok(Record::Key(ended))
             }
-            Plan::Update(key, scopes) => {
-                let update = UpdateKey { scopes: Some(scopes.clone()), ..UpdateKey::default() };
+            Plan::Update(key, name, scopes) => {
+                let (name, scopes) = (Some(name.clone()), Some(scopes.clone()));
+                let update = UpdateKey { name, scopes, ..UpdateKey::default() };
                 manage.update_key(*key, &update).map(|(record, _)| Record::Key(record))
             }
             Plan::Revoke(key) => match manage.revoke_key(*key)? {

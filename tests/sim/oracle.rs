@@ -1,9 +1,11 @@
-//! What may be answered: judged on true time, by the history that the server has written.
+//! What may be answered: judged on true time, by the histories that the servers have written, and by what was promised whatever
+//! a server forgets.
 
+use super::log::{Log, Saying, Standing, Successor};
 use super::time::{MILLIS, SECONDS, True};
 use keygate::clock::Timestamp;
 use keygate::key::{Digest, EntityId, KeyRecord};
-use keygate::store::{Change, Record};
+use keygate::store::{Change, FleetId, Position, Record};
 use std::collections::{HashMap, HashSet};
 
 /// L of the protocols.
@@ -27,6 +29,8 @@ pub struct Process {
 #[derive(Clone, Copy, Debug)]
 pub struct Witness {
     pub process: Process,
+    /// Which server it is led to.
+    pub site: usize,
     pub max_stale: True,
     pub wall: Timestamp,
     /// Its own opinion.
@@ -37,33 +41,50 @@ pub struct Witness {
 }
 
 /// An answer to a credential.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// By a record of this version.
-    Accepted(u64),
+    /// By a record that says this.
+    Accepted(Saying),
     Revoked,
     Expired,
     Unknown,
     Unavailable,
 }
 
+/// What somebody was told: from when on it holds, of which fleet's gateways, in which words.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub from: True,
+    pub fleet: FleetId,
+    pub words: String,
+}
+
 #[derive(Default)]
 pub struct Oracle {
-    written: Vec<(True, Change)>,
-    /// By key, the numbers of its changes.
-    keys: HashMap<Digest, Vec<u64>>,
+    pub logs: [Log; 2],
+    /// Everything that was ever written anywhere, by key.
+    ever: HashMap<Digest, Vec<KeyRecord>>,
     digests: Vec<Digest>,
-    deletions: HashMap<EntityId, u64>,
-    /// From when on what was before a change is honoured by nobody, as somebody was told.
-    barred: HashMap<u64, (True, String)>,
-    /// The changes that all gateways have, as somebody was told: from when on.
-    complete: HashMap<u64, True>,
-    confirmed: HashMap<usize, u64>,
+    ever_deleted: HashSet<EntityId>,
+    /// By token: from when on what was before that change is honoured by nobody.
+    barred: HashMap<u64, Claim>,
+    /// What every gateway had, as somebody was told: keys that were there, and keys and entities that had ended.
+    made: HashMap<Digest, Claim>,
+    ended: HashMap<Digest, Claim>,
+    deleted: HashMap<EntityId, Claim>,
+    /// The tokens of changes that all gateways had.
+    complete: HashMap<u64, FleetId>,
+    /// By machine, when it confirmed what, by token; and the position that did so last.
+    confirmed: HashMap<usize, (Position, HashMap<u64, True>)>,
+    /// What a process has confirmed since it took a store for its own.
+    own: HashMap<Process, HashSet<u64>>,
     /// By machine, when the last poll was sent that was answered.
     contacts: HashMap<usize, True>,
-    heard: HashMap<Process, u64>,
+    heard: HashMap<Process, HashMap<u64, True>>,
     refused: HashSet<(Process, Digest)>,
-    known: HashSet<(Process, Digest)>,
+    known: HashMap<Process, HashSet<Digest>>,
+    /// Whose keys each process knows, and knew before.
+    fleets: HashMap<Process, Vec<FleetId>>,
     pub accepted: u64,
     pub asked: u64,
 }
@@ -73,29 +94,63 @@ pub struct Oracle {
 impl Oracle {
     // === What happens ===
 
-    /// The server has written `change`.
-    pub fn write(&mut self, now: True, change: Change) {
-        match &change.after {
+    /// A server has written `change`.
+    pub fn write(&mut self, now: True, site: usize, change: Change) {
+        self.note(&change.after);
+        self.logs[site].write(now, change);
+    }
+
+    fn note(&mut self, record: &Record) {
+        match record {
             Record::Key(key) => {
-                let changes = self.keys.entry(key.digest).or_default();
-                if changes.is_empty() {
+                let known = self.ever.entry(key.digest).or_default();
+                if known.is_empty() {
                     self.digests.push(key.digest);
                 }
-                changes.push(change.seq);
+                known.push(key.clone());
             }
-            Record::Entity(entity) if entity.deleted_at.is_some() => _ = self.deletions.insert(entity.id, change.seq),
+            Record::Entity(entity) if entity.deleted_at.is_some() => _ = self.ever_deleted.insert(entity.id),
             Record::Entity(_) => {}
         }
-        self.written.push((now, change));
     }
 
-    /// A machine's row has told `pos`.
-    pub fn confirm(&mut self, machine: usize, pos: u64) {
-        let confirmed = self.confirmed.entry(machine).or_default();
-        *confirmed = pos.max(*confirmed);
+    /// A server's history is another one from now on. The tokens of what it has lost.
+    pub fn replace(&mut self, now: True, site: usize, changes: Vec<Change>) -> Vec<u64> {
+        changes.iter().for_each(|change| self.note(&change.after));
+        self.confirmed.values_mut().for_each(|(last, _)| *last = Position::default());
+        self.logs[site].replace(now, changes)
     }
 
-    /// A poll that a machine sent at `sent` was answered.
+    /// A machine's row has told `position`, which its server holds.
+    pub fn confirm(&mut self, now: True, process: Process, site: usize, position: Position) {
+        let (last, confirmed) = self.confirmed.entry(process.machine).or_default();
+        if *last != position {
+            *last = position;
+            let entries = self.logs[site].entries().take_while(|change| change.seq <= position.seq);
+            confirmed.extend(entries.clone().map(|change| (change.token, now)));
+            self.own.entry(process).or_default().extend(entries.map(|change| change.token));
+        }
+    }
+
+    /// Whether a machine has confirmed one of these.
+    pub fn has_one(&self, machine: usize, tokens: &[u64]) -> bool {
+        self.confirmed.get(&machine).is_some_and(|(_, has)| tokens.iter().any(|token| has.contains_key(token)))
+    }
+
+    /// Whether a machine has confirmed all that was promised of a fleet.
+    pub fn has_all(&self, machine: usize, site: usize, fleet: FleetId) -> bool {
+        let has = |token: &u64| self.confirmed.get(&machine).is_some_and(|(_, has)| has.contains_key(token));
+        self.complete.iter().all(|(token, of)| *of != fleet || has(token))
+            || self.logs[site].entries().all(|change| has(&change.token)) && self.judge_store(site, fleet).is_ok()
+    }
+
+    /// Whether a process has confirmed anything that a server's log holds.
+    pub fn has_common(&self, process: Process, site: usize) -> bool {
+        let Some(has) = self.own.get(&process) else { return false };
+        self.logs[site].entries().any(|change| has.contains(&change.token))
+    }
+
+    /// A poll that a machine sent at `sent` was answered with entries.
     pub fn reach(&mut self, machine: usize, sent: True) {
         let contact = self.contacts.entry(machine).or_default();
         *contact = sent.max(*contact);
@@ -108,20 +163,50 @@ impl Oracle {
         }
     }
 
-    /// A process has applied the change `seq`.
-    pub fn hear(&mut self, process: Process, seq: u64) {
-        self.heard.insert(process, seq);
+    /// A process has applied a change.
+    pub fn hear(&mut self, now: True, process: Process, token: u64) {
+        self.heard.entry(process).or_default().insert(token, now);
     }
 
-    /// Somebody was told that nobody honours what was before `seq` from `from` on; with every gateway's word if `complete`.
-    pub fn claim(&mut self, seq: u64, from: True, complete: bool, words: String) {
-        if complete {
-            self.complete.entry(seq).or_insert(from);
+    /// A process takes a fleet's store for its own; if not for the first time, it forgets what it knew.
+    pub fn follow(&mut self, process: Process, fleet: FleetId) {
+        self.fleets.entry(process).or_default().push(fleet);
+        self.known.remove(&process);
+        self.own.remove(&process);
+    }
+
+    pub fn fleet_of(&self, process: Process) -> Option<FleetId> {
+        self.fleets.get(&process)?.last().copied()
+    }
+
+    /// Somebody was told that nobody honours what was before `written` any more; with every gateway's word if `is_complete`.
+    pub fn claim(&mut self, site: usize, written: &Record, claim: Claim, is_complete: bool) {
+        // What was lost since it was looked at is not promised.
+        let Some(change) = self.logs[site].find(written) else { return };
+        let (token, is_ended) = (change.token, written.is_ended());
+        if is_complete {
+            self.complete.insert(token, claim.fleet);
+            match written {
+                Record::Key(key) if is_ended => _ = self.ended.entry(key.digest).or_insert_with(|| claim.clone()),
+                Record::Entity(entity) if is_ended => {
+                    self.deleted.entry(entity.id).or_insert_with(|| claim.clone());
+                }
+                Record::Key(_) | Record::Entity(_) => {}
+            }
+            if let Record::Key(key) = written {
+                self.made.entry(key.digest).or_insert_with(|| claim.clone());
+            }
         }
-        let barred = self.barred.entry(seq).or_insert((from, words.clone()));
-        if from < barred.0 {
-            *barred = (from, words);
+        let barred = self.barred.entry(token).or_insert_with(|| claim.clone());
+        if claim.from < barred.from {
+            *barred = claim;
         }
+    }
+
+    /// A person has taken another store for a fleet's: what it had counts no more, except that what had ended stays so.
+    pub fn take_away(&mut self, fleet: FleetId) {
+        self.complete.retain(|_, of| *of != fleet);
+        self.made.retain(|_, claim| claim.fleet != fleet);
     }
 
     // === What is asked ===
@@ -130,74 +215,84 @@ impl Oracle {
         &self.digests
     }
 
-    /// The key that was changed last.
-    pub fn latest(&self) -> Option<Digest> {
-        self.written.iter().rev().take(2).find_map(|(_, change)| match &change.after {
-            Record::Key(key) => Some(key.digest),
-            Record::Entity(_) => None,
-        })
+    fn entity(&self, digest: &Digest) -> Option<EntityId> {
+        self.ever.get(digest).and_then(|records| records.first()).map(|key| key.entity_id)
     }
 
-    /// The numbers of the changes that ended what version `version` of a key says.
-    pub fn superseding(&self, digest: &Digest, version: u64) -> Vec<u64> {
-        let Some(changes) = self.keys.get(digest) else { return Vec::new() };
-        let deletion = changes.first().and_then(|made| self.deletions.get(&self.key(*made).entity_id));
-        changes.iter().filter(|seq| **seq > version).chain(deletion).copied().collect()
+    /// Whether a store may refuse to take the key, because somewhere its entity was deleted.
+    fn is_entity_gone(&self, digest: &Digest) -> bool {
+        self.entity(digest).is_some_and(|entity| self.ever_deleted.contains(&entity))
     }
 
-    /// Whether the key works now, as far as the store is concerned, on a machine with this wall clock.
-    pub fn is_good(&self, digest: &Digest, wall: Timestamp) -> bool {
-        let Some(last) = self.keys.get(digest).and_then(|changes| changes.last()) else { return false };
-        let key = self.key(*last);
-        let deleted = self.deletions.contains_key(&key.entity_id);
-        !deleted && key.revoked_at.is_none() && key.expires_at.is_none_or(|end| end > wall)
-    }
-
-    fn key(&self, seq: u64) -> &KeyRecord {
-        match &self.written[seq as usize - 1].1.after {
-            Record::Key(key) => key,
-            Record::Entity(entity) => panic!("{} is an entity", entity.id),
-        }
-    }
-
-    fn written_at(&self, seq: u64) -> True {
-        self.written[seq as usize - 1].0
+    /// Whether the key had ended in any history.
+    pub fn ever_ended(&self, digest: &Digest) -> bool {
+        let records = self.ever.get(digest).map_or(&[][..], Vec::as_slice);
+        records.iter().any(|key| key.revoked_at.is_some() || self.ever_deleted.contains(&key.entity_id))
     }
 
     /// Judges an answer.
     ///
     /// # Errors
     /// The invariant that it breaks.
-    pub fn judge(&mut self, now: True, witness: &Witness, digest: &Digest, answer: Answer) -> Result<(), String> {
+    pub fn judge(&mut self, now: True, witness: &Witness, digest: &Digest, answer: &Answer) -> Result<(), String> {
         self.asked += 1;
         match answer {
-            Answer::Accepted(version) => {
+            Answer::Accepted(saying) => {
                 self.accepted += 1;
-                self.judge_accepted(now, witness, digest, version)
+                self.judge_accepted(now, witness, digest, saying)
             }
             Answer::Revoked => self.judge_revoked(witness, digest),
             Answer::Expired => self.judge_expired(witness, digest),
-            Answer::Unknown => self.judge_unknown(now, digest),
-            Answer::Unavailable if !witness.is_stale && self.known.contains(&(witness.process, *digest)) => {
+            Answer::Unknown => self.judge_unknown(now, witness, digest),
+            Answer::Unavailable if !witness.is_stale && self.is_known(witness, digest) => {
                 Err("I7: a known key is not judged although there is a right to serve".to_owned())
             }
             Answer::Unavailable => Ok(()),
         }
     }
 
-    fn judge_accepted(&mut self, now: True, witness: &Witness, digest: &Digest, version: u64) -> Result<(), String> {
-        if !self.keys.get(digest).is_some_and(|changes| changes.contains(&version)) {
-            return Err(format!("I7: a key that was never made is accepted as version {version}"));
+    fn is_known(&self, witness: &Witness, digest: &Digest) -> bool {
+        self.known.get(&witness.process).is_some_and(|known| known.contains(digest))
+    }
+
+    fn judge_accepted(&mut self, now: True, witness: &Witness, digest: &Digest, saying: &Saying) -> Result<(), String> {
+        let records = self.ever.get(digest).map_or(&[][..], Vec::as_slice);
+        if !records.iter().any(|key| key.revoked_at.is_none() && Saying::of(key) == *saying) {
+            return Err(format!("I7: a key that was never made is accepted as {saying:?}"));
         }
         if self.refused.contains(&(witness.process, *digest)) {
             return Err("I5: a key that this process told to be revoked is accepted again".to_owned());
         }
-        if self.key(version).expires_at.is_some_and(|end| end <= witness.wall) {
+        if saying.expires_at.is_some_and(|end| end <= witness.wall) {
             return Err("a key that has expired is accepted".to_owned());
         }
         self.judge_right(now, witness)?;
-        self.known.insert((witness.process, *digest));
-        self.superseding(digest, version).into_iter().try_for_each(|seq| self.judge_outdated(now, witness, seq))
+        self.known.entry(witness.process).or_default().insert(*digest);
+        self.judge_going_on(now, witness, digest, saying)
+    }
+
+    /// Judges that a process acts on what a key's record said.
+    pub fn judge_going_on(&self, now: True, witness: &Witness, digest: &Digest, saying: &Saying) -> Result<(), String> {
+        self.judge_final(now, witness, digest)?;
+        match self.logs[witness.site].standing(digest, saying) {
+            Standing::Never => Ok(()),
+            Standing::Followed(by) => by.iter().try_for_each(|by| self.judge_outdated(now, witness, by)),
+        }
+    }
+
+    /// What ended and was confirmed by every gateway of a fleet is never honoured by any of them again, whatever the store forgets.
+    fn judge_final(&self, now: True, witness: &Witness, digest: &Digest) -> Result<(), String> {
+        let deleted = self.entity(digest).and_then(|entity| self.deleted.get(&entity));
+        let claims = self.ended.get(digest).into_iter().chain(deleted);
+        for claim in claims.filter(|claim| now > claim.from && self.is_bound(witness, claim)) {
+            return Err(format!("I5, I12: `{}`, and it is honoured again", claim.words));
+        }
+        Ok(())
+    }
+
+    /// Whether what was told of a fleet binds a process: one that never knew that fleet's keys has no part in it.
+    fn is_bound(&self, witness: &Witness, claim: &Claim) -> bool {
+        !witness.is_cloned && self.fleets.get(&witness.process).is_some_and(|fleets| fleets.contains(&claim.fleet))
     }
 
     /// Judges that somebody serves at all: no machine's clock is off by more than one part in a thousand.
@@ -213,35 +308,52 @@ impl Oracle {
         Ok(())
     }
 
-    /// Judges that somebody acts without the change `seq`.
-    pub fn judge_outdated(&self, now: True, witness: &Witness, seq: u64) -> Result<(), String> {
-        let since = self.written_at(seq);
-        let late = |what: &str| Err(format!("{what}: change {seq}, written at {since}, is not acted upon"));
+    /// Judges that somebody acts without what has taken the place of what it acts on.
+    fn judge_outdated(&self, now: True, witness: &Witness, by: &Successor) -> Result<(), String> {
+        let Successor { seq, token, since } = *by;
+        let late = |what: &str| match token {
+            0 => Err(format!("{what}: the store has not had this since {since}")),
+            _ => Err(format!("{what}: change {seq}, there since {since}, is not acted upon")),
+        };
         if now > since + witness.max_stale + slack(witness.max_stale) {
             return late("I1");
         }
         if witness.is_fresh && now > since + LEASE + slack(LEASE) {
             return late("I1 strict");
         }
-        if self.heard.get(&witness.process).is_some_and(|heard| *heard >= seq) {
+        // Before that it was lost, and whoever had it may have lost it as well.
+        let is_known_to =
+            |known: Option<&HashMap<u64, True>>| known.and_then(|at| at.get(&token)).is_some_and(|at| *at >= since);
+        if is_known_to(self.heard.get(&witness.process)) {
             return late("I9: applied by this very process");
         }
         if witness.is_cloned {
             return Ok(());
         }
-        if self.confirmed.get(&witness.process.machine).is_some_and(|confirmed| *confirmed >= seq) {
+        if is_known_to(self.confirmed.get(&witness.process.machine).map(|(_, confirmed)| confirmed)) {
             return late("I3: confirmed by this very machine");
         }
-        match self.barred.get(&seq) {
-            Some((from, words)) if now > from + CONVERSION => late(&format!("I12: `{words}`")),
+        match self.barred.get(&token).filter(|claim| self.is_bound(witness, claim)) {
+            Some(claim) if claim.from >= since && now > claim.from + CONVERSION => {
+                late(&format!("I12: `{}`", claim.words))
+            }
             Some(_) | None => Ok(()),
         }
     }
 
+    /// The tokens of what has taken the place of what a key's record said, by number.
+    pub fn successors(&self, site: usize, digest: &Digest, saying: &Saying) -> Vec<Successor> {
+        match self.logs[site].standing(digest, saying) {
+            Standing::Never => Vec::new(),
+            Standing::Followed(by) => by,
+        }
+    }
+
     fn judge_revoked(&mut self, witness: &Witness, digest: &Digest) -> Result<(), String> {
-        let last = self.keys.get(digest).and_then(|changes| changes.last()).map(|seq| self.key(*seq));
-        let Some(key) = last else { return Err("I7: a key that was never made is called revoked".to_owned()) };
-        if key.revoked_at.is_none() && !self.deletions.contains_key(&key.entity_id) {
+        if !self.ever.contains_key(digest) {
+            return Err("I7: a key that was never made is called revoked".to_owned());
+        }
+        if !self.ever_ended(digest) {
             return Err("I7: a good key is called revoked".to_owned());
         }
         self.refused.insert((witness.process, *digest));
@@ -249,21 +361,46 @@ impl Oracle {
     }
 
     fn judge_expired(&self, witness: &Witness, digest: &Digest) -> Result<(), String> {
-        let mut versions = self.keys.get(digest).into_iter().flatten().map(|seq| self.key(*seq));
-        let expired = versions.any(|key| key.expires_at.is_some_and(|end| end <= witness.wall));
+        let mut records = self.ever.get(digest).into_iter().flatten();
+        let expired = records.any(|key| key.expires_at.is_some_and(|end| end <= witness.wall));
         if expired { Ok(()) } else { Err("I7: a key that did not expire is called expired".to_owned()) }
     }
 
-    fn judge_unknown(&self, now: True, digest: &Digest) -> Result<(), String> {
-        let Some(made) = self.keys.get(digest).and_then(|changes| changes.first()) else { return Ok(()) };
-        if now > self.written_at(*made) + LEASE + slack(LEASE) {
-            return Err(format!("I7, I11: the key of change {made} is called unknown, L + d after it was made"));
+    fn judge_unknown(&self, now: True, witness: &Witness, digest: &Digest) -> Result<(), String> {
+        if let Some(made) = self.logs[witness.site].made(digest)
+            && now > made.since + LEASE + slack(LEASE)
+        {
+            return Err(format!("I7, I11: the key of change {} is called unknown, L + d after it was there", made.seq));
         }
-        match self.complete.get(made) {
-            Some(from) if now > *from => {
-                Err(format!("I11: the key of change {made}, confirmed by all, is called unknown"))
-            }
-            Some(_) | None => Ok(()),
+        let fleet = self.fleet_of(witness.process);
+        if self.is_entity_gone(digest) {
+            return Ok(());
         }
+        match self.made.get(digest).filter(|claim| Some(claim.fleet) == fleet && now > claim.from) {
+            Some(claim) => Err(format!("I11: `{}`, and the key is called unknown", claim.words)),
+            None => Ok(()),
+        }
+    }
+
+    /// Judges what a store holds in the end: everything that every gateway of its fleet had.
+    ///
+    /// # Errors
+    /// What it has lost for good.
+    pub fn judge_store(&self, site: usize, fleet: FleetId) -> Result<(), String> {
+        let log = &self.logs[site];
+        let of = |claim: &&Claim| claim.fleet == fleet;
+        let lost = |what: &str, claim: &Claim| Err(format!("`{}`, and {what} in the end", claim.words));
+        let is_lost = |digest: &Digest| log.made(digest).is_none() && !self.is_entity_gone(digest);
+        for (_, claim) in self.made.iter().filter(|(digest, claim)| of(claim) && is_lost(digest)) {
+            return lost("the key is not there", claim);
+        }
+        let is_in_force = |digest: &Digest| log.made(digest).is_some() && !log.is_ended(digest);
+        for (_, claim) in self.ended.iter().filter(|(digest, claim)| of(claim) && is_in_force(digest)) {
+            return lost("the key has not ended", claim);
+        }
+        for (_, claim) in self.deleted.iter().filter(|(entity, claim)| of(claim) && !log.is_deleted(**entity)) {
+            return lost("the entity is not deleted", claim);
+        }
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 //! manners of rows that are locks.
 
 use super::link::{Caller, Link};
-use super::server::{Engine, Row};
+use super::server::{Engine, Row, Server};
 use keygate::clock::Instant;
 use keygate::store::{Member, StoreError};
 use std::collections::HashMap;
@@ -12,6 +12,7 @@ use std::time::Duration;
 const BEAT: Duration = Duration::from_millis(500);
 const OBSERVE: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(4);
+const LOOK_SOON: Duration = Duration::from_millis(1);
 
 pub struct Roster {
     link: Link,
@@ -19,6 +20,8 @@ pub struct Roster {
     beat: u64,
     observed: Option<Instant>,
     settled_at: Option<Instant>,
+    /// The fork that was noted last, as of the last look.
+    fork: u64,
     connects: u64,
     others: HashMap<String, (u64, Instant)>,
 }
@@ -27,7 +30,16 @@ pub struct Roster {
 
 impl Roster {
     pub fn new(link: Link) -> Self {
-        Self { link, told: None, beat: 0, observed: None, settled_at: None, connects: 0, others: HashMap::new() }
+        Self {
+            link,
+            told: None,
+            beat: 0,
+            observed: None,
+            settled_at: None,
+            fork: 0,
+            connects: 0,
+            others: HashMap::new(),
+        }
     }
 
     fn now(&self) -> Instant {
@@ -38,7 +50,7 @@ impl Roster {
     }
 
     pub fn tell(&mut self, member: &Member) -> Result<(), StoreError> {
-        match self.link.world.server.engine {
+        match self.link.world.engine {
             Engine::Beats => self.tell_and_observe(member),
             Engine::Locks => self.link.put_row(self.row(member)).map(|_| ()),
         }
@@ -50,11 +62,15 @@ impl Roster {
             (self.connects, self.observed) = (self.link.connects(), None);
         }
         let is_due = |told: &Instant| now.saturating_duration_since(*told) >= BEAT;
-        if self.observed.is_some() && self.told.as_ref().is_some_and(|(told, at)| told == member && !is_due(at)) {
+        let is_to_look = self.is_to_look(now);
+        if !is_to_look && self.told.as_ref().is_some_and(|(told, at)| told == member && !is_due(at)) {
             return Ok(());
         }
         self.beat += 1;
-        let added = self.link.put_row(self.row(member))?;
+        let (added, fork) = self.link.put_row(self.row(member))?;
+        if fork != self.fork {
+            self.observed = None;
+        }
         if let (None, Some(gone)) = (&self.told, &member.replaces) {
             self.link.call("replace", |server| server.remove_row(gone))?;
         }
@@ -62,7 +78,13 @@ impl Roster {
             return Err(StoreError::Unavailable("the row had been removed; joined again".to_owned()));
         }
         self.told = Some((member.clone(), now));
-        self.observe(now)
+        if self.is_to_look(now) { self.observe(now) } else { Ok(()) }
+    }
+
+    fn is_to_look(&self, now: Instant) -> bool {
+        let Some(observed) = self.observed else { return true };
+        let has_settled = self.settled_at.is_some_and(|at| observed < at && at <= now);
+        has_settled || now.saturating_duration_since(observed) >= OBSERVE
     }
 
     fn row(&self, member: &Member) -> Row {
@@ -70,14 +92,11 @@ impl Roster {
     }
 
     fn observe(&mut self, now: Instant) -> Result<(), StoreError> {
-        let has_settled = self.settled_at.is_some_and(|at| self.observed < Some(at) && at <= now);
-        if !has_settled && self.observed.is_some_and(|last| now.saturating_duration_since(last) < OBSERVE) {
-            return Ok(());
-        }
-        self.observed = Some(now);
+        self.observed = None;
         let time = &self.link.world.time;
-        let (rows, settles_in) = self.link.call("rows", |server| server.rows(time.now()))?;
-        self.settled_at = Some(now + settles_in);
+        let looked = |server: &Server| (server.rows(time.now()), server.fork());
+        let ((rows, settles_in), fork) = self.link.call("rows", looked)?;
+        (self.observed, self.settled_at, self.fork) = (Some(now), Some(now + settles_in), fork);
         self.others.retain(|instance, _| rows.iter().any(|row| row.member.instance == *instance));
         for row in rows {
             let seen = self.others.entry(row.member.instance.clone()).or_insert((row.beat, now));
@@ -92,9 +111,13 @@ impl Roster {
     }
 
     pub fn settles_in(&self) -> Duration {
-        match self.link.world.server.engine {
-            Engine::Beats => self.settled_at.map_or(SETTLE, |at| at.saturating_duration_since(self.now())),
-            Engine::Locks => Duration::ZERO,
+        let world = &self.link.world;
+        match (world.engine, self.settled_at, self.observed) {
+            (Engine::Beats, Some(at), Some(observed)) if at <= observed => Duration::ZERO,
+            (Engine::Beats, Some(at), Some(_)) => at.saturating_duration_since(self.now()).max(LOOK_SOON),
+            (Engine::Beats, ..) => SETTLE,
+            // Looked at with every row that is told.
+            (Engine::Locks, ..) => world.server(self.link.caller).rows(world.time.now()).1,
         }
     }
 

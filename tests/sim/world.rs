@@ -2,21 +2,22 @@
 //! thread; while a call is under way, everything else goes on.
 
 use super::gateway::Machine;
+use super::history::History;
 use super::link::{Caller, Fate};
 use super::lock;
 use super::manager::Manager;
 use super::oracle::Oracle;
 use super::server::{Engine, Row, Server};
 use super::time::{MILLIS, SECONDS, Time, True};
-use keygate::store::{Mutation, StoreError};
+use keygate::store::{FleetId, KeyStore as _, Mutation, Position, StoreError};
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Events that a violation prints.
-const EVENTS: usize = 60;
+const EVENTS: usize = 80;
 
 /// How often what goes wrong: out of ten thousand calls, or steps.
 #[derive(Clone, Copy, Debug)]
@@ -26,12 +27,17 @@ pub struct Weather {
     pub late: u64,
     pub dies: u64,
     pub chaos: u64,
+    pub forgets: u64,
 }
 
 pub struct World {
     pub seed: u64,
     pub time: Time,
-    pub server: Server,
+    pub engine: Engine,
+    /// One, and another while some take a replica of it for the one that counts.
+    pub servers: [Server; 2],
+    pub main: AtomicUsize,
+    pub history: Mutex<History>,
     pub machines: Vec<Machine>,
     pub manager: Manager,
     pub oracle: Mutex<Oracle>,
@@ -42,15 +48,22 @@ pub struct World {
     pub calm_until: AtomicU64,
     pub server_back_at: AtomicU64,
     rng: Mutex<fastrand::Rng>,
-    late: Mutex<Vec<(True, Late)>>,
+    late: Mutex<Vec<Sent>>,
     events: Mutex<VecDeque<String>>,
     steps: AtomicU64,
 }
 
 /// A request on its way for longer than its client waits.
 pub enum Late {
-    Row(Caller, Row),
-    Mutation(Mutation),
+    Row(Row),
+    Mutation(Option<FleetId>, Mutation),
+}
+
+struct Sent {
+    at: True,
+    caller: Caller,
+    run: u64,
+    late: Late,
 }
 
 /// The panic of a broken promise.
@@ -76,12 +89,16 @@ impl World {
             late: rate(&mut rng, 300),
             dies: rate(&mut rng, 150),
             chaos: rate(&mut rng, 400),
+            forgets: rate(&mut rng, 60),
         };
         Arc::new(Self {
             seed,
             manager: Manager::new(time.clock(count + 1).clone()),
             time,
-            server: Server::new(engine),
+            engine,
+            servers: [Server::new(engine, 0), Server::new(engine, 1)],
+            main: AtomicUsize::new(0),
+            history: Mutex::default(),
             machines,
             oracle: Mutex::default(),
             weather,
@@ -128,7 +145,7 @@ impl World {
         {
             return Fate::DiesBefore;
         }
-        if self.is_calm() {
+        if self.is_calm_for(caller) {
             return Fate::Arrives;
         }
         // The first steps are those in which most can be lost.
@@ -139,9 +156,7 @@ impl World {
         match self.below(10_000) {
             at if at < lost => Fate::RequestLost,
             at if at < lost + answer_lost => Fate::AnswerLost,
-            at if may_be_late && self.server.engine == Engine::Beats && at < lost + answer_lost + late => {
-                Fate::RequestLate
-            }
+            at if may_be_late && self.engine == Engine::Beats && at < lost + answer_lost + late => Fate::RequestLate,
             at if may_die && at >= 10_000 - dies && self.one_in(2) => Fate::DiesBefore,
             at if may_die && at >= 10_000 - dies => Fate::DiesAfter,
             _ => Fate::Arrives,
@@ -156,7 +171,7 @@ impl World {
             Caller::Manager => now < self.manager.cut_off_until(),
             Caller::Nobody => false,
         };
-        self.server.is_up() && !is_cut_off
+        self.server(caller).is_up() && !is_cut_off
     }
 
     /// Whether what the caller has to say is refused.
@@ -169,9 +184,9 @@ impl World {
     /// Time passes on the way between a client and the server, and as long as the client does not run.
     pub fn pass_latency(self: &Arc<Self>, caller: Caller) {
         let starts = matches!(caller, Caller::Gateway(process) if !self.machines[process.machine].is_serving());
-        let is_slow = self.one_in(if starts { 4 } else { 20 }) && !self.is_calm();
+        let is_slow = self.one_in(if starts { 4 } else { 20 }) && !self.is_calm() && !self.shelters();
         let most = if is_slow { 1500 * MILLIS } else { 4 * MILLIS };
-        self.during(100 + self.below(most), caller);
+        self.during(100 + self.below(most) + self.sheltered_delay(caller), caller);
         if let Caller::Gateway(process) = caller {
             let resumes = self.machines[process.machine].paused_until();
             self.during(resumes.saturating_sub(self.time.now()), caller);
@@ -196,6 +211,10 @@ impl World {
         if !self.is_calm() && self.below(10_000) < self.weather.chaos {
             self.befall();
         }
+        if !self.is_calm() && self.below(10_000) < self.weather.forgets {
+            self.forget();
+        }
+        self.go_on_with_history();
         self.restart_server_if_due();
         self.deliver_late();
         self.manager.step(self, caller);
@@ -208,44 +227,64 @@ impl World {
 
     fn deliver_late(&self) {
         let now = self.time.now();
-        let due: Vec<Late> = {
+        let due: Vec<Sent> = {
             let mut late = lock(&self.late);
-            let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut *late).into_iter().partition(|(at, _)| *at <= now);
+            let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut *late).into_iter().partition(|sent| sent.at <= now);
             *late = rest;
-            due.into_iter().map(|(_, late)| late).collect()
+            due
         };
         // What waits in a server's sockets is lost with it.
-        for late in due.into_iter().filter(|_| self.server.is_up()) {
+        for Sent { caller, run, late, .. } in due {
+            let server = self.server(caller);
+            if !server.is_up() || server.run() != run {
+                continue;
+            }
             match late {
-                Late::Row(caller, row) => {
+                Late::Row(row) => {
                     self.note(|| format!("{caller:?}: a row told long ago arrives, pos {}", row.member.pos));
                     self.receive_row(caller, row);
                 }
-                Late::Mutation(mutation) => _ = self.receive(&mutation),
+                Late::Mutation(expected, mutation) => _ = self.receive(caller, expected, &mutation),
             }
         }
     }
 
-    pub fn send_late(&self, late: Late) {
+    pub fn send_late(&self, caller: Caller, late: Late) {
         let at = self.time.now() + SECONDS + self.span(4 * SECONDS);
-        lock(&self.late).push((at, late));
+        let run = self.server(caller).run();
+        lock(&self.late).push(Sent { at, caller, run, late });
     }
 
     // === What the server receives ===
 
     pub fn receive_row(&self, caller: Caller, row: Row) -> bool {
         if let Caller::Gateway(process) = caller {
-            lock(&self.oracle).confirm(process.machine, row.member.pos);
-            self.machines[process.machine].check_cut(self, process, row.member.pos);
+            let position = Position { seq: row.member.pos, token: row.member.token };
+            let is_held = self.server(caller).store.holds(position).unwrap();
+            if position.seq > 0 && is_held {
+                lock(&self.oracle).confirm(self.time.now(), process, self.site(caller), position);
+                self.machines[process.machine].check_cut(self, process, position.seq);
+            }
         }
-        self.server.put_row(row)
+        self.server(caller).put_row(row)
     }
 
-    pub fn receive(&self, mutation: &Mutation) -> Result<Vec<u64>, StoreError> {
-        let (seqs, changes) = self.server.apply(mutation)?;
+    pub fn receive(
+        &self,
+        caller: Caller,
+        expected: Option<FleetId>,
+        mutation: &Mutation,
+    ) -> Result<Vec<u64>, StoreError> {
+        let (server, site) = (self.server(caller), self.site(caller));
+        self.check_writer(caller, expected)?;
+        self.copy_before_change(caller);
+        let (seqs, changes) = server.apply(mutation)?;
         for change in changes {
-            self.note(|| format!("server: {} {} {}", change.seq, change.action.as_str(), super::name(&change.after)));
-            lock(&self.oracle).write(self.time.now(), change);
+            self.note(|| {
+                let (action, name) = (change.action.as_str(), super::name(&change.after));
+                format!("server {site}: {} {action} {name} by {}", change.seq, change.actor)
+            });
+            lock(&self.oracle).write(self.time.now(), site, change);
         }
         for machine in self.machines.iter().filter(|_| self.one_in(2)) {
             machine.ring(self.time.now() + self.below(20 * MILLIS));
@@ -263,7 +302,7 @@ impl World {
             // One more: a key that was never made.
             let index = self.below(made + 1) as usize;
             let oracle = lock(&self.oracle);
-            let latest = oracle.latest().filter(|_| self.one_in(2));
+            let latest = oracle.logs[self.main.load(Ordering::Relaxed)].latest().filter(|_| self.one_in(2));
             let digest = latest.or_else(|| oracle.digests().get(index).copied());
             drop(oracle);
             let never = || keygate::key::Digest::of(&self.below(u64::MAX).to_be_bytes());
@@ -285,7 +324,7 @@ impl World {
     /// Ends the seed: a promise was broken.
     pub fn violated(&self, what: &str) -> ! {
         let mut text = format!("seed {}, step {}: {what}\n", self.seed, self.steps.load(Ordering::Relaxed));
-        _ = writeln!(text, "{:?}, {} machines, {:?}", self.server.engine, self.machines.len(), self.weather);
+        _ = writeln!(text, "{:?}, {} machines, {:?}", self.engine, self.machines.len(), self.weather);
         lock(&self.events).iter().for_each(|event| _ = writeln!(text, "  {event}"));
         std::panic::resume_unwind(Box::new(Violation(text)))
     }

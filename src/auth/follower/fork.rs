@@ -5,6 +5,7 @@
 //! was followed, nothing is applied until a person says what counts.
 
 use super::{ENTRIES, Follower, Turn};
+use crate::auth::snapshot::Name;
 use crate::key::{Digest, EntityRecord, KeyRecord};
 use crate::store::{
     Action, Change, Conflict, Feed, FleetId, Held, Mutation, OperationId, Position, Record, StoreError, Write, codec,
@@ -122,24 +123,23 @@ impl Follower {
             (rank, record.version())
         });
         for _ in 0..ATTEMPTS {
-            let mut refused = HashSet::new();
+            let mut declined = HashSet::new();
             for record in &records {
-                let is_taken = self.offer(record, common)?;
-                if let (Record::Key(key), false) = (record, is_taken) {
-                    refused.insert(key.digest);
+                if !self.offer(record, common)? {
+                    declined.insert(Name::of(record));
                 }
             }
             let entries = self.read_after(common)?;
             let reached = entries.last().map_or(common, |last| Position { seq: last.seq, token: last.token });
             // Looked at once more after that was read: the store may have lost changes again meanwhile.
-            let mut stands = true;
+            let (mut stands, mut refused) = (true, HashSet::new());
             for record in &records {
-                let there = self.stored(record)?;
-                let is_refused = matches!(record, Record::Key(key) if refused.contains(&key.digest));
-                stands &= match &there {
-                    Some(there) => there.version() <= reached.seq && write_of(Some(there), record, common).is_none(),
-                    None => is_refused || matches!(record, Record::Entity(_)),
-                };
+                let (there, is_declined) = (self.stored(record)?, declined.contains(&Name::of(record)));
+                stands &= there.as_ref().map_or(0, Record::version) <= reached.seq;
+                stands &= is_declined || there.is_some() && write_of(there.as_ref(), record, common).is_none();
+                if let (Record::Key(key), None, true) = (record, &there, is_declined) {
+                    refused.insert(key.digest);
+                }
             }
             if stands && self.store.holds(reached)? {
                 return Ok((entries, refused));
@@ -167,7 +167,7 @@ impl Follower {
         }
     }
 
-    /// Offers one record; false where the store has nothing of the kind, and takes it not.
+    /// Offers one record; false where the store does not take it, because of what else it holds.
     fn offer(&self, record: &Record, common: Position) -> Result<bool, StoreError> {
         for _ in 0..ATTEMPTS {
             let there = self.stored(record)?;
@@ -177,7 +177,7 @@ impl Follower {
                 Err(StoreError::Conflict(Conflict::Version)) => {}
                 Err(StoreError::Conflict(conflict)) => {
                     tracing::error!(%conflict, record = name(record), "the key store has lost a change, and does not take it again");
-                    return Ok(there.is_some());
+                    return Ok(false);
                 }
                 Err(error) => return Err(error),
             }

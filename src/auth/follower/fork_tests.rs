@@ -129,6 +129,25 @@ fn i4_another_store_and_an_empty_one_are_not_followed_until_a_person_gives_leave
     }
 }
 
+#[test]
+fn i4_what_a_store_cannot_take_again_is_left_to_it() {
+    let (dir, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::default()));
+    begin(&store);
+    assert!(create(store.as_ref(), 1));
+    let (cache, mut follower) = gateway(&store, &dir);
+    let copy = store.copy();
+    assert!(rename(store.as_ref(), 1, "lost") && create(store.as_ref(), 2));
+    catch_up(&mut follower);
+    store.put_back(&copy);
+    // In the other history their entity has ended.
+    let Record::Entity(acme) = entity(1) else { unreachable!() };
+    let deleted = Record::Entity(EntityRecord { deleted_at: Some(CREATED_AT), ..acme });
+    assert!(apply(store.as_ref(), Action::EntityDeleted, Some(1), deleted));
+    catch_up(&mut follower);
+    assert!(matches!(look(&cache, 1), Lookup::Ended(_)) && matches!(look(&cache, 2), Lookup::Ended(_)));
+    assert_eq!((is_revoked(store.as_ref(), 1), is_revoked(store.as_ref(), 2)), (Some(false), None));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Create(u8),
