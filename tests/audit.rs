@@ -71,7 +71,7 @@ fn record(recorder: Recorder, name: &str, count: usize) -> u64 {
 }
 
 #[test]
-fn records_of_two_threads_are_there_once_each_in_their_order_and_without_a_hole() {
+fn j1_j5_records_of_two_threads_are_there_once_each_in_their_order_and_without_a_hole() {
     const EACH: usize = 30_000;
     let dir = tempfile::tempdir().unwrap();
     let (journal, recorders) = open_for(dir.path(), 2);

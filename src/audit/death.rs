@@ -43,6 +43,12 @@ enum Step {
     },
     /// The writer does what there is to do.
     Turn,
+    /// The same when it is time to tell counts, and to seal.
+    Tell,
+    /// The process is killed when the writer has given numbers, or has written what got them and told nobody.
+    DieInTurn {
+        is_written: bool,
+    },
     /// The process is killed, and started again.
     Die,
     /// The same, and the successor is killed when it has read what was left, before it serves.
@@ -56,6 +62,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => any::<usize>().prop_map(|which| Step::Commit { which }),
         1 => (0..WORKERS).prop_map(|worker| Step::Count { worker }),
         2 => Just(Step::Turn),
+        1 => Just(Step::Tell),
+        1 => any::<bool>().prop_map(|is_written| Step::DieInTurn { is_written }),
         1 => Just(Step::Die),
         1 => Just(Step::DieTwice),
     ]
@@ -169,6 +177,15 @@ impl World {
                 self.expected.counted += 1;
             }
             Step::Turn => _ = process.writer.turn(),
+            Step::Tell => {
+                process.writer.tell_soon();
+                process.writer.turn();
+            }
+            Step::DieInTurn { is_written } => {
+                process.writer.tell_soon();
+                process.writer.collect();
+                if is_written { self.die_after_writing() } else { self.die() }
+            }
             Step::Die => self.die(),
             Step::DieTwice => {
                 self.die();
@@ -177,10 +194,28 @@ impl World {
         }
     }
 
+    /// The process is killed when its writer has written to the journal, and not to the rings that this is done.
+    fn die_after_writing(&mut self) {
+        let dir = self.dir().join("0");
+        let rings: Vec<_> = (0..WORKERS).map(|worker| fs::read(dir.join(slot::ring_name(worker))).unwrap()).collect();
+        self.process.iter_mut().for_each(|process| process.writer.persist());
+        self.die_with(|dir| {
+            for (worker, ring) in rings.iter().enumerate() {
+                fs::write(dir.join("0").join(slot::ring_name(worker)), ring).unwrap();
+            }
+        });
+    }
+
     /// What is there now is what a kill leaves: copied, since what this process does on its way out is not of it.
     fn die(&mut self) {
+        self.die_with(|_| {});
+    }
+
+    /// The same with more done to the copy.
+    fn die_with(&mut self, change: impl FnOnce(&Path)) {
         let (old, new) = (self.dir(), self.root.path().join((self.lives + 1).to_string()));
         copy(&old, &new);
+        change(&new);
         self.lives += 1;
         if let Some(process) = self.process.take() {
             for (id, _, open) in &process.requests {

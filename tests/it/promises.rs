@@ -150,7 +150,7 @@ fn j3_a_request_of_which_the_upstream_has_seen_a_byte_leaves_its_record_when_the
 fn j4_the_mark_moves_only_after_the_sync_of_what_was_written_and_of_a_new_segments_name() {
     let gateway = Gateway::builder().live(&erp()).toml("[audit]\nrotate = { age = \"1s\" }").start();
     let key = gateway.key(&["orders:read"]);
-    let calls = "trace=write,writev,pwrite64,fdatasync,fsync,rename,renameat,renameat2";
+    let calls = "trace=write,writev,pwrite64,fdatasync,fsync,rename,renameat,renameat2,clock_nanosleep";
     let trace = Trace::attach(&gateway, "journal", &["-y", "-e", calls]);
     let slot = gateway.dir.path().join("data/audit/0");
     let before = segment::list(&slot).unwrap().len();
@@ -160,6 +160,8 @@ fn j4_the_mark_moves_only_after_the_sync_of_what_was_written_and_of_a_new_segmen
     });
     let trace = trace.end();
     let (mut marks, mut names, mut unsynced) = (0, 0, BTreeSet::new());
+    // The thread may have been in the middle of it.
+    let mut written = true;
     for line in trace.lines() {
         let Some((call, rest)) = line.split_once('(') else { continue };
         let path = rest.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map_or("", |(path, _)| path);
@@ -167,8 +169,12 @@ fn j4_the_mark_moves_only_after_the_sync_of_what_was_written_and_of_a_new_segmen
             "pwrite64" if path.ends_with(&format!("/{SYNCED_FILE}")) => {
                 marks += 1;
                 assert!(unsynced.is_empty(), "the mark moves before {unsynced:?}:\n{trace}");
+                assert!(std::mem::take(&mut written), "the mark moves without anything that was written:\n{trace}");
             }
-            "write" | "writev" => _ = unsynced.insert(path.to_owned()),
+            "write" | "writev" => {
+                written = true;
+                unsynced.insert(path.to_owned());
+            }
             "fdatasync" | "fsync" if rest.ends_with("= 0") => _ = unsynced.remove(path),
             "rename" | "renameat" | "renameat2" => {
                 names += 1;
@@ -181,22 +187,33 @@ fn j4_the_mark_moves_only_after_the_sync_of_what_was_written_and_of_a_new_segmen
     assert!(marks > 10 && names >= 2, "{marks} marks and {names} segments:\n{trace}");
 }
 
-#[test]
-fn j5_the_record_is_there_when_a_gateway_is_killed_as_it_hands_over_the_last_of_an_answer() {
+/// An upstream that sends the last part of some answers, and all of others, when it is told to go on.
+fn waiting() -> (Upstream, Sender<()>) {
     let (sender, go_on) = channel();
     let go_on = Arc::new(Mutex::new(go_on));
-    let upstream = Upstream::start(move |received| match received.target().rsplit('/').next() {
-        Some("empty") => Reply::raw("HTTP/1.1 204 No Content\r\n\r\n"),
-        Some("parts") => {
-            let go_on = Arc::clone(&go_on);
-            Reply::Custom(Box::new(move |stream| {
+    let upstream = Upstream::start(move |received| {
+        let go_on = Arc::clone(&go_on);
+        let wait = move || go_on.lock().unwrap().recv().unwrap();
+        match received.target().rsplit('/').next() {
+            Some("empty") => Reply::raw("HTTP/1.1 204 No Content\r\n\r\n"),
+            Some("parts") => Reply::Custom(Box::new(move |stream| {
                 stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").unwrap();
-                go_on.lock().unwrap().recv().unwrap();
+                wait();
                 stream.write_all(b"4\r\ndefg\r\n0\r\n\r\n").unwrap();
-            }))
+            })),
+            Some("late") => {
+                wait();
+                Reply::raw("HTTP/1.1 204 No Content\r\n\r\n")
+            }
+            _ => Reply::ok("good"),
         }
-        _ => Reply::ok("good"),
     });
+    (upstream, sender)
+}
+
+#[test]
+fn j5_the_record_is_there_when_a_gateway_is_killed_as_it_hands_over_the_last_of_an_answer() {
+    let (upstream, sender) = waiting();
     let mut gateway = Gateway::builder().live(&upstream).workers(1).start();
     let key = gateway.key(&["orders:read", "orders:write"]);
     // How often the worker sends something until the last of the answer: the first time, to the upstream.
@@ -251,6 +268,28 @@ fn j5_synced_holds_the_end_of_every_answer_until_its_record_is_in_the_files() {
         let record = record.unwrap_or_else(|| panic!("{method} {rest} is answered and not in the files"));
         assert_has(&record, &json!({"status": status}));
         assert!(record["seq"].as_u64().unwrap() <= mark, "{method} {rest} is answered and not synced");
+    }
+}
+
+#[test]
+fn j8_while_syncs_fail_no_answer_that_must_be_synced_is_ended_or_takes_for_ever() {
+    let (upstream, go_on) = waiting();
+    let gateway = Gateway::builder().live(&upstream).workers(1).toml("[audit]\ndurability = \"synced\"").start();
+    let key = gateway.key(&["orders:read", "orders:write"]);
+    let [mut parts, mut late] = ["parts", "late"].map(|rest| send(&gateway, &key, "GET", &format!("orders/{rest}")));
+    eventually("both are at the upstream", || (upstream.received().len() == 2).then_some(()));
+    let calls = "trace=fdatasync,fsync,clock_nanosleep";
+    let trace = Trace::attach(&gateway, "journal", &["-e", calls, "-e", "inject=fdatasync,fsync:error=EIO"]);
+    (0..2).for_each(|_| go_on.send(()).unwrap());
+    let (parts, late) = (parts.read("GET"), late.read("GET"));
+    assert_eq!((parts.status, &parts.body[..], parts.complete), (200, &b"abc"[..], false));
+    assert_eq!((late.status, late.code().as_str()), (503, "audit_unavailable"));
+    trace.end();
+    // What was broken off is recorded all the same.
+    for (rest, status) in [("orders/parts", 200), ("orders/late", 204)] {
+        let path = gateway.path(rest);
+        let record = eventually("the record", || gateway.records().into_iter().find(|record| record["path"] == path));
+        assert_has(&record, &json!({"status": status, "reason": null}));
     }
 }
 

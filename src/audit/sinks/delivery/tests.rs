@@ -33,6 +33,8 @@ enum Step {
     /// Retention removes the oldest segment.
     Remove,
     Turn(Fate),
+    /// It is time to save the checkpoint.
+    Save,
     /// The process dies; the next one has the checkpoint alone.
     Restart,
 }
@@ -164,6 +166,7 @@ impl World {
             Step::Write(count) => self.write(count),
             Step::Remove => self.remove(),
             Step::Turn(fate) => self.turn(fate),
+            Step::Save => self.delivery.save(true),
             Step::Restart => self.delivery = delivery(self.dir.path(), &self.destination),
         }
     }
@@ -197,6 +200,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (1..20_u64).prop_map(Step::Write),
         1 => Just(Step::Remove),
         6 => fate.prop_map(Step::Turn),
+        2 => Just(Step::Save),
         1 => Just(Step::Restart),
     ];
     vec(step, 1..60)
