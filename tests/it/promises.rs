@@ -150,7 +150,7 @@ fn j3_a_request_of_which_the_upstream_has_seen_a_byte_leaves_its_record_when_the
 fn j4_the_mark_moves_only_after_the_sync_of_what_was_written_and_of_a_new_segments_name() {
     let gateway = Gateway::builder().live(&erp()).toml("[audit]\nrotate = { age = \"1s\" }").start();
     let key = gateway.key(&["orders:read"]);
-    let calls = "trace=write,writev,pwrite64,fdatasync,fsync,rename,renameat,renameat2,clock_nanosleep";
+    let calls = "trace=write,pwrite64,fdatasync,fsync,?rename,?renameat,?renameat2,clock_nanosleep";
     let trace = Trace::attach(&gateway, "journal", &["-y", "-e", calls]);
     let slot = gateway.dir.path().join("data/audit/0");
     let before = segment::list(&slot).unwrap().len();
@@ -159,32 +159,65 @@ fn j4_the_mark_moves_only_after_the_sync_of_what_was_written_and_of_a_new_segmen
         (segment::list(&slot).unwrap().len() > before + 2).then_some(())
     });
     let trace = trace.end();
-    let (mut marks, mut names, mut unsynced) = (0, 0, BTreeSet::new());
     // The thread may have been in the middle of it.
-    let mut written = true;
-    for line in trace.lines() {
-        let Some((call, rest)) = line.split_once('(') else { continue };
+    let (mut marks, mut names, mut written) = (0, 0, true);
+    judge(&trace, &slot, |call, rest, unsynced| match call {
+        "pwrite64" if rest.contains(&format!("/{SYNCED_FILE}>")) => {
+            marks += 1;
+            assert!(unsynced.is_empty(), "the mark moves before {unsynced:?}:\n{trace}");
+            assert!(std::mem::take(&mut written), "the mark moves without anything that was written:\n{trace}");
+        }
+        "write" => written = true,
+        _ if call.starts_with("rename") => names += 1,
+        _ => {}
+    });
+    assert!(marks > 10 && names >= 2, "{marks} marks and {names} segments:\n{trace}");
+}
+
+/// Gives every call of a trace to `judge`, with the files and the directory of which something is not synced at that moment.
+fn judge(trace: &str, dir: &Path, mut judge: impl FnMut(&str, &str, &BTreeSet<String>)) {
+    let dir = dir.canonicalize().unwrap().to_string_lossy().into_owned();
+    let mut unsynced = BTreeSet::new();
+    for (call, rest) in trace.lines().filter_map(|line| line.split_once('(')) {
+        judge(call, rest, &unsynced);
         let path = rest.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map_or("", |(path, _)| path);
         match call {
-            "pwrite64" if path.ends_with(&format!("/{SYNCED_FILE}")) => {
-                marks += 1;
-                assert!(unsynced.is_empty(), "the mark moves before {unsynced:?}:\n{trace}");
-                assert!(std::mem::take(&mut written), "the mark moves without anything that was written:\n{trace}");
-            }
-            "write" | "writev" => {
-                written = true;
-                unsynced.insert(path.to_owned());
-            }
+            "write" => _ = unsynced.insert(path.to_owned()),
             "fdatasync" | "fsync" if rest.ends_with("= 0") => _ = unsynced.remove(path),
-            "rename" | "renameat" | "renameat2" => {
-                names += 1;
-                let dir = slot.canonicalize().unwrap();
-                unsynced.insert(dir.to_string_lossy().into_owned());
-            }
+            _ if call.starts_with("rename") => _ = unsynced.insert(dir.clone()),
             _ => {}
         }
     }
-    assert!(marks > 10 && names >= 2, "{marks} marks and {names} segments:\n{trace}");
+}
+
+#[test]
+fn j7_a_closed_segment_goes_only_when_its_compressed_form_and_the_name_of_it_are_synced() {
+    let gateway = Gateway::builder().live(&erp()).toml("[audit]\nrotate = { age = \"1s\" }").start();
+    let key = gateway.key(&["orders:read"]);
+    let calls = "trace=write,fdatasync,fsync,?rename,?renameat,?renameat2,?unlink,unlinkat,futex";
+    let trace = Trace::attach(&gateway, "keeper", &["-y", "-e", calls]);
+    let slot = gateway.dir.path().join("data/audit/0");
+    let compressed = || segment::list(&slot).unwrap().iter().filter(|(_, path)| segment::is_compressed(path)).count();
+    let before = compressed();
+    eventually("two segments are compressed", || {
+        assert_eq!(gateway.client().request("GET", &gateway.path("orders"), &[&key.bearer()]).status, 200);
+        (compressed() >= before + 2).then_some(())
+    });
+    let trace = trace.end();
+    let (mut gone, mut is_named) = (0, false);
+    judge(&trace, &slot, |call, rest, unsynced| match call {
+        _ if call.starts_with("rename") => {
+            assert!(unsynced.is_empty(), "a name is given before {unsynced:?} is synced:\n{trace}");
+            is_named = true;
+        }
+        _ if call.starts_with("unlink") && rest.contains(".ndjson\"") => {
+            assert!(unsynced.is_empty(), "the original goes before {unsynced:?} is synced:\n{trace}");
+            assert!(std::mem::take(&mut is_named), "the original goes before there is another form of it:\n{trace}");
+            gone += 1;
+        }
+        _ => {}
+    });
+    assert!(gone >= 1, "no segment went:\n{trace}");
 }
 
 /// An upstream that sends the last part of some answers, and all of others, when it is told to go on.
@@ -239,7 +272,11 @@ fn j5_the_record_is_there_when_a_gateway_is_killed_as_it_hands_over_the_last_of_
 /// what the client has received.
 fn die_sending(gateway: &mut Gateway, key: &Key, method: &str, rest: &str, sends: usize, go_on: &Sender<()>) -> String {
     let inject = format!("inject=sendto,sendmsg,writev:signal=KILL:when={sends}");
-    let trace = Trace::attach(gateway, "worker-0", &["-e", "trace=epoll_wait,sendto,sendmsg,writev", "-e", &inject]);
+    let trace = Trace::attach(
+        gateway,
+        "worker-0",
+        &["-e", "trace=?epoll_wait,epoll_pwait,sendto,sendmsg,writev", "-e", &inject],
+    );
     let client = send(gateway, key, method, rest);
     let (mut received, mut part) = (Vec::new(), [0; 1024]);
     while let Ok(count @ 1..) = client.stream().read(&mut part) {
