@@ -168,12 +168,37 @@ const TMPFS: u64 = 0x0102_1994;
 /// The durability that the operator asked for, or what gives it where rings cannot be mapped.
 fn durability(settings: &Settings) -> io::Result<Durability> {
     let kind = u64::try_from(statfs(&settings.dir)?.f_type).unwrap_or(0);
-    if settings.durability != Durability::Written || MAPPABLE.contains(&kind) {
-        return Ok(settings.durability);
+    let durability = durability_on(kind, settings.durability);
+    if durability != settings.durability {
+        tracing::warn!(
+            dir = %settings.dir.display(),
+            "audit.durability is \"synced\" here, since this file system is none of ext4, xfs and tmpfs: a response waits for its record to be synced"
+        );
     }
-    tracing::warn!(
-        dir = %settings.dir.display(),
-        "audit.durability is \"synced\" here, since this file system is none of ext4, xfs and tmpfs: a response waits for its record to be synced"
-    );
-    Ok(Durability::Synced)
+    Ok(durability)
+}
+
+/// The same on a file system of this kind.
+fn durability_on(kind: u64, asked: Durability) -> Durability {
+    if asked == Durability::Written && !MAPPABLE.contains(&kind) { Durability::Synced } else { asked }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn j2_where_a_ring_cannot_outlive_a_kill_what_must_be_written_waits_for_its_sync() {
+        const BTRFS: u64 = 0x9123_683E;
+        const NFS: u64 = 0x6969;
+        let health = Health::new();
+        for kind in [EXT4, XFS, TMPFS, BTRFS, NFS, 0] {
+            let waits = |asked| durability_on(kind, asked).waits_for_sync(&health);
+            assert!(!waits(Durability::Async) && waits(Durability::Synced));
+            assert_eq!(waits(Durability::Written), ![EXT4, XFS, TMPFS].contains(&kind), "{kind:x}");
+        }
+        // The rings' files were removed.
+        health.set_rings_lost();
+        assert!(Durability::Written.waits_for_sync(&health) && !Durability::Async.waits_for_sync(&health));
+    }
 }

@@ -320,7 +320,7 @@ fn following_under_load_shows_every_record_once_and_warns_of_nothing() {
 }
 
 #[test]
-fn a_torn_last_line_is_moved_aside_and_its_number_given_to_nobody_else() {
+fn j6_j7_a_torn_last_line_is_moved_aside_and_its_number_given_to_nobody_else() {
     let mut journal = Journal::new();
     let (segment, last) = (journal.segment(), *seqs(&journal.records).last().unwrap());
     let content = std::fs::read(&segment).unwrap();
@@ -342,7 +342,7 @@ fn a_torn_last_line_is_moved_aside_and_its_number_given_to_nobody_else() {
 }
 
 #[test]
-fn a_damaged_line_is_reported_by_its_range_and_number_and_the_rest_is_read() {
+fn j7_l8_a_damaged_line_is_reported_by_its_range_and_number_and_the_rest_is_read() {
     let mut journal = Journal::new();
     let (segment, mut expected) = (journal.segment(), seqs(&journal.records));
     let mut content = std::fs::read(&segment).unwrap();

@@ -224,7 +224,7 @@ fn one_segment(count: usize) -> World {
 }
 
 #[test]
-fn damage_is_told_by_its_range_and_neighbours_wherever_it_is() {
+fn l8_damage_is_told_by_its_range_and_neighbours_wherever_it_is() {
     let mut rng = Rng::with_seed(7);
     for round in 0..30 {
         let world = one_segment(1000);
@@ -253,7 +253,7 @@ fn damage_is_told_by_its_range_and_neighbours_wherever_it_is() {
 }
 
 #[test]
-fn a_damaged_block_takes_its_records_and_no_others() {
+fn l8_a_damaged_block_takes_its_records_and_no_others() {
     let world = one_segment(1000);
     world.compress(0, 1);
     let path = compressed(&world.path(0, 1));
@@ -270,7 +270,7 @@ fn a_damaged_block_takes_its_records_and_no_others() {
 }
 
 #[test]
-fn what_a_newer_segment_wrote_again_is_taken_from_there() {
+fn j4_what_a_newer_segment_wrote_again_is_taken_from_there() {
     let mut world = one_segment(20);
     let again = world.lines[0].split_off(15);
     world.rotate(0);

@@ -119,7 +119,7 @@ fn everything_arrives_as_it_stands_in_the_journal_once_and_in_order_and_a_stop_l
 }
 
 #[test]
-fn whatever_a_server_does_requests_are_served_and_afterwards_nothing_lacks() {
+fn l3_whatever_a_server_does_requests_are_served_and_afterwards_nothing_lacks() {
     let server = Server::start(Mood::Take);
     let world =
         World::new(&format!("{}\ncompress = false\nusername = \"u\"\npassword = {{ env = \"PATH\" }}", http(&server)));
@@ -158,7 +158,24 @@ fn whatever_a_server_does_requests_are_served_and_afterwards_nothing_lacks() {
 }
 
 #[test]
-fn what_was_taken_without_an_answer_comes_again_under_the_same_numbers() {
+fn l6_requests_are_served_and_recorded_while_a_sink_never_answers_and_it_gets_all_of_them_afterwards() {
+    let server = Server::start(Mood::Nothing);
+    let world = World::new(&format!("type = \"http\"\nurl = \"{}\"\ntimeout = \"10min\"", server.url()));
+    eventually("the sink waits for an answer", || (server.requests().len() == 1).then_some(()));
+    for _ in 0..5 {
+        world.serve(100);
+        let served = || world.journal().iter().filter(|line| line.contains(r#""decision":"allow""#)).count();
+        eventually("the journal has them", || (served() == world.served.get()).then_some(()));
+    }
+    assert_eq!((server.requests().len(), server.lines().len()), (1, 0), "it waits for its first answer");
+    server.set(Mood::Take);
+    world.wait_for_all(|| server.lines());
+    assert_eq!(repeated(&server.lines()), []);
+    assert_eq!(world.gateway.metric("keygate_sink_dropped_total{sink=\"http\"}"), 0.0);
+}
+
+#[test]
+fn l7_what_was_taken_without_an_answer_comes_again_under_the_same_numbers() {
     let server = Server::start(Mood::TakeAndCut);
     let world = World::new(&http(&server));
     world.serve(5);
@@ -216,7 +233,7 @@ fn write_segment(slot: &Path, first: u64, count: u64) {
 }
 
 #[test]
-fn what_the_cap_removes_before_a_sink_has_it_is_told_to_it_exactly() {
+fn j7_l3_what_the_cap_removes_before_a_sink_has_it_is_told_to_it_exactly() {
     const RECORDS: u64 = 1500;
     let server = Server::start(Mood::Take);
     let retain = "[audit]\nretain = { days = 90, size = \"1 MiB\" }";
@@ -262,7 +279,7 @@ fn a_server_that_asks_for_time_gets_it() {
 }
 
 #[test]
-fn a_kill_in_the_middle_of_a_delivery_loses_nothing() {
+fn j6_l7_a_kill_in_the_middle_of_a_delivery_loses_nothing() {
     let server = Server::start(Mood::Slow);
     let mut world = World::new(&format!("{}\nbatch = {{ records = 5 }}", http(&server)));
     for _ in 0..3 {
@@ -298,7 +315,7 @@ fn a_checkpoint_that_is_garbage_is_told_and_everything_comes_again() {
 }
 
 #[test]
-fn of_two_processes_one_ships_for_both_and_the_other_takes_over_when_it_dies() {
+fn j6_of_two_processes_one_ships_for_both_and_the_other_takes_over_when_it_dies() {
     let (server, shared) = (Server::start(Mood::Take), tempfile::tempdir().unwrap());
     let sections = format!("[audit]\ndir = \"{}\"\n[[audit.sinks]]\n{}", shared.path().display(), http(&server));
     let mut first = World::with(&sections);

@@ -133,7 +133,7 @@ fn the_records_of_a_fleet_are_asked_for_at_any_place_in_pages_and_followed() {
 }
 
 #[test]
-fn a_full_redis_takes_records_later_and_one_that_was_emptied_gets_them_again() {
+fn j6_l7_a_full_redis_takes_records_later_and_one_that_was_emptied_gets_them_again() {
     let redis = RedisServer::start();
     let world = World::new(&sink(&redis));
     world.serve(20);
