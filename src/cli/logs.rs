@@ -6,11 +6,13 @@ use super::output::{self, Output};
 use super::{Failure, exit, when};
 use crate::audit::fields::Fields;
 use crate::audit::index::IndexReader;
-use crate::audit::query::{Cursor, Filter, JournalSource, Page, QueryError, Source, StatusFilter};
+use crate::audit::query::{Cursor, Filter, JournalSource, Kinds, Page, QueryError, Source, StatusFilter};
 use crate::audit::reader::{Follow, journals};
+use crate::audit::segment::Kind;
 use crate::config::{Config, values};
 use crate::net::{Networks, parse_network};
 use crate::store;
+use clap::builder::PossibleValuesParser;
 use fleet::FleetSource;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -21,6 +23,9 @@ use std::time::Duration;
 /// Which records.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Of this kind; seals are shown when they are asked for. Can be repeated.
+    #[arg(long = "kind", value_name = "KIND", value_parser = kind_parser())]
+    kinds: Vec<String>,
     /// Of this key, by its id.
     #[arg(long, value_name = "ID")]
     key: Option<String>,
@@ -80,6 +85,11 @@ pub struct Args {
     follow: bool,
 }
 
+/// What `--kind` takes: each kind of record, and the word for all of them.
+const KINDS: [Kind; 7] =
+    [Kind::Request, Kind::Change, Kind::Gap, Kind::Summary, Kind::Connection, Kind::Start, Kind::Seal];
+const ALL: &str = "all";
+
 /// Between two looks at the journal while following.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -111,6 +121,7 @@ pub fn run(args: &Args, config: &Config, output: Output) -> Result<ExitCode, Fai
 impl Args {
     fn filter(&self, config: &Config) -> Result<Filter, Failure> {
         Ok(Filter {
+            kinds: self.kinds(),
             key_id: self.key.as_deref().map(super::keys::key_id).transpose()?.map(|id| id.to_string()),
             entity_ids: self.entity.as_deref().map(|code| entity_ids(config, code)).transpose()?,
             mode: self.mode.clone(),
@@ -126,6 +137,14 @@ impl Args {
             since: self.since.as_deref().map(when::parse).transpose()?,
             until: self.until.as_deref().map(when::parse).transpose()?,
         })
+    }
+
+    fn kinds(&self) -> Kinds {
+        match &*self.kinds {
+            [] => Kinds::Events,
+            kinds if kinds.iter().any(|kind| kind == ALL) => Kinds::All,
+            kinds => Kinds::Of(kinds.to_vec()),
+        }
     }
 
     fn run_on_fleet(&self, mut source: FleetSource, filter: &Filter, output: Output) -> Result<ExitCode, Failure> {
@@ -174,6 +193,10 @@ impl Args {
         }
         Ok(page)
     }
+}
+
+fn kind_parser() -> PossibleValuesParser {
+    PossibleValuesParser::new(KINDS.map(Kind::as_str).into_iter().chain([ALL]))
 }
 
 /// The entities that have this code or had it until they were deleted: what they did is asked for then more than ever.
