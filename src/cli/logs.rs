@@ -1,6 +1,7 @@
 //! `keygate logs`: what the gateway decided, read from its journal.
 
 mod fleet;
+mod row;
 
 use super::output::{self, Output};
 use super::{Failure, exit, when};
@@ -8,13 +9,15 @@ use crate::audit::fields::Fields;
 use crate::audit::index::IndexReader;
 use crate::audit::query::{Cursor, Filter, JournalSource, Kinds, Page, QueryError, Source, StatusFilter};
 use crate::audit::reader::{Follow, journals};
+use crate::audit::record::GATEWAY_DIED;
 use crate::audit::segment::Kind;
 use crate::config::{Config, values};
 use crate::net::{Networks, parse_network};
+use crate::reason::Reason;
 use crate::store;
 use clap::builder::PossibleValuesParser;
 use fleet::FleetSource;
-use serde_json::Value;
+use row::{HEADINGS, row};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -42,13 +45,13 @@ pub struct Args {
     #[arg(long, value_parser = ["allow", "deny"])]
     decision: Option<String>,
     /// With this reason, such as key_revoked.
-    #[arg(long, value_name = "CODE")]
+    #[arg(long, value_name = "CODE", value_parser = parse_reason)]
     reason: Option<String>,
     /// With this method.
-    #[arg(long)]
+    #[arg(long, value_parser = parse_method)]
     method: Option<String>,
     /// Whose path begins with this.
-    #[arg(long, value_name = "PREFIX")]
+    #[arg(long, value_name = "PREFIX", value_parser = parse_path)]
     path: Option<String>,
     /// Of this route, by its path in the configuration.
     #[arg(long, value_name = "PATTERN")]
@@ -104,6 +107,7 @@ pub fn run(args: &Args, config: &Config, output: Output) -> Result<ExitCode, Fai
     if args.fleet {
         return Err("no sink in gateway.toml keeps a stream of all gateways' records; add one of type redis".into());
     }
+    super::audit::check_is_dir(dir)?;
     let (page, lasts) = args.journal_page(dir, &filter)?;
     if !args.follow {
         return args.end(output, page);
@@ -199,6 +203,24 @@ fn kind_parser() -> PossibleValuesParser {
     PossibleValuesParser::new(KINDS.map(Kind::as_str).into_iter().chain([ALL]))
 }
 
+/// A mistyped one would select nothing.
+fn parse_reason(text: &str) -> Result<String, String> {
+    let known = || Reason::ALL.iter().map(|reason| reason.as_str()).chain([GATEWAY_DIED]);
+    let unknown = || format!("there is no reason '{text}'; {}", values::suggest(text, known()));
+    known().find(|known| *known == text).map(str::to_owned).ok_or_else(unknown)
+}
+
+/// Methods are recorded as they came. Those that everybody uses are in capitals; another stands as it is written.
+fn parse_method(text: &str) -> Result<String, String> {
+    const USUAL: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    let usual = USUAL.into_iter().find(|usual| usual.eq_ignore_ascii_case(text));
+    Ok(usual.unwrap_or(text).to_owned())
+}
+
+fn parse_path(text: &str) -> Result<String, String> {
+    if text.starts_with('/') { Ok(text.to_owned()) } else { Err(format!("a path begins with /: write /{text}")) }
+}
+
 /// The entities that have this code or had it until they were deleted: what they did is asked for then more than ever.
 fn entity_ids(config: &Config, code: &str) -> Result<Vec<String>, Failure> {
     let entities = store::open_existing(&config.store)?.entities()?;
@@ -255,22 +277,4 @@ fn show_more(output: Output, lines: &[String]) -> Result<(), Failure> {
         Output::Json | Output::Ndjson => lines.iter().try_for_each(output::line),
         Output::Table => lines.iter().try_for_each(|line| output::line(output::printable(&row(line).join("  ")))),
     }
-}
-
-const HEADINGS: [&str; 8] = ["TIME", "STATUS", "DECISION", "REASON", "METHOD", "PATH", "KEY", "CLIENT"];
-
-fn row(line: &str) -> Vec<String> {
-    let record: Value = serde_json::from_str(line).unwrap_or_default();
-    let text = |member: &str| match record.get(member) {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Number(number)) => number.to_string(),
-        _ => "-".to_owned(),
-    };
-    let kind = text("kind");
-    if kind != "request" {
-        let what = ["action", "counts", "requests_refused", "version"]
-            .map(|member| record.get(member).map(ToString::to_string));
-        return vec![text("ts"), kind, what.into_iter().flatten().collect::<Vec<_>>().join(" ")];
-    }
-    ["ts", "status", "decision", "reason", "method", "path", "key_name", "client_ip"].map(text).to_vec()
 }

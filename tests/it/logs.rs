@@ -107,6 +107,7 @@ fn each_filter_selects_exactly_what_it_says() {
     journal.selects(&["--decision", "deny"], |one| one["decision"] == "deny");
     journal.selects(&["--reason", "entity_mismatch"], |one| one["reason"] == "entity_mismatch");
     journal.selects(&["--method", "POST"], |one| one["method"] == "POST");
+    journal.selects(&["--method", "post"], |one| one["method"] == "POST");
     let prefix = journal.gateway.path("products");
     journal.selects(&["--path", &prefix], |one| one["path"].as_str().unwrap_or_default().starts_with(&prefix));
     journal.selects(&["--method", "GET", "--status", "2xx", "--path", &prefix], |one| {
@@ -231,6 +232,8 @@ fn a_filter_that_cannot_be_meant_is_refused() {
         (["--key", "key_none"], 1),
         (["--entity", "nobody"], 1),
         (["--kind", "requests"], 2),
+        (["--reason", "key_revokd"], 2),
+        (["--path", "v1/entities"], 2),
     ] {
         let output = gateway.run(&[&["logs"][..], &args].concat());
         assert_eq!(output.status.code(), Some(code), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
