@@ -31,7 +31,9 @@ pub fn row(line: &str) -> Vec<String> {
 /// What a record says that is of no request and no change.
 fn what(record: &Value) -> String {
     let number = |member: &str| record.get(member).and_then(Value::as_u64);
-    let records = number("first").zip(number("last")).map(|(first, last)| format!("records {first} to {last}"));
+    let records = number("first").zip(number("last")).map(|(first, last)| {
+        if first == last { format!("record {first}") } else { format!("records {first} to {last}") }
+    });
     let counts = record.get("counts").and_then(Value::as_object).into_iter().flatten();
     let members = ["version", "after", "requests_refused", "records_dropped", "records_lost"];
     let members = members.into_iter().filter_map(|member| Some((member, record.get(member)?)));
@@ -70,6 +72,7 @@ mod tests {
                 r#""kind":"gap","requests_refused":3,"records_dropped":0"#,
                 "gap|-|-|-|requests_refused 3, records_dropped 0",
             ),
+            (r#""kind":"seal","first":3,"last":3"#, "seal|-|-|-|record 3"),
             (r#""kind":"gap","records_lost":null"#, "gap|-|-|-|records_lost unknown"),
             (r#""kind":"summary","counts":{"missing_api_key":7}"#, "summary|-|-|-|missing_api_key 7"),
             (r#""kind":"later""#, "later|-|-|-|"),
