@@ -303,8 +303,9 @@ fn what_a_request_carries_is_never_written_down() {
     scene.gateway.signal("TERM");
     assert_eq!(scene.gateway.wait(), Some(0));
 
-    let mut texts: Vec<Vec<u8>> =
-        ["table", "json", "ndjson"].map(|output| scene.gateway.run(&["logs", "--output", output]).stdout).into();
+    let mut texts: Vec<Vec<u8>> = ["table", "json", "ndjson"]
+        .map(|output| scene.gateway.run(&["logs", "--kind", "all", "--output", output]).stdout)
+        .into();
     let files = files_below(&scene.gateway.dir.path().join("data/audit"));
     texts.extend(files.iter().map(|file| std::fs::read(file).unwrap()));
     let texts: Vec<_> = texts.iter().map(|text| String::from_utf8_lossy(text)).collect();
