@@ -37,7 +37,7 @@ fn erp() -> Upstream {
 fn slot_records(slot: &Path) -> Vec<Value> {
     let mut follow = Follow::new(slot.to_owned());
     let mut records = Vec::new();
-    follow.read(|line| records.push(serde_json::from_str(&line.text).unwrap())).unwrap();
+    follow.read(|line| records.push(serde_json::from_str(line.text).unwrap())).unwrap();
     assert_eq!(follow.take_faults(), []);
     records
 }
