@@ -85,10 +85,9 @@ fn j2_j3_j5_l1_a_gateway_that_was_killed_1000_times_has_journaled_whatever_anybo
 }
 
 #[test]
-fn a_journal_that_is_not_waited_for_loses_only_what_was_young_when_the_gateway_was_killed() {
+fn a_journal_that_is_not_waited_for_loses_no_answer_when_the_gateway_is_killed_30_times() {
     let _alone = alone();
-    let ages = audit::deaths::window(&long_lives());
-    assert!(ages.iter().all(|age| *age < Duration::from_secs(1)), "{ages:?}");
+    audit::deaths::forget_what_was_under_way(&long_lives());
 }
 
 #[test]

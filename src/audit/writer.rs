@@ -243,7 +243,7 @@ impl Writer {
                 (false, _) if monotonic() >= deadline => {
                     tracing::error!(
                         unsynced = self.next_seq - self.batch_seq,
-                        "the audit journal could not be written until the end; what waits in its rings is recovered at the next start, unless durability is async"
+                        "the audit journal could not be written until the end; what waits in its rings is recovered at the next start"
                     );
                     return;
                 }

@@ -61,7 +61,7 @@ fn j2_j3_j5_l1_a_gateway_that_is_killed_has_journaled_whatever_anybody_saw() {
 #[test]
 fn a_journal_that_is_not_waited_for_is_whole_up_to_where_it_ends() {
     // How much is lost is up to the machine, which does other things as well: the heavy run judges that.
-    audit::deaths::window(&deaths(10));
+    audit::deaths::forget_what_was_under_way(&deaths(10));
     audit::power::window(&deaths(3));
 }
 
