@@ -131,24 +131,28 @@ class Processes:
 
 def cpu_seconds(process):
     """Time on a CPU of all threads so far."""
-    tasks = Path(f"/proc/{process.pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    return sum(seconds_by_thread(process).values())
 
 
 def seconds_by_thread(process):
     """Time on a CPU so far of threads of the same name; numbers at the end of a name do not count."""
     seconds = {}
     for task in Path(f"/proc/{process.pid}/task").iterdir():
-        name = (task / "comm").read_text().strip().rstrip("0123456789").rstrip("-")
-        seconds[name] = seconds.get(name, 0.0) + int((task / "schedstat").read_text().split()[0]) / 1e9
+        try:
+            name = (task / "comm").read_text().strip().rstrip("0123456789").rstrip("-")
+            seconds[name] = seconds.get(name, 0.0) + int((task / "schedstat").read_text().split()[0]) / 1e9
+        except (FileNotFoundError, ProcessLookupError):
+            # It has ended meanwhile.
+            pass
     return seconds
 
 
 def core_seconds(core):
-    """Time that a core has been busy so far, or was kept from us by the host."""
+    """Time that a core has been busy so far: when it was not idle. What the kernel says of the rest is what it finds at each tick of its
+    clock, which takes a thread that wakes with the tick for one that never rests."""
     fields = re.search(rf"^cpu{core} (.*)", Path("/proc/stat").read_text(), re.M).group(1).split()
-    user, nice, system, _idle, _waiting, *interrupts = map(int, fields[:8])
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+    idle, waiting = map(int, fields[3:5])
+    return time.monotonic() - (idle + waiting) / os.sysconf("SC_CLK_TCK")
 
 
 def pss(process):

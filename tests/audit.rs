@@ -40,7 +40,7 @@ fn seqs(dir: &Path) -> Vec<u64> {
 }
 
 #[test]
-fn a_pending_that_is_dropped_leaves_its_record_and_a_stop_loses_nothing() {
+fn j5_a_pending_that_is_dropped_leaves_its_record_and_a_stop_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     for run in 1..=2 {
         let (journal, recorder) = open(dir.path());
@@ -76,7 +76,7 @@ fn record(recorder: Recorder, name: &str, count: usize) -> u64 {
 }
 
 #[test]
-fn records_of_two_threads_are_there_once_each_in_their_order_and_without_a_hole() {
+fn j1_j5_records_of_two_threads_are_there_once_each_in_their_order_and_without_a_hole() {
     const EACH: usize = 30_000;
     let dir = tempfile::tempdir().unwrap();
     let (journal, recorders) = open_for(dir.path(), 2);
@@ -101,7 +101,7 @@ fn records_of_two_threads_are_there_once_each_in_their_order_and_without_a_hole(
 }
 
 #[test]
-fn two_processes_on_one_directory_have_a_journal_each_and_both_are_read() {
+fn j1_two_journals_on_one_directory_have_a_slot_each_and_both_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let opened = [open(dir.path()), open(dir.path())];
     for (journal, recorder) in opened {
@@ -138,7 +138,7 @@ fn read(follow: &mut Follow) -> (Vec<u64>, Vec<Fault>) {
 }
 
 #[test]
-fn numbers_that_lack_are_told_within_a_segment_and_across_two_but_not_at_the_beginning() {
+fn l8_numbers_that_lack_are_told_within_a_segment_and_across_two_but_not_at_the_beginning() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join(file_name(5)), lines_of([5, 6, 9])).unwrap();
     std::fs::write(dir.path().join(file_name(11)), lines_of([11, 12])).unwrap();
@@ -150,7 +150,7 @@ fn numbers_that_lack_are_told_within_a_segment_and_across_two_but_not_at_the_beg
 }
 
 #[test]
-fn what_was_written_again_in_the_next_segment_does_not_lack() {
+fn j4_what_was_written_again_in_the_next_segment_does_not_lack() {
     let dir = tempfile::tempdir().unwrap();
     let older = dir.path().join(file_name(1));
     std::fs::write(&older, [&lines_of(1..=3)[..], b"{\"torn"].concat()).unwrap();
@@ -166,7 +166,7 @@ fn what_was_written_again_in_the_next_segment_does_not_lack() {
 }
 
 #[test]
-fn a_long_stretch_without_a_newline_is_one_damage() {
+fn l8_a_long_stretch_without_a_newline_is_one_damage() {
     let dir = tempfile::tempdir().unwrap();
     let segment = dir.path().join(file_name(1));
     let (before, stretch) = (lines_of([1]), vec![0; 40 << 20]);
@@ -182,7 +182,7 @@ proptest! {
 
     /// Line by line, of a journal of three segments: left alone, damaged, or cut out; and read in two steps.
     #[test]
-    fn every_whole_record_is_read_and_every_other_number_and_byte_is_told(
+    fn l8_every_whole_record_is_read_and_every_other_number_and_byte_is_told(
         fates in proptest::collection::vec(prop_oneof![4 => Just(Fate::Whole), 1 => Just(Fate::Damaged), 1 => Just(Fate::Gone)], 1..40),
         step in 0.0..1.0_f64,
     ) {

@@ -80,26 +80,25 @@ fn a_million_keys_are_loaded_in_3_seconds_take_600_bytes_each_and_cost_no_cpu() 
 }
 
 #[test]
-fn l1_a_gateway_that_was_killed_1000_times_has_journaled_whatever_anybody_saw() {
+fn j2_j3_j5_l1_a_gateway_that_was_killed_1000_times_has_journaled_whatever_anybody_saw() {
     let _alone = alone();
     audit::deaths::prove(&deaths_at_full_size(1000));
 }
 
 #[test]
-fn a_journal_that_is_not_waited_for_loses_only_what_was_young_when_the_gateway_was_killed() {
+fn a_journal_that_is_not_waited_for_loses_no_answer_when_the_gateway_is_killed_30_times() {
     let _alone = alone();
-    let ages = audit::deaths::window(&long_lives());
-    assert!(ages.iter().all(|age| *age < Duration::from_secs(1)), "{ages:?}");
+    audit::deaths::forget_what_was_under_way(&long_lives());
 }
 
 #[test]
-fn l2_what_was_answered_is_in_the_journal_when_the_power_has_failed_100_times() {
+fn j4_j5_l2_what_was_answered_is_in_the_journal_when_the_power_has_failed_100_times() {
     let _alone = alone();
     audit::power::prove(&deaths_at_full_size(100));
 }
 
 #[test]
-fn l4_l5_while_the_disk_is_full_or_fails_requests_are_refused_or_dropped_and_counted() {
+fn j8_l4_l5_while_the_disk_is_full_or_fails_requests_are_refused_or_dropped_and_counted() {
     let _alone = alone();
     for failure in [audit::failures::Failure::FullDisk, audit::failures::Failure::FailingSync] {
         audit::failures::refuse(failure);

@@ -96,3 +96,24 @@ impl Drop for Appender {
         _ = self.file.set_len(self.bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn j1_a_segment_is_exactly_as_long_as_its_content_and_space_is_reserved_behind_it_until_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segment = Appender::create(dir.path(), 7, b"first\n").unwrap();
+        let path = dir.path().join(segment::file_name(7));
+        for count in 1..=3 {
+            segment.append(&[b'x'; 1000]).unwrap();
+            let file = fs::metadata(&path).unwrap();
+            assert_eq!(file.len(), 6 + 1000 * count);
+            assert!(file.blocks() * 512 >= RESERVE, "{} blocks are too few to hold what is reserved", file.blocks());
+        }
+        drop(segment);
+        let file = fs::metadata(&path).unwrap();
+        assert!(file.len() == 3006 && file.blocks() * 512 < RESERVE, "{} blocks are still reserved", file.blocks());
+    }
+}

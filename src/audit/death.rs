@@ -1,8 +1,8 @@
 //! Deaths of a process at any moment between two of its steps, and what its successor makes of what was left: the files as
 //! they are at that moment are what a kill leaves.
 
-use super::recorder::{Recorder, Terms};
-use super::ring::{Counter, Ring};
+use super::recorder::{Recorder, Terms, Unavailable};
+use super::ring::{Counter, Family, RING_BYTES, Ring};
 use super::seal::Chain;
 use super::segment;
 use super::slot;
@@ -23,6 +23,7 @@ use std::time::Duration;
 
 const SLOTS: usize = 4;
 const WORKERS: usize = 2;
+const MOMENT: Moment = Moment { wall: Timestamp::from_micros(0), mono: Instant::from_nanos(0) };
 
 /// What may happen next.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +43,12 @@ enum Step {
     },
     /// The writer does what there is to do.
     Turn,
+    /// The same when it is time to tell counts, and to seal.
+    Tell,
+    /// The process is killed when the writer has given numbers, or has written what got them and told nobody.
+    DieInTurn {
+        is_written: bool,
+    },
     /// The process is killed, and started again.
     Die,
     /// The same, and the successor is killed when it has read what was left, before it serves.
@@ -55,6 +62,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => any::<usize>().prop_map(|which| Step::Commit { which }),
         1 => (0..WORKERS).prop_map(|worker| Step::Count { worker }),
         2 => Just(Step::Turn),
+        1 => Just(Step::Tell),
+        1 => any::<bool>().prop_map(|is_written| Step::DieInTurn { is_written }),
         1 => Just(Step::Die),
         1 => Just(Step::DieTwice),
     ]
@@ -136,11 +145,10 @@ impl World {
 
     fn act(&mut self, step: Step) {
         let Some(process) = &mut self.process else { return };
-        let moment = Moment { wall: Timestamp::from_micros(0), mono: Instant::from_nanos(0) };
         match step {
             Step::Begin { worker } => {
                 let id = self.expected.next;
-                match process.recorders[worker].begin(moment) {
+                match process.recorders[worker].begin(MOMENT) {
                     Ok(mut pending) => {
                         let request = http::Request::builder().uri("/x").body(()).unwrap().into_parts().0;
                         pending.set_request(&request, id.to_string().parse().unwrap(), [0; 16]);
@@ -169,6 +177,15 @@ impl World {
                 self.expected.counted += 1;
             }
             Step::Turn => _ = process.writer.turn(),
+            Step::Tell => {
+                process.writer.tell_soon();
+                process.writer.turn();
+            }
+            Step::DieInTurn { is_written } => {
+                process.writer.tell_soon();
+                process.writer.collect();
+                if is_written { self.die_after_writing() } else { self.die() }
+            }
             Step::Die => self.die(),
             Step::DieTwice => {
                 self.die();
@@ -177,10 +194,28 @@ impl World {
         }
     }
 
+    /// The process is killed when its writer has written to the journal, and not to the rings that this is done.
+    fn die_after_writing(&mut self) {
+        let dir = self.dir().join("0");
+        let rings: Vec<_> = (0..WORKERS).map(|worker| fs::read(dir.join(slot::ring_name(worker))).unwrap()).collect();
+        self.process.iter_mut().for_each(|process| process.writer.persist());
+        self.die_with(|dir| {
+            for (worker, ring) in rings.iter().enumerate() {
+                fs::write(dir.join("0").join(slot::ring_name(worker)), ring).unwrap();
+            }
+        });
+    }
+
     /// What is there now is what a kill leaves: copied, since what this process does on its way out is not of it.
     fn die(&mut self) {
+        self.die_with(|_| {});
+    }
+
+    /// The same with more done to the copy.
+    fn die_with(&mut self, change: impl FnOnce(&Path)) {
         let (old, new) = (self.dir(), self.root.path().join((self.lives + 1).to_string()));
         copy(&old, &new);
+        change(&new);
         self.lives += 1;
         if let Some(process) = self.process.take() {
             for (id, _, open) in &process.requests {
@@ -260,6 +295,66 @@ fn j3_a_record_whose_slot_was_not_freed_yet_is_not_told_to_have_died() {
     ring.stop_in_place(1, true);
     ring.stop_in_place(2, false);
     assert_eq!(ring.left_in_slots(), [br#""request_id":"2","#.to_vec()]);
+}
+
+#[test]
+fn j3_a_request_that_finds_no_slot_does_not_begin_and_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let process = Process::start(dir.path());
+    let mut begun: Vec<_> = (0..SLOTS).map(|_| process.recorders[0].begin(MOMENT).unwrap()).collect();
+    assert_eq!(process.recorders[0].begin(MOMENT).err(), Some(Unavailable::Slots));
+    assert_eq!(process.rings[0].untold(Family::Gap), [("requests_refused".to_owned(), 1)]);
+    assert!(process.recorders[1].begin(MOMENT).is_ok(), "another worker has slots of its own");
+    begun.pop();
+    assert!(process.recorders[0].begin(MOMENT).is_ok());
+}
+
+#[test]
+fn j4_a_sync_covers_about_256_kib_of_a_ring_and_only_then_is_their_room_free() {
+    const COVERED_MAX: u64 = 256 * 1024 + 4096;
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = Process::start(dir.path());
+    while process.rings[0].used() < 4 * COVERED_MAX {
+        drop(process.recorders[0].begin(MOMENT).unwrap());
+    }
+    let mut turns = 0;
+    loop {
+        let before = process.rings[0].freed();
+        let more = process.writer.turn();
+        let freed = process.rings[0].freed() - before;
+        turns += 1;
+        assert!(freed > 0 && freed <= COVERED_MAX, "turn {turns} covered {freed} bytes");
+        // What is free again is in the files: its number is the last one there.
+        let recovered = segment::recover(&dir.path().join("0")).unwrap().last_seq;
+        assert_eq!(super::reader::synced(&dir.path().join("0")).unwrap(), Some(recovered));
+        if !more {
+            break;
+        }
+    }
+    assert!(turns >= 4 && process.rings[0].used() == 0, "{turns} turns");
+}
+
+#[test]
+fn j8_no_request_begins_while_a_ring_is_fuller_than_three_quarters_and_what_had_begun_still_fits() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = Process::start(dir.path());
+    let recorder = Rc::clone(&process.recorders[0]);
+    let begun: Vec<_> = (1..SLOTS).map(|_| recorder.begin(MOMENT).unwrap()).collect();
+    let refused = loop {
+        match recorder.begin(MOMENT) {
+            Ok(pending) => drop(pending),
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!((refused, recorder.begin(MOMENT).err()), (Unavailable::Journal, Some(Unavailable::Journal)));
+    let (used, high) = (process.rings[0].used(), RING_BYTES / 4 * 3);
+    assert!((high + 1..high + 4096).contains(&used), "{used} bytes are used");
+    let before = process.rings[0].produced();
+    drop(begun);
+    assert!(process.rings[0].produced() > before && process.rings[0].left_in_slots().is_empty());
+    assert_eq!(process.rings[0].untold(Family::Gap), [("requests_refused".to_owned(), 2)]);
+    while process.writer.turn() {}
+    assert!(recorder.begin(MOMENT).is_ok());
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::{Durability, Settings};
 use crate::clock::Clock;
 use rustix::fs::statfs;
 use std::io;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,7 +77,14 @@ impl Journal {
         let stop = Arc::new(AtomicBool::new(false));
         let health = Arc::new(Health::new());
         let (sender, changes) = sync_channel(CHANGES_MAX);
-        let durability = durability(settings).map_err(failed)?;
+        let kind = file_system(&settings.dir).map_err(failed)?;
+        let durability = durability_on(kind, settings.durability);
+        if durability != settings.durability {
+            tracing::warn!(
+                dir = %settings.dir.display(),
+                "audit.durability is \"synced\" here, since this file system is none of ext4, xfs and tmpfs: a response waits for its record to be synced"
+            );
+        }
         let parts = |slot: Slot, changes| Parts {
             slot,
             gateway: gateway.to_owned(),
@@ -94,7 +102,9 @@ impl Journal {
         let mut writer = Writer::recover(parts(slot, changes), true).map_err(failed)?;
         let rings = (0..workers).map(|worker| {
             let path = writer.dir().join(slot::ring_name(worker));
-            let file = (durability != Durability::Async).then_some(path.as_path());
+            // Where a mapped file costs no more than memory, it also keeps what nobody has asked to be kept.
+            let is_mapped = durability != Durability::Async || MAPPABLE.contains(&kind);
+            let file = is_mapped.then_some(path.as_path());
             Ok(Arc::new(Ring::create(file, requests_max, config)?))
         });
         let rings = rings.collect::<io::Result<Vec<_>>>().map_err(failed)?;
@@ -165,15 +175,32 @@ const EXT4: u64 = 0xEF53;
 const XFS: u64 = 0x5846_5342;
 const TMPFS: u64 = 0x0102_1994;
 
-/// The durability that the operator asked for, or what gives it where rings cannot be mapped.
-fn durability(settings: &Settings) -> io::Result<Durability> {
-    let kind = u64::try_from(statfs(&settings.dir)?.f_type).unwrap_or(0);
-    if settings.durability != Durability::Written || MAPPABLE.contains(&kind) {
-        return Ok(settings.durability);
+/// Which kind of file system a directory is on (statfs(2), `f_type`).
+fn file_system(dir: &Path) -> io::Result<u64> {
+    Ok(u64::try_from(statfs(dir)?.f_type).unwrap_or(0))
+}
+
+/// The durability that the operator asked for, or what gives it where rings cannot be mapped, as on this kind of file system.
+fn durability_on(kind: u64, asked: Durability) -> Durability {
+    if asked == Durability::Written && !MAPPABLE.contains(&kind) { Durability::Synced } else { asked }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn j2_where_a_ring_cannot_outlive_a_kill_what_must_be_written_waits_for_its_sync() {
+        const BTRFS: u64 = 0x9123_683E;
+        const NFS: u64 = 0x6969;
+        let health = Health::new();
+        for kind in [EXT4, XFS, TMPFS, BTRFS, NFS, 0] {
+            let waits = |asked| durability_on(kind, asked).waits_for_sync(&health);
+            assert!(!waits(Durability::Async) && waits(Durability::Synced));
+            assert_eq!(waits(Durability::Written), ![EXT4, XFS, TMPFS].contains(&kind), "{kind:x}");
+        }
+        // The rings' files were removed.
+        health.set_rings_lost();
+        assert!(Durability::Written.waits_for_sync(&health) && !Durability::Async.waits_for_sync(&health));
     }
-    tracing::warn!(
-        dir = %settings.dir.display(),
-        "audit.durability is \"synced\" here, since this file system is none of ext4, xfs and tmpfs: a response waits for its record to be synced"
-    );
-    Ok(Durability::Synced)
 }

@@ -60,7 +60,7 @@ pub struct Settings {
 /// What a record survives before the last byte of its response goes out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// Nothing: it is written some milliseconds later.
+    /// The end of the process, where rings can be mapped; of a request that was under way then, nothing.
     Async,
     /// The end of the process.
     Written,

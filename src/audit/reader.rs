@@ -304,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_held_slot_is_read_as_far_as_it_is_synced_and_one_that_nobody_holds_to_its_end() {
+    fn j6_a_held_slot_is_read_as_far_as_it_is_synced_and_one_that_nobody_holds_to_its_end() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(synced_through(dir.path()).unwrap(), None);
         let lock = File::create(dir.path().join(LOCK_FILE)).unwrap();

@@ -367,7 +367,7 @@ impl Ring {
         let (ring, at) = (self.ring(), place_of(position));
         let word = ring.get(at).map_or(0, |word| word.load(Ordering::Relaxed));
         let length = (word & u64::from(u32::MAX)) as usize;
-        if length > RECORD_BYTES_MAX {
+        if length == 0 || length > RECORD_BYTES_MAX {
             return Err(Damaged(position));
         }
         let start = out.len();
@@ -524,3 +524,6 @@ impl Ring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

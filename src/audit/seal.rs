@@ -246,7 +246,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(100))]
 
         #[test]
-        fn every_seal_is_the_plain_hash_of_what_it_covers(actions in prop::collection::vec(0_u8..8, 0..120)) {
+        fn j7_every_seal_is_the_plain_hash_of_what_it_covers(actions in prop::collection::vec(0_u8..8, 0..120)) {
             let mut journal = Journal::new();
             actions.into_iter().for_each(|action| journal.act(action));
             let written: Vec<Seal> = journal.lines.iter().filter_map(|line| Seal::read(line)).collect();
@@ -254,7 +254,7 @@ mod tests {
         }
 
         #[test]
-        fn a_chain_goes_on_where_the_last_process_left_it(actions in prop::collection::vec(0_u8..8, 0..60)) {
+        fn j7_a_chain_goes_on_where_the_last_process_left_it(actions in prop::collection::vec(0_u8..8, 0..60)) {
             let mut journal = Journal::new();
             actions.into_iter().for_each(|action| journal.act(action));
             journal.write();

@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_newest_segment_does_not_void_the_older_ones_tail() {
+    fn j7_an_empty_newest_segment_does_not_void_the_older_ones_tail() {
         let dir = tempfile::tempdir().unwrap();
         let mut lines = Vec::new();
         (1..=5).for_each(|seq| write_line(&mut lines, Kind::Gap, "gw/0", seq, "cfg", b""));

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mapped_file_holds_what_was_stored_and_is_refused_in_another_length() {
+    fn j2_a_mapped_file_holds_what_was_stored_and_is_refused_in_another_length() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("words");
         store(Words::of_file(&path, 512).unwrap().as_slice(), 510, b"over the end of it");

@@ -243,7 +243,7 @@ impl Writer {
                 (false, _) if monotonic() >= deadline => {
                     tracing::error!(
                         unsynced = self.next_seq - self.batch_seq,
-                        "the audit journal could not be written until the end; what waits in its rings is recovered at the next start, unless durability is async"
+                        "the audit journal could not be written until the end; what waits in its rings is recovered at the next start"
                     );
                     return;
                 }
@@ -261,7 +261,7 @@ impl Writer {
     }
 
     /// Takes what the rings and the counters hold; true when a ring had more than one turn takes.
-    fn collect(&mut self) -> bool {
+    pub(super) fn collect(&mut self) -> bool {
         let mut more = false;
         for ring in self.rings.clone() {
             self.number(&ring, ring.run().end, BATCH_BYTES);
@@ -398,7 +398,7 @@ impl Writer {
 
     /// Writes and syncs. After a failure the descriptor is never used again: the next attempt writes everything unsynced into a new
     /// segment, under the same numbers.
-    fn persist(&mut self) {
+    pub(super) fn persist(&mut self) {
         match self.write() {
             Ok(()) if !self.health.is_healthy() => {
                 tracing::info!("the audit journal can be written again");
@@ -457,6 +457,14 @@ impl Writer {
         let Some(segment) = self.segment.as_ref().filter(|_| !self.batch.is_empty()) else { return false };
         let age = monotonic().saturating_duration_since(self.created_at);
         segment.bytes() + self.batch.len() as u64 >= self.rotation.bytes || age >= self.rotation.age
+    }
+}
+
+#[cfg(test)]
+impl Writer {
+    /// The next turn tells what was counted.
+    pub const fn tell_soon(&mut self) {
+        self.told_at = Instant::from_nanos(0);
     }
 }
 

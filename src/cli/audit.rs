@@ -58,11 +58,20 @@ pub fn run(command: &Command, config: &Path, output: Output) -> ExitCode {
         Command::Verify(VerifyArgs { dir: Some(dir), heads }) => {
             verify(dir, heads, &[], output).unwrap_or_else(|failure| super::report(failure.as_ref()))
         }
-        Command::Verify(VerifyArgs { dir: None, heads }) => {
-            with_config(config, |config| verify(&config.audit.dir, heads, &fleet_heads(config), output))
-        }
+        Command::Verify(VerifyArgs { dir: None, heads }) => with_config(config, |config| {
+            check_is_dir(&config.audit.dir)?;
+            verify(&config.audit.dir, heads, &fleet_heads(config), output)
+        }),
         Command::Export(args) => with_config(config, |config| export(args, config)),
     }
+}
+
+/// # Errors
+/// What to do, where no gateway has written a journal yet, or not there.
+pub fn check_is_dir(dir: &Path) -> Result<(), Failure> {
+    let none =
+        || format!("there is no journal in {}; `keygate serve` writes it, in audit.dir of gateway.toml", dir.display());
+    if dir.is_dir() { Ok(()) } else { Err(none().into()) }
 }
 
 /// What the gateways have told the store of their journals.
@@ -184,6 +193,7 @@ fn export(args: &ExportArgs, config: &Config) -> Result<ExitCode, Failure> {
         out: BufWriter::new(std::io::stdout()),
     };
     let dir = &config.audit.dir;
+    check_is_dir(dir)?;
     let mut slots = reader::journals(dir).map_err(|error| format!("no journal in {}: {error}", dir.display()))?;
     slots.retain(|slot| export.wants(slot));
     for slot in &slots {

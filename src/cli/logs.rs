@@ -1,18 +1,23 @@
 //! `keygate logs`: what the gateway decided, read from its journal.
 
 mod fleet;
+mod row;
 
 use super::output::{self, Output};
 use super::{Failure, exit, when};
 use crate::audit::fields::Fields;
 use crate::audit::index::IndexReader;
-use crate::audit::query::{Cursor, Filter, JournalSource, Page, QueryError, Source, StatusFilter};
+use crate::audit::query::{Cursor, Filter, JournalSource, Kinds, Page, QueryError, Source, StatusFilter};
 use crate::audit::reader::{Follow, journals};
+use crate::audit::record::GATEWAY_DIED;
+use crate::audit::segment::Kind;
 use crate::config::{Config, values};
 use crate::net::{Networks, parse_network};
+use crate::reason::Reason;
 use crate::store;
+use clap::builder::PossibleValuesParser;
 use fleet::FleetSource;
-use serde_json::Value;
+use row::{HEADINGS, row};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,6 +26,9 @@ use std::time::Duration;
 /// Which records.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Of this kind; seals are shown when they are asked for. Can be repeated.
+    #[arg(long = "kind", value_name = "KIND", value_parser = kind_parser())]
+    kinds: Vec<String>,
     /// Of this key, by its id.
     #[arg(long, value_name = "ID")]
     key: Option<String>,
@@ -37,13 +45,13 @@ pub struct Args {
     #[arg(long, value_parser = ["allow", "deny"])]
     decision: Option<String>,
     /// With this reason, such as key_revoked.
-    #[arg(long, value_name = "CODE")]
+    #[arg(long, value_name = "CODE", value_parser = parse_reason)]
     reason: Option<String>,
     /// With this method.
-    #[arg(long)]
+    #[arg(long, value_parser = parse_method)]
     method: Option<String>,
     /// Whose path begins with this.
-    #[arg(long, value_name = "PREFIX")]
+    #[arg(long, value_name = "PREFIX", value_parser = parse_path)]
     path: Option<String>,
     /// Of this route, by its path in the configuration.
     #[arg(long, value_name = "PATTERN")]
@@ -80,6 +88,11 @@ pub struct Args {
     follow: bool,
 }
 
+/// What `--kind` takes: each kind of record, and the word for all of them.
+const KINDS: [Kind; 7] =
+    [Kind::Request, Kind::Change, Kind::Gap, Kind::Summary, Kind::Connection, Kind::Start, Kind::Seal];
+const ALL: &str = "all";
+
 /// Between two looks at the journal while following.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -94,6 +107,7 @@ pub fn run(args: &Args, config: &Config, output: Output) -> Result<ExitCode, Fai
     if args.fleet {
         return Err("no sink in gateway.toml keeps a stream of all gateways' records; add one of type redis".into());
     }
+    super::audit::check_is_dir(dir)?;
     let (page, lasts) = args.journal_page(dir, &filter)?;
     if !args.follow {
         return args.end(output, page);
@@ -111,6 +125,7 @@ pub fn run(args: &Args, config: &Config, output: Output) -> Result<ExitCode, Fai
 impl Args {
     fn filter(&self, config: &Config) -> Result<Filter, Failure> {
         Ok(Filter {
+            kinds: self.kinds(),
             key_id: self.key.as_deref().map(super::keys::key_id).transpose()?.map(|id| id.to_string()),
             entity_ids: self.entity.as_deref().map(|code| entity_ids(config, code)).transpose()?,
             mode: self.mode.clone(),
@@ -126,6 +141,14 @@ impl Args {
             since: self.since.as_deref().map(when::parse).transpose()?,
             until: self.until.as_deref().map(when::parse).transpose()?,
         })
+    }
+
+    fn kinds(&self) -> Kinds {
+        match &*self.kinds {
+            [] => Kinds::Events,
+            kinds if kinds.iter().any(|kind| kind == ALL) => Kinds::All,
+            kinds => Kinds::Of(kinds.to_vec()),
+        }
     }
 
     fn run_on_fleet(&self, mut source: FleetSource, filter: &Filter, output: Output) -> Result<ExitCode, Failure> {
@@ -174,6 +197,28 @@ impl Args {
         }
         Ok(page)
     }
+}
+
+fn kind_parser() -> PossibleValuesParser {
+    PossibleValuesParser::new(KINDS.map(Kind::as_str).into_iter().chain([ALL]))
+}
+
+/// A mistyped one would select nothing.
+fn parse_reason(text: &str) -> Result<String, String> {
+    let known = || Reason::ALL.iter().map(|reason| reason.as_str()).chain([GATEWAY_DIED]);
+    let unknown = || format!("there is no reason '{text}'; {}", values::suggest(text, known()));
+    known().find(|known| *known == text).map(str::to_owned).ok_or_else(unknown)
+}
+
+/// Methods are recorded as they came. Those that everybody uses are in capitals; another stands as it is written.
+fn parse_method(text: &str) -> Result<String, String> {
+    const USUAL: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    let usual = USUAL.into_iter().find(|usual| usual.eq_ignore_ascii_case(text));
+    Ok(usual.unwrap_or(text).to_owned())
+}
+
+fn parse_path(text: &str) -> Result<String, String> {
+    if text.starts_with('/') { Ok(text.to_owned()) } else { Err(format!("a path begins with /: write /{text}")) }
 }
 
 /// The entities that have this code or had it until they were deleted: what they did is asked for then more than ever.
@@ -232,22 +277,4 @@ fn show_more(output: Output, lines: &[String]) -> Result<(), Failure> {
         Output::Json | Output::Ndjson => lines.iter().try_for_each(output::line),
         Output::Table => lines.iter().try_for_each(|line| output::line(output::printable(&row(line).join("  ")))),
     }
-}
-
-const HEADINGS: [&str; 8] = ["TIME", "STATUS", "DECISION", "REASON", "METHOD", "PATH", "KEY", "CLIENT"];
-
-fn row(line: &str) -> Vec<String> {
-    let record: Value = serde_json::from_str(line).unwrap_or_default();
-    let text = |member: &str| match record.get(member) {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Number(number)) => number.to_string(),
-        _ => "-".to_owned(),
-    };
-    let kind = text("kind");
-    if kind != "request" {
-        let what = ["action", "counts", "requests_refused", "version"]
-            .map(|member| record.get(member).map(ToString::to_string));
-        return vec![text("ts"), kind, what.into_iter().flatten().collect::<Vec<_>>().join(" ")];
-    }
-    ["ts", "status", "decision", "reason", "method", "path", "key_name", "client_ip"].map(text).to_vec()
 }

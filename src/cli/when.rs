@@ -9,6 +9,8 @@ pub fn parse(text: &str) -> Result<Timestamp, Failure> {
     if let Some(time) = Timestamp::parse(text) {
         return Ok(time);
     }
-    let back = i64::try_from(values::duration(text)?.as_micros())?;
+    let back = i64::try_from(
+        values::duration(text).map_err(|error| format!("{error}, or 2026-11-24T10:42:10Z"))?.as_micros(),
+    )?;
     Ok(Timestamp::from_micros(Clock::system().now().as_micros() - back))
 }

@@ -18,7 +18,7 @@ use crate::{admin, audit, auth, manage, proxy, server, store};
 use diagnostics::{Diagnostic, Report};
 use reader::Section;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use toml::de::DeTable;
@@ -49,6 +49,10 @@ pub struct Config {
     pub admin: admin::Settings,
 }
 
+/// What to do where the file is not there.
+const NO_FILE: &str =
+    "there is no such file; say where it is with --config or KEYGATE_CONFIG. `keygate demo` needs none";
+
 // === impl Config ===
 
 impl Config {
@@ -58,7 +62,10 @@ impl Config {
     /// [`Diagnostics`], all at once.
     pub fn load(path: &Path) -> Result<Self, Diagnostics> {
         let unreadable = |message: String| Diagnostics::unreadable(path, message);
-        let bytes = read_bounded(path).map_err(|error| unreadable(error.to_string()))?;
+        let bytes = read_bounded(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => unreadable(NO_FILE.to_owned()),
+            _ => unreadable(error.to_string()),
+        })?;
         if bytes.len() as u64 > FILE_BYTES_MAX {
             return Err(unreadable("not read to its end: a gateway.toml has at most 1 MiB".to_owned()));
         }

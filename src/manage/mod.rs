@@ -9,6 +9,8 @@ pub mod quiet;
 pub mod report;
 pub mod reporter;
 mod rotate;
+#[cfg(test)]
+mod samples;
 pub mod usage;
 
 pub use confirm::{Confirmation, Silent, Standing};

@@ -61,61 +61,32 @@ fn operation(key: &KeyRecord, gateway: &str) -> OperationId {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::{EntityId, EntityRecord, Mode, ScopeList};
-    use crate::net::Networks;
+    use crate::key::EntityRecord;
+    use crate::manage::samples::{ENTITY, at, call, key};
     use crate::store::memory::MemoryStore;
-    use crate::store::{Account, Feed, JournalAccount, Member, Position, Use};
-    use crate::ulid::Ulid;
+    use crate::store::{Account, Feed, JournalAccount, Member, Position};
     use std::time::Duration;
 
     const QUIET: i64 = 100;
     const ROTATED: i64 = 1000;
 
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_micros(second * 1_000_000)
-    }
-
-    fn key(number: u128, created: i64) -> KeyRecord {
-        KeyRecord {
-            id: KeyId::new(Ulid::from_bits(number)),
-            version: 0,
-            digest: Digest::of(&number.to_be_bytes()),
-            entity_id: EntityId::from_bits(7),
-            name: "key".into(),
-            mode: Mode::Live,
-            scopes: ScopeList::parse("orders:read"),
-            allowlist: Networks::default(),
-            tier: "standard".into(),
-            api_version: None,
-            last4: "abcd".into(),
-            imported: false,
-            created_at: at(created),
-            expires_at: None,
-            revoked_at: None,
-            rotated_to: None,
-            rotated_from: None,
-            until_quiet: None,
-        }
-    }
-
     /// A store with a key that was rotated, and its successor.
     fn rotated() -> (MemoryStore, KeyRecord) {
         let store = MemoryStore::default();
-        let entity_id = EntityId::from_bits(7);
         let entity = EntityRecord {
-            id: entity_id,
+            id: ENTITY,
             version: 0,
             code: "acme".into(),
             name: "acme".into(),
             created_at: at(0),
             deleted_at: None,
         };
-        let successor = key(2, ROTATED);
+        let successor = key(2, at(ROTATED));
         let old = KeyRecord {
             rotated_to: Some(successor.id),
             until_quiet: Some(Duration::from_secs(QUIET.unsigned_abs())),
             expires_at: Some(at(10_000)),
-            ..key(1, 10)
+            ..key(1, at(10))
         };
         let records = [Record::Entity(entity), Record::Key(old.clone()), Record::Key(successor)];
         let write = |record| Write { action: Action::KeyCreated, expected: None, record };
@@ -126,27 +97,14 @@ mod tests {
 
     /// A gateway reports its journal up to `through`, with a call with the old key that ended at `used`.
     fn report(store: &MemoryStore, gateway: &str, through: i64, used: Option<i64>, hole: i64) {
-        let name = format!("{gateway}/0");
         let journal = JournalAccount {
             seq: 1,
             through: at(through),
             whole_since: at(hole),
-            ..JournalAccount::new(name.clone(), at(0))
+            ..JournalAccount::new(format!("{gateway}/0"), at(0))
         };
         let mut account = Account::new(journal);
-        let call = used.map(|ended| Use {
-            at: at(ended),
-            ended_at: at(ended),
-            gateway: gateway.into(),
-            journal: name,
-            seq: 1,
-            client_ip: None,
-            method: "GET".into(),
-            route: None,
-            allowed: false,
-            reason: None,
-        });
-        call.iter().for_each(|call| account.add(KeyId::new(Ulid::from_bits(1)), call));
+        used.iter().for_each(|ended| account.add(key(1, at(0)).id, &call(gateway, at(*ended))));
         store.account(&account).unwrap();
     }
 

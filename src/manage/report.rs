@@ -185,7 +185,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, Hand};
     use crate::key::{Mode, Prefix, Vocabulary};
-    use crate::manage::{NewEntity, NewKey, Overlap};
+    use crate::manage::{NewEntity, NewKey, Overlap, samples};
     use crate::store::memory::MemoryStore;
     use crate::store::{Account, JournalAccount, KeyStore};
     use std::collections::BTreeMap;
@@ -241,18 +241,7 @@ mod tests {
         }
 
         fn use_key(&self, key: KeyId) -> Use {
-            let call = Use {
-                at: self.clock.now(),
-                ended_at: self.clock.now(),
-                gateway: "edge-1".into(),
-                journal: "edge-1/0".into(),
-                seq: 1,
-                client_ip: None,
-                method: "GET".into(),
-                route: None,
-                allowed: false,
-                reason: None,
-            };
+            let call = samples::call("edge-1", self.clock.now());
             let mut account = Account::new(self.journal.clone());
             account.add(key, &call);
             self.store.account(&account).unwrap();

@@ -100,6 +100,6 @@ fn start_demo(dir: &Path) -> (Child, Value) {
 
 /// Whether a file of the audit directory holds `text`.
 fn journal_mentions(dir: &Path, text: &str) -> bool {
-    let output = keygate(dir).args(["logs", "--output", "ndjson"]).output().unwrap();
+    let output = keygate(dir).args(["logs", "--kind", "all", "--output", "ndjson"]).output().unwrap();
     String::from_utf8_lossy(&output.stdout).contains(text)
 }

@@ -124,6 +124,27 @@ fn a_key_is_not_revoked_by_a_script_that_did_not_say_yes() {
 }
 
 #[test]
+fn where_nothing_is_yet_it_is_said_what_makes_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let said = |args: &[&str]| text(&run(directory.path(), args).stderr);
+    for command in [&["check"][..], &["serve"], &["keys", "list"], &["logs"], &["audit", "verify"]] {
+        let words = said(command);
+        assert!(words.contains("gateway.toml: there is no such file; ") && words.contains("--config"), "{words}");
+    }
+    let listen = "[[listen]]\naddress = \"127.0.0.1:0\"\n";
+    let rest = "[scopes]\n[upstreams.erp]\nlive = [\"http://127.0.0.1:1\"]\n[[routes]]\npath = \"/v1/**\"\nupstream = \"erp\"\npublic = true\n";
+    std::fs::write(directory.path().join("gateway.toml"), format!("{listen}{rest}")).unwrap();
+    for command in [&["logs"][..], &["audit", "verify"], &["audit", "export", "--since", "1h"]] {
+        let words = said(command);
+        let told =
+            "error: there is no journal in data/audit; `keygate serve` writes it, in audit.dir of gateway.toml\n";
+        assert_eq!(words, told, "{command:?}");
+    }
+    let words = said(&["logs", "--since", "yesterday"]);
+    assert!(words.ends_with("or \"90d\", or 2026-11-24T10:42:10Z\n"), "{words}");
+}
+
+#[test]
 fn a_key_given_for_its_id_is_not_shown_in_the_error() {
     let gateway = Gateway::before(&Upstream::named("erp"));
     let key = gateway.key(&["orders:read"]);

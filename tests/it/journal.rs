@@ -23,7 +23,7 @@ fn assert_gapless(records: &[Value]) {
 }
 
 #[test]
-fn strangers_beyond_the_bound_are_counted_exactly_and_whoever_has_a_key_is_recorded() {
+fn j8_strangers_beyond_the_bound_are_counted_exactly_and_whoever_has_a_key_is_recorded() {
     const STRANGERS: u64 = 200;
     let upstream = Upstream::named("erp");
     let gateway = Gateway::builder().live(&upstream).toml("[audit]\nanonymous_per_second = 5").start();
@@ -47,7 +47,7 @@ fn strangers_beyond_the_bound_are_counted_exactly_and_whoever_has_a_key_is_recor
 }
 
 #[test]
-fn a_journal_that_is_removed_is_begun_anew_and_nobody_is_served_without_a_record() {
+fn j8_a_journal_that_is_removed_is_begun_anew_and_nobody_is_served_without_a_record() {
     let upstream = Upstream::named("erp");
     let gateway = Gateway::before(&upstream);
     let (key, path) = (gateway.key(&["orders:read"]), gateway.path("orders"));
@@ -84,7 +84,7 @@ fn a_journal_that_is_removed_is_begun_anew_and_nobody_is_served_without_a_record
 }
 
 #[test]
-fn a_gateway_that_is_killed_under_load_leaves_whole_records_and_goes_on_numbering() {
+fn j7_a_gateway_that_is_killed_under_load_leaves_whole_records_and_goes_on_numbering() {
     let mut gateway = Gateway::before(&Upstream::named("erp"));
     let (key, path) = (gateway.key(&["orders:read"]), gateway.path("orders"));
     for _ in 0..3 {

@@ -15,6 +15,9 @@ const ALL: &str = "1000000";
 struct Journal {
     gateway: Gateway,
     key: Key,
+    /// Everything that was written.
+    all: Vec<Value>,
+    /// What is shown of it unless more is asked for.
     records: Vec<Value>,
 }
 
@@ -36,7 +39,7 @@ impl Journal {
         for line in [stranger.bearer(), "X-No: key".to_owned()] {
             client.request("GET", &gateway.path("orders/1"), &[&line]);
         }
-        let mut journal = Self { gateway, key, records: Vec::new() };
+        let mut journal = Self { gateway, key, all: Vec::new(), records: Vec::new() };
         journal.stop();
         journal
     }
@@ -44,7 +47,9 @@ impl Journal {
     fn stop(&mut self) {
         self.gateway.signal("TERM");
         assert_eq!(self.gateway.wait(), Some(0));
-        self.records = self.gateway.records();
+        self.all = self.gateway.records();
+        self.records = self.all.iter().filter(|record| record["kind"] != "seal").cloned().collect();
+        assert!(self.records.len() < self.all.len(), "a journal that was closed ends in a seal");
     }
 
     /// The newest segment.
@@ -63,8 +68,14 @@ impl Journal {
     /// Whether these arguments select what `wants` does: some, not all, and nothing else.
     #[track_caller]
     fn selects(&self, args: &[&str], wants: impl Fn(&Value) -> bool) {
-        let wanted: Vec<_> = self.records.iter().filter(|record| wants(record)).cloned().collect();
-        assert!(!wanted.is_empty() && wanted.len() < self.records.len(), "{args:?} tests nothing");
+        self.selects_of(&self.records, args, wants);
+    }
+
+    /// The same of these records.
+    #[track_caller]
+    fn selects_of(&self, records: &[Value], args: &[&str], wants: impl Fn(&Value) -> bool) {
+        let wanted: Vec<_> = records.iter().filter(|record| wants(record)).cloned().collect();
+        assert!(!wanted.is_empty() && wanted.len() < records.len(), "{args:?} tests nothing");
         assert_eq!(self.logs(&[args, &["--limit", ALL]].concat()), wanted, "{args:?}");
     }
 }
@@ -96,6 +107,7 @@ fn each_filter_selects_exactly_what_it_says() {
     journal.selects(&["--decision", "deny"], |one| one["decision"] == "deny");
     journal.selects(&["--reason", "entity_mismatch"], |one| one["reason"] == "entity_mismatch");
     journal.selects(&["--method", "POST"], |one| one["method"] == "POST");
+    journal.selects(&["--method", "post"], |one| one["method"] == "POST");
     let prefix = journal.gateway.path("products");
     journal.selects(&["--path", &prefix], |one| one["path"].as_str().unwrap_or_default().starts_with(&prefix));
     journal.selects(&["--method", "GET", "--status", "2xx", "--path", &prefix], |one| {
@@ -117,6 +129,21 @@ fn each_filter_selects_exactly_what_it_says() {
     {
         assert_eq!(journal.logs(&nothing), Vec::<Value>::new(), "{nothing:?}");
     }
+}
+
+#[test]
+fn kinds_are_selected_and_seals_are_shown_to_who_asks_for_them() {
+    let journal = Journal::new();
+    for kind in ["request", "change", "start", "seal"] {
+        journal.selects_of(&journal.all, &["--kind", kind], |one| one["kind"] == kind);
+    }
+    let two = ["--kind", "seal", "--kind", "start"];
+    journal.selects_of(&journal.all, &two, |one| one["kind"] == "seal" || one["kind"] == "start");
+    assert_eq!(journal.logs(&["--kind", "all", "--limit", ALL]), journal.all);
+    assert_eq!(journal.logs(&["--kind", "seal", "--kind", "all", "--limit", ALL]), journal.all);
+    let of_key = |one: &Value| one["key_id"] == journal.key.id.as_str();
+    journal.selects(&["--kind", "request", "--key", &journal.key.id], of_key);
+    assert_eq!(journal.logs(&["--kind", "change", "--key", &journal.key.id]), Vec::<Value>::new());
 }
 
 #[test]
@@ -204,6 +231,9 @@ fn a_filter_that_cannot_be_meant_is_refused() {
         (["--after", "the last one"], 1),
         (["--key", "key_none"], 1),
         (["--entity", "nobody"], 1),
+        (["--kind", "requests"], 2),
+        (["--reason", "key_revokd"], 2),
+        (["--path", "v1/entities"], 2),
     ] {
         let output = gateway.run(&[&["logs"][..], &args].concat());
         assert_eq!(output.status.code(), Some(code), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -301,7 +331,7 @@ fn following_under_load_shows_every_record_once_and_warns_of_nothing() {
     const EACH: usize = 300;
     let gateway = Gateway::before(&Upstream::named("erp"));
     let (key, path) = (gateway.key(&["orders:read"]), gateway.path("orders"));
-    let following = Following::start(&gateway, &["--limit", ALL]);
+    let following = Following::start(&gateway, &["--kind", "all", "--limit", ALL]);
     std::thread::scope(|scope| {
         for _ in 0..3 {
             let mut client = gateway.client();
@@ -320,9 +350,9 @@ fn following_under_load_shows_every_record_once_and_warns_of_nothing() {
 }
 
 #[test]
-fn a_torn_last_line_is_moved_aside_and_its_number_given_to_nobody_else() {
+fn j6_j7_a_torn_last_line_is_moved_aside_and_its_number_given_to_nobody_else() {
     let mut journal = Journal::new();
-    let (segment, last) = (journal.segment(), *seqs(&journal.records).last().unwrap());
+    let (segment, last) = (journal.segment(), *seqs(&journal.all).last().unwrap());
     let content = std::fs::read(&segment).unwrap();
     std::fs::File::options().write(true).open(&segment).unwrap().set_len(content.len() as u64 - 10).unwrap();
     let whole = content[..content.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
@@ -332,19 +362,19 @@ fn a_torn_last_line_is_moved_aside_and_its_number_given_to_nobody_else() {
     assert_eq!(std::fs::read(&segment).unwrap(), content[..whole]);
     assert!(journal.gateway.log_text().contains("torn"));
     journal.stop();
-    let numbers = seqs(&journal.records);
+    let numbers = seqs(&journal.all);
     // It was synced, so somebody may have read it.
     assert!(!numbers.contains(&last));
-    let of_start = journal.records.iter().find(|record| record["seq"] == last + 1).unwrap();
+    let of_start = journal.all.iter().find(|record| record["seq"] == last + 1).unwrap();
     assert_eq!(of_start["kind"], "start");
     let words = String::from_utf8(journal.gateway.run(&["logs"]).stderr).unwrap();
     assert!(words.contains(&format!("lacks record {last}")) && !words.contains("damaged"), "{words}");
 }
 
 #[test]
-fn a_damaged_line_is_reported_by_its_range_and_number_and_the_rest_is_read() {
+fn j7_l8_a_damaged_line_is_reported_by_its_range_and_number_and_the_rest_is_read() {
     let mut journal = Journal::new();
-    let (segment, mut expected) = (journal.segment(), seqs(&journal.records));
+    let (segment, mut expected) = (journal.segment(), seqs(&journal.all));
     let mut content = std::fs::read(&segment).unwrap();
     let starts: Vec<usize> = std::iter::once(0)
         .chain(content.iter().enumerate().filter(|one| *one.1 == b'\n').map(|one| one.0 + 1))
@@ -358,27 +388,31 @@ fn a_damaged_line_is_reported_by_its_range_and_number_and_the_rest_is_read() {
     let range = format!("{} bytes from byte {}", starts[41] - starts[40], starts[40]);
     assert!(words.contains("between records 40 and 42") && words.contains("lacks record 41"), "{words}");
     assert!(words.contains(&range) && words.contains(segment.file_name().unwrap().to_str().unwrap()), "{words}");
-    assert_eq!(seqs(&journal.logs(&["--limit", ALL])), expected);
+    assert_eq!(seqs(&journal.logs(&["--kind", "all", "--limit", ALL])), expected);
     // The damage stays where it is, and numbering goes on after the last record.
     journal.gateway.restart();
     assert_eq!(std::fs::read(&segment).unwrap(), content);
     journal.stop();
-    expected.extend(expected.len() as u64 + 2..=journal.records.len() as u64 + 1);
-    assert_eq!(seqs(&journal.records), expected);
+    expected.extend(expected.len() as u64 + 2..=journal.all.len() as u64 + 1);
+    assert_eq!(seqs(&journal.all), expected);
 }
 
 /// A whole line with this number.
 fn line(seq: u64) -> Vec<u8> {
+    line_of(Kind::Gap, seq)
+}
+
+fn line_of(kind: Kind, seq: u64) -> Vec<u8> {
     let mut line = Vec::new();
-    write_line(&mut line, Kind::Gap, "edge-1/0", seq, "cfg", b"\"requests_refused\":1,");
+    write_line(&mut line, kind, "edge-1/0", seq, "cfg", b"\"requests_refused\":1,");
     line
 }
 
 #[test]
 fn following_tells_what_is_damaged_and_missing_when_it_comes_to_it() {
     let journal = Journal::new();
-    let last = *seqs(&journal.records).last().unwrap();
-    let following = Following::start(&journal.gateway, &["--limit", "1"]);
+    let last = *seqs(&journal.all).last().unwrap();
+    let following = Following::start(&journal.gateway, &["--kind", "all", "--limit", "1"]);
     assert_eq!(following.next()["seq"], last);
     let mut segment = std::fs::File::options().append(true).open(journal.segment()).unwrap();
     segment.write_all(&[b"no record\n", &line(last + 3)[..]].concat()).unwrap();
@@ -394,15 +428,28 @@ fn following_tells_what_is_damaged_and_missing_when_it_comes_to_it() {
 }
 
 #[test]
+fn following_shows_seals_to_who_asks_for_them() {
+    let journal = Journal::new();
+    let last = *seqs(&journal.all).last().unwrap();
+    let (plain, every) = (["--limit", "1"], ["--limit", "1", "--kind", "all"]);
+    let (shown, all) = (Following::start(&journal.gateway, &plain), Following::start(&journal.gateway, &every));
+    assert_eq!((shown.next()["seq"].as_u64(), all.next()["seq"].as_u64()), (Some(last - 1), Some(last)));
+    let mut segment = std::fs::File::options().append(true).open(journal.segment()).unwrap();
+    segment.write_all(&[line_of(Kind::Seal, last + 1), line(last + 2)].concat()).unwrap();
+    assert_eq!(shown.next()["seq"], last + 2);
+    assert_eq!((all.next()["seq"].as_u64(), all.next()["seq"].as_u64()), (Some(last + 1), Some(last + 2)));
+}
+
+#[test]
 fn a_damaged_stretch_larger_than_memory_should_be_is_passed_over() {
     const STRETCH: u64 = 256 << 20;
     let journal = Journal::new();
-    let last = *seqs(&journal.records).last().unwrap();
+    let last = *seqs(&journal.all).last().unwrap();
     let mut segment = std::fs::File::options().append(true).open(journal.segment()).unwrap();
     // Zeros that take no room on the disk.
     segment.set_len(segment.metadata().unwrap().len() + STRETCH).unwrap();
     segment.write_all(&[b"\n", &line(last + 1)[..]].concat()).unwrap();
-    let following = Following::start(&journal.gateway, &["--limit", "2"]);
+    let following = Following::start(&journal.gateway, &["--kind", "all", "--limit", "2"]);
     assert_eq!((following.next()["seq"].as_u64(), following.next()["seq"].as_u64()), (Some(last), Some(last + 1)));
     assert!(following.warning().contains(&format!("{} bytes from byte", STRETCH + 1)));
     let peak = following.peak_bytes();

@@ -21,6 +21,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod order;
+mod promises;
 mod proofs;
 mod proofs_small;
 mod readme;

@@ -54,54 +54,54 @@ fn no_ended_key_is_accepted_whatever_fails() {
 }
 
 #[test]
-fn l1_a_gateway_that_is_killed_has_journaled_whatever_anybody_saw() {
+fn j2_j3_j5_l1_a_gateway_that_is_killed_has_journaled_whatever_anybody_saw() {
     audit::deaths::prove(&deaths(50));
 }
 
 #[test]
 fn a_journal_that_is_not_waited_for_is_whole_up_to_where_it_ends() {
     // How much is lost is up to the machine, which does other things as well: the heavy run judges that.
-    audit::deaths::window(&deaths(10));
+    audit::deaths::forget_what_was_under_way(&deaths(10));
     audit::power::window(&deaths(3));
 }
 
 #[test]
-fn l2_what_was_answered_is_in_the_journal_when_the_power_has_failed() {
+fn j4_j5_l2_what_was_answered_is_in_the_journal_when_the_power_has_failed() {
     audit::power::prove(&deaths(3));
 }
 
 #[test]
-fn l4_on_a_full_disk_requests_are_refused_and_counted() {
+fn j8_l4_on_a_full_disk_requests_are_refused_and_counted() {
     audit::failures::refuse(Failure::FullDisk);
 }
 
 #[test]
-fn l4_on_a_full_disk_what_is_dropped_is_counted() {
+fn j8_l4_on_a_full_disk_what_is_dropped_is_counted() {
     audit::failures::drop_records(Failure::FullDisk);
 }
 
 #[test]
-fn l5_while_syncs_fail_requests_are_refused_and_counted() {
+fn j4_j8_l5_while_syncs_fail_requests_are_refused_and_counted() {
     audit::failures::refuse(Failure::FailingSync);
 }
 
 #[test]
-fn l5_while_syncs_fail_what_is_dropped_is_counted() {
+fn j4_j8_l5_while_syncs_fail_what_is_dropped_is_counted() {
     audit::failures::drop_records(Failure::FailingSync);
 }
 
 #[test]
-fn what_was_refused_or_dropped_is_told_by_the_next_gateway_when_this_one_is_killed() {
+fn j8_l4_what_was_refused_or_dropped_is_told_by_the_next_gateway_when_this_one_is_killed() {
     ["reject", "drop"].into_iter().for_each(audit::failures::die);
 }
 
 #[test]
-fn a_journal_whose_directory_is_removed_tells_what_went_with_it() {
+fn j8_a_journal_whose_directory_is_removed_tells_what_went_with_it() {
     audit::failures::take_away(|slot| std::fs::remove_dir_all(slot).unwrap());
 }
 
 #[test]
-fn a_journal_whose_segment_is_emptied_tells_what_went_with_it() {
+fn j8_a_journal_whose_segment_is_emptied_tells_what_went_with_it() {
     audit::failures::take_away(|slot| {
         let entries = std::fs::read_dir(slot).unwrap().map(|entry| entry.unwrap().path());
         let segments = entries.filter(|path| path.extension().is_some_and(|extension| extension == "ndjson"));

@@ -73,7 +73,7 @@ fn a_compressed_segment_is_gzip_and_holds_exactly_what_the_original_held() {
 }
 
 #[test]
-fn no_block_holds_more_lines_than_it_may_and_none_is_far_smaller() {
+fn j7_no_block_holds_more_lines_than_it_may_and_none_is_far_smaller() {
     let (_dir, path) = journal(&lines(1, 200));
     let (mut blocks, mut sizes) = (Blocks::open(&path, 0).unwrap(), Vec::new());
     while let Some(block) = blocks.read().unwrap() {
@@ -133,7 +133,7 @@ fn a_damaged_or_empty_segment_and_one_with_a_line_longer_than_a_block_stay_as_th
 }
 
 #[test]
-fn a_crash_before_the_original_went_leaves_a_segment_that_counts_once() {
+fn j7_a_crash_before_the_original_went_leaves_a_segment_that_counts_once() {
     let (dir, path) = journal(&lines(1, 50));
     fs::write(dir.path().join(segment::file_name(1)), lines(1, 50)).unwrap();
     assert_eq!(read(dir.path()), ((1..=50).collect(), vec![]));
@@ -168,7 +168,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn any_flipped_bit_takes_its_block_and_nothing_else(at: prop::sample::Index, bit in 0_u32..8) {
+    fn l8_any_flipped_bit_takes_its_block_and_nothing_else(at: prop::sample::Index, bit in 0_u32..8) {
         let (dir, path) = hundred();
         let blocks = blocks(&path);
         let mut bytes = fs::read(&path).unwrap();

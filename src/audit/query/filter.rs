@@ -1,6 +1,7 @@
 //! Which records are wanted.
 
 use crate::audit::fields::{Fields, Text};
+use crate::audit::segment::Kind;
 use crate::clock::Timestamp;
 use crate::net::Networks;
 use std::net::IpAddr;
@@ -9,6 +10,7 @@ use std::time::Duration;
 /// Which records are wanted; every part that is given must hold.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
+    pub kinds: Kinds,
     pub key_id: Option<String>,
     /// Of any of these.
     pub entity_ids: Option<Vec<String>>,
@@ -32,6 +34,18 @@ pub struct Filter {
     pub until: Option<Timestamp>,
 }
 
+/// Which kinds of record. Another version may write kinds that this one does not know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Kinds {
+    /// Every record, those included that only prove others.
+    #[default]
+    All,
+    /// What happened: all but seals, of which a busy journal has one every second.
+    Events,
+    /// These.
+    Of(Vec<String>),
+}
+
 /// A status, or a class of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatusFilter {
@@ -39,6 +53,18 @@ pub enum StatusFilter {
     Exactly(u64),
     /// Such as 4xx: the first digit.
     Class(u64),
+}
+
+// === impl Kinds ===
+
+impl Kinds {
+    fn hold(&self, kind: Option<Text<'_>>) -> bool {
+        match self {
+            Self::All => true,
+            Self::Events => !kind.is_some_and(|kind| kind.is(Kind::Seal.as_str())),
+            Self::Of(wanted) => kind.is_some_and(|kind| wanted.iter().any(|wanted| kind.is(wanted))),
+        }
+    }
 }
 
 // === impl StatusFilter ===
@@ -69,9 +95,11 @@ impl StatusFilter {
 // === impl Filter ===
 
 impl Filter {
-    /// Whether a record is wanted. Only requests have what is asked for: with any filter but those by time, others are not.
+    /// Whether a record is wanted. With any filter but those by kind and by time only requests are: others lack what is asked
+    /// for.
     pub fn wants(&self, record: &Fields<'_>) -> bool {
-        is(&self.key_id, record.key_id)
+        self.kinds.hold(record.kind)
+            && is(&self.key_id, record.key_id)
             && is(&self.mode, record.mode)
             && is(&self.decision, record.decision)
             && is(&self.reason, record.reason)

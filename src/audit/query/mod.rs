@@ -9,7 +9,7 @@ mod slot_query;
 #[cfg(test)]
 mod tests;
 
-pub use filter::{Filter, StatusFilter};
+pub use filter::{Filter, Kinds, StatusFilter};
 pub use journals::JournalSource;
 
 use super::index::IndexError;

@@ -1,6 +1,6 @@
 //! Whatever helps to find records, the answer is that of a filter over all of them.
 
-use super::{Cursor, Filter, JournalSource, Source, StatusFilter};
+use super::{Cursor, Filter, JournalSource, Kinds, Source, StatusFilter};
 use crate::audit::block::{Compressing, Step};
 use crate::audit::fields::Fields;
 use crate::audit::index::{Entry, Index, IndexReader};
@@ -95,7 +95,11 @@ impl World {
             ["null", "200", "404", "503"][rng.usize(0..4)],
             rng.u32(0..2000),
         );
-        let kind = if rng.u8(..) < 20 { Kind::Change } else { Kind::Request };
+        let kind = match rng.u8(..) {
+            0..20 => Kind::Change,
+            20..60 => Kind::Seal,
+            _ => Kind::Request,
+        };
         let mut line = Vec::new();
         let seq = self.lines[slot].len() as u64 + 1;
         write_line(&mut line, kind, &format!("edge-1/{slot}"), seq, "cfg", body.as_bytes());
@@ -141,6 +145,11 @@ impl World {
             ..Filter::default()
         };
         let time = |rng: &mut Rng| Some(Timestamp::from_micros(START + rng.i64(0..self.minute + 2) * MINUTE));
+        filter.kinds = match rng.u8(0..3) {
+            0 => Kinds::All,
+            1 => Kinds::Events,
+            _ => Kinds::Of(vec!["change".to_owned(), "seal".to_owned()]),
+        };
         filter.slower_than = (rng.u8(0..4) == 0).then(|| Duration::from_millis(1));
         filter.since = if rng.bool() { time(rng) } else { None };
         filter.until = if rng.bool() { time(rng) } else { None };
@@ -204,6 +213,38 @@ proptest! {
     }
 }
 
+#[test]
+fn records_that_are_not_shown_take_no_room_on_a_page() {
+    let mut world = one_segment(0);
+    let mut add = |kind, count: usize| {
+        for _ in 0..count {
+            let mut line = Vec::new();
+            let body = br#""ts":"2026-11-24T10:42:10.000000Z","#;
+            write_line(&mut line, kind, "edge-1/0", world.lines[0].len() as u64 + 1, "cfg", body);
+            fs::File::options().append(true).open(world.path(0, 1)).unwrap().write_all(&line).unwrap();
+            world.lines[0].push(String::from_utf8(line).unwrap().trim_end().to_owned());
+        }
+    };
+    // The last page is followed by seals alone, which are no reason to say that there is more.
+    for (kind, count) in
+        [(Kind::Seal, 3), (Kind::Start, 1), (Kind::Seal, 20), (Kind::Gap, 2), (Kind::Seal, 5), (Kind::Gap, 3)]
+    {
+        add(kind, count);
+    }
+    let page = |kinds, after: Option<&Cursor>| {
+        let filter = Filter { kinds, ..Filter::default() };
+        let page = JournalSource::new(world.dir.path(), None).page(&filter, after, 2).unwrap();
+        let seqs = page.lines.iter().map(|line| Fields::read(line).unwrap().seq.unwrap());
+        (seqs.collect::<Vec<_>>(), page.next)
+    };
+    let (first, cursor) = page(Kinds::Events, None);
+    let (second, cursor) = page(Kinds::Events, Some(&cursor.unwrap()));
+    let (third, end) = page(Kinds::Events, Some(&cursor.unwrap()));
+    assert_eq!((first, second, third, end), (vec![34, 33], vec![32, 26], vec![25, 4], None));
+    assert_eq!(page(Kinds::Of(vec!["seal".to_owned()]), None).0, [31, 30]);
+    assert_eq!(page(Kinds::All, None).0, [34, 33]);
+}
+
 fn all(dir: &Path, index: Option<IndexReader>) -> (Vec<u64>, Vec<String>) {
     let page = JournalSource::new(dir, index).page(&Filter::default(), None, usize::MAX).unwrap();
     (page.lines.iter().map(|line| Fields::read(line).unwrap().seq.unwrap()).collect(), page.warnings)
@@ -224,7 +265,7 @@ fn one_segment(count: usize) -> World {
 }
 
 #[test]
-fn damage_is_told_by_its_range_and_neighbours_wherever_it_is() {
+fn l8_damage_is_told_by_its_range_and_neighbours_wherever_it_is() {
     let mut rng = Rng::with_seed(7);
     for round in 0..30 {
         let world = one_segment(1000);
@@ -253,7 +294,7 @@ fn damage_is_told_by_its_range_and_neighbours_wherever_it_is() {
 }
 
 #[test]
-fn a_damaged_block_takes_its_records_and_no_others() {
+fn l8_a_damaged_block_takes_its_records_and_no_others() {
     let world = one_segment(1000);
     world.compress(0, 1);
     let path = compressed(&world.path(0, 1));
@@ -270,7 +311,7 @@ fn a_damaged_block_takes_its_records_and_no_others() {
 }
 
 #[test]
-fn what_a_newer_segment_wrote_again_is_taken_from_there() {
+fn j4_what_a_newer_segment_wrote_again_is_taken_from_there() {
     let mut world = one_segment(20);
     let again = world.lines[0].split_off(15);
     world.rotate(0);

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn it_goes_on_behind_a_position_and_a_hole_is_told_exactly() {
+    fn l7_it_goes_on_behind_a_position_and_a_hole_is_told_exactly() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "gw/0", 11, 14);
         let from = |list| read_all(&mut Feed::new(dir.path().to_owned(), positions(list)));
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_read_that_is_not_synced() {
+    fn j6_nothing_is_read_that_is_not_synced() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "gw/0", 1, 5);
         let mut feed = Feed::new(dir.path().to_owned(), Positions::new());
@@ -315,7 +315,7 @@ mod tests {
         /// Each gets every number once and in order, as a record or in a gap, whatever the others read meanwhile; and no gap
         /// where nothing was removed.
         #[test]
-        fn feeds_that_share_tails_read_what_each_would_read_alone(steps in steps(), tail_bytes in 0..6000_usize) {
+        fn l7_feeds_that_share_tails_read_what_each_would_read_alone(steps in steps(), tail_bytes in 0..6000_usize) {
             let (dir, tails) = (tempfile::tempdir().unwrap(), Tails::new(tail_bytes));
             let open = |last: u64| Feed::new(dir.path().to_owned(), positions(&[("gw/0", last)]));
             write(dir.path(), "gw/0", 1, 1);

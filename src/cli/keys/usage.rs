@@ -4,7 +4,7 @@ use super::{Failure, Session, exit};
 use crate::audit::fields::Fields;
 use crate::audit::index::IndexReader;
 use crate::audit::reader::{Follow, journals};
-use crate::audit::usage::{Day, Statuses, Usage};
+use crate::audit::usage::{Day, LastUse, Statuses, Usage};
 use crate::cli::output::{self, Output};
 use crate::cli::when;
 use crate::clock::Timestamp;
@@ -64,7 +64,7 @@ impl Session<'_> {
     fn show_usage(&self, usage: &KeyUsage, elsewhere: &[String]) -> Result<(), Failure> {
         let key = &usage.key;
         let code = self.codes()?.remove(&key.entity_id).unwrap_or_default();
-        let last = |call: &Option<_>| call.as_ref().map_or_else(|| "never, as far as is known".to_owned(), show_use);
+        let last = |call: &Option<Use>| show_last(call.as_ref(), usage.details.last());
         let list = |list: Option<Vec<String>>| match list {
             None => "unknown: too many to tell apart".to_owned(),
             Some(list) if list.is_empty() => "-".to_owned(),
@@ -207,6 +207,17 @@ fn usage_here(dir: &Path, key: &str, since: Timestamp, until: Timestamp) -> Resu
     Ok(usage)
 }
 
+/// The last call that gateways have reported. Seconds after a key's first one it is in the journal alone.
+fn show_last(reported: Option<&Use>, here: Option<&LastUse>) -> String {
+    match (reported, here) {
+        (Some(call), _) => show_use(call),
+        (None, Some(here)) => {
+            format!("none reported yet; in the journal here there is a call at {}", output::show_time(Some(here.at)))
+        }
+        (None, None) => "never, as far as is known".to_owned(),
+    }
+}
+
 /// A call with a key, for people.
 pub fn show_use(call: &Use) -> String {
     let ip = call.client_ip.map_or_else(|| "an unknown address".to_owned(), |ip| ip.to_string());
@@ -230,4 +241,25 @@ pub fn use_value(call: &Use) -> Value {
         "decision": if call.allowed { "allow" } else { "deny" },
         "reason": call.reason,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_is_not_reported_yet_is_not_said_to_be_none() {
+        let at = Timestamp::from_micros(0);
+        let here = LastUse {
+            at,
+            gateway: "edge-1".into(),
+            client_ip: None,
+            method: "GET".into(),
+            route: None,
+            refused: false,
+        };
+        let told = "none reported yet; in the journal here there is a call at 1970-01-01 00:00:00";
+        assert_eq!(show_last(None, Some(&here)), told);
+        assert_eq!(show_last(None, None), "never, as far as is known");
+    }
 }

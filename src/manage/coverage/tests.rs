@@ -1,40 +1,11 @@
 //! The verdict against what has really happened.
 
 use super::*;
-use crate::key::{Digest, EntityId, KeyId, Mode, ScopeList};
-use crate::net::Networks;
+use crate::manage::samples::{at, call, key};
 use crate::store::Member;
-use crate::ulid::Ulid;
 use proptest::prelude::*;
 
 const NOW: i64 = 1000;
-
-fn at(second: i64) -> Timestamp {
-    Timestamp::from_micros(second * 1_000_000)
-}
-
-fn key(created: i64) -> KeyRecord {
-    KeyRecord {
-        id: KeyId::new(Ulid::from_bits(1)),
-        version: 1,
-        digest: Digest::of(b"1"),
-        entity_id: EntityId::random(),
-        name: "key".into(),
-        mode: Mode::Live,
-        scopes: ScopeList::parse("orders:read"),
-        allowlist: Networks::default(),
-        tier: "standard".into(),
-        api_version: None,
-        last4: "abcd".into(),
-        imported: false,
-        created_at: at(created),
-        expires_at: None,
-        revoked_at: None,
-        rotated_to: None,
-        rotated_from: None,
-        until_quiet: None,
-    }
-}
 
 fn journal(name: &str) -> JournalAccount {
     JournalAccount { seq: 9, through: at(NOW), ..JournalAccount::new(name.into(), at(0)) }
@@ -155,21 +126,6 @@ fn account(number: usize, gateway: &Gateway) -> (JournalAccount, Option<i64>) {
     (journal, last)
 }
 
-fn call(second: i64) -> Use {
-    Use {
-        at: at(second),
-        ended_at: at(second),
-        gateway: "edge-0".into(),
-        journal: "edge-0/0".into(),
-        seq: 1,
-        client_ip: None,
-        method: "GET".into(),
-        route: None,
-        allowed: false,
-        reason: None,
-    }
-}
-
 proptest! {
     /// Against everything that has happened, which no gateway knows.
     #[test]
@@ -178,11 +134,11 @@ proptest! {
     ) {
         let accounts: Vec<_> = gateways.iter().enumerate().map(|(number, gateway)| account(number, gateway)).collect();
         let mut uses = LastUses::default();
-        accounts.iter().filter_map(|(_, last)| *last).for_each(|second| uses.add(&call(second)));
+        accounts.iter().filter_map(|(_, last)| *last).for_each(|second| uses.add(&call("edge-0", at(second))));
         let journals: Vec<_> = accounts.into_iter().map(|(journal, _)| journal).collect();
         let names: Vec<_> = journals.iter().filter(|journal| !journal.is_closed()).map(|journal| journal.gateway().to_owned()).collect();
         let fleet = fleet(&names.iter().map(String::as_str).collect::<Vec<_>>());
-        let (key, now) = (key(created), at(NOW));
+        let (key, now) = (key(1, at(created)), at(NOW));
         let verdict = Verdict::on(&key, &uses, &Coverage::of(&Accounts { journals }, &fleet, now), at(since));
 
         let begin = since.max(created);

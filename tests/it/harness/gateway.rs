@@ -249,9 +249,9 @@ impl Gateway {
         line.map_or(0.0, |value| value.trim().parse().unwrap())
     }
 
-    /// All audit records written so far, in order.
+    /// All audit records written so far, in order, seals included.
     pub fn records(&self) -> Vec<Value> {
-        let output = self.run(&["logs", "--output", "ndjson", "--limit", "1000000"]);
+        let output = self.run(&["logs", "--kind", "all", "--output", "ndjson", "--limit", "1000000"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }

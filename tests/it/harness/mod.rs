@@ -11,12 +11,14 @@ pub mod redis;
 pub mod resp;
 pub mod sentinel;
 pub mod tls;
+pub mod trace;
 pub mod upstream;
 
 pub use canary::Canary;
 pub use client::{Client, Response};
 pub use fault_proxy::{FaultProxy, Network, Way};
 pub use gateway::{Gateway, Key};
+pub use trace::Trace;
 pub use upstream::{Received, Reply, Upstream};
 
 use std::time::{Duration, Instant};

@@ -84,8 +84,18 @@ fn repeated(lines: &[String]) -> Vec<(String, u64)> {
     lines.iter().map(|line| name(line)).filter(|name| !seen.insert(name.clone())).collect()
 }
 
+/// A sink that soon gives a server up.
 fn http(server: &Server) -> String {
-    format!("type = \"http\"\nurl = \"{}\"\ntimeout = \"500ms\"", server.url())
+    http_within(server, "500ms")
+}
+
+/// A sink that waits as long as a busy machine may need for an answer: what is not answered in time is sent again.
+fn patient(server: &Server) -> String {
+    http_within(server, "1min")
+}
+
+fn http_within(server: &Server, timeout: &str) -> String {
+    format!("type = \"http\"\nurl = \"{}\"\ntimeout = \"{timeout}\"", server.url())
 }
 
 #[test]
@@ -94,7 +104,7 @@ fn everything_arrives_as_it_stands_in_the_journal_once_and_in_order_and_a_stop_l
     let file = secrets.path().join("token");
     std::fs::write(&file, "a-token-of-the-test\n").unwrap();
     let more = format!("token = {{ file = \"{}\" }}\nbatch = {{ records = 7 }}", file.display());
-    let mut world = World::new(&format!("{}\n{more}", http(&server)));
+    let mut world = World::new(&format!("{}\n{more}", patient(&server)));
     world.serve(40);
     world.stop();
     assert_eq!(server.lines(), world.journal());
@@ -119,10 +129,12 @@ fn everything_arrives_as_it_stands_in_the_journal_once_and_in_order_and_a_stop_l
 }
 
 #[test]
-fn whatever_a_server_does_requests_are_served_and_afterwards_nothing_lacks() {
+fn l3_whatever_a_server_does_requests_are_served_and_afterwards_nothing_lacks() {
     let server = Server::start(Mood::Take);
-    let world =
-        World::new(&format!("{}\ncompress = false\nusername = \"u\"\npassword = {{ env = \"PATH\" }}", http(&server)));
+    let world = World::new(&format!(
+        "{}\ncompress = false\nusername = \"u\"\npassword = {{ env = \"PATH\" }}",
+        http_within(&server, "3s")
+    ));
     let moods = [
         Mood::Nothing,
         Mood::Slow,
@@ -150,15 +162,31 @@ fn whatever_a_server_does_requests_are_served_and_afterwards_nothing_lacks() {
     }
     assert_eq!(world.gateway.metric("keygate_sink_dropped_total{sink=\"http\"}"), 0.0);
     let log = world.gateway.log_text();
-    for told in
-        ["no answer within 500ms", "the server answered 302", "400 Bad Request: no!", "takes audit records again"]
+    for told in ["no answer within 3s", "the server answered 302", "400 Bad Request: no!", "takes audit records again"]
     {
         assert!(log.contains(told), "{told}:\n{log}");
     }
 }
 
 #[test]
-fn what_was_taken_without_an_answer_comes_again_under_the_same_numbers() {
+fn l6_requests_are_served_and_recorded_while_a_sink_never_answers_and_it_gets_all_of_them_afterwards() {
+    let server = Server::start(Mood::Nothing);
+    let world = World::new(&format!("type = \"http\"\nurl = \"{}\"\ntimeout = \"10min\"", server.url()));
+    eventually("the sink waits for an answer", || (server.requests().len() == 1).then_some(()));
+    for _ in 0..5 {
+        world.serve(100);
+        let served = || world.journal().iter().filter(|line| line.contains(r#""decision":"allow""#)).count();
+        eventually("the journal has them", || (served() == world.served.get()).then_some(()));
+    }
+    assert_eq!((server.requests().len(), server.lines().len()), (1, 0), "it waits for its first answer");
+    server.set(Mood::Take);
+    world.wait_for_all(|| server.lines());
+    assert_eq!(repeated(&server.lines()), []);
+    assert_eq!(world.gateway.metric("keygate_sink_dropped_total{sink=\"http\"}"), 0.0);
+}
+
+#[test]
+fn l7_what_was_taken_without_an_answer_comes_again_under_the_same_numbers() {
     let server = Server::start(Mood::TakeAndCut);
     let world = World::new(&http(&server));
     world.serve(5);
@@ -172,7 +200,7 @@ fn what_was_taken_without_an_answer_comes_again_under_the_same_numbers() {
 #[test]
 fn a_record_that_no_server_takes_is_told_in_its_place_and_those_around_it_arrive() {
     let server = Server::start(Mood::Take);
-    let world = World::new(&format!("{}\ncompress = false", http(&server)));
+    let world = World::new(&format!("{}\ncompress = false", patient(&server)));
     world.serve(2);
     world.wait_for_all(|| server.lines());
     server.set(Mood::Bytes(900));
@@ -216,7 +244,7 @@ fn write_segment(slot: &Path, first: u64, count: u64) {
 }
 
 #[test]
-fn what_the_cap_removes_before_a_sink_has_it_is_told_to_it_exactly() {
+fn j7_l3_what_the_cap_removes_before_a_sink_has_it_is_told_to_it_exactly() {
     const RECORDS: u64 = 1500;
     let server = Server::start(Mood::Take);
     let retain = "[audit]\nretain = { days = 90, size = \"1 MiB\" }";
@@ -262,7 +290,7 @@ fn a_server_that_asks_for_time_gets_it() {
 }
 
 #[test]
-fn a_kill_in_the_middle_of_a_delivery_loses_nothing() {
+fn j6_l7_a_kill_in_the_middle_of_a_delivery_loses_nothing() {
     let server = Server::start(Mood::Slow);
     let mut world = World::new(&format!("{}\nbatch = {{ records = 5 }}", http(&server)));
     for _ in 0..3 {
@@ -283,7 +311,7 @@ fn a_kill_in_the_middle_of_a_delivery_loses_nothing() {
 #[test]
 fn a_checkpoint_that_is_garbage_is_told_and_everything_comes_again() {
     let server = Server::start(Mood::Take);
-    let mut world = World::new(&http(&server));
+    let mut world = World::new(&patient(&server));
     world.serve(5);
     world.stop();
     let before = server.lines();
@@ -298,9 +326,9 @@ fn a_checkpoint_that_is_garbage_is_told_and_everything_comes_again() {
 }
 
 #[test]
-fn of_two_processes_one_ships_for_both_and_the_other_takes_over_when_it_dies() {
+fn j6_of_two_processes_one_ships_for_both_and_the_other_takes_over_when_it_dies() {
     let (server, shared) = (Server::start(Mood::Take), tempfile::tempdir().unwrap());
-    let sections = format!("[audit]\ndir = \"{}\"\n[[audit.sinks]]\n{}", shared.path().display(), http(&server));
+    let sections = format!("[audit]\ndir = \"{}\"\n[[audit.sinks]]\n{}", shared.path().display(), patient(&server));
     let mut first = World::with(&sections);
     eventually("the first one ships", || (!server.lines().is_empty()).then_some(()));
     let second = World::with(&sections);
@@ -311,7 +339,7 @@ fn of_two_processes_one_ships_for_both_and_the_other_takes_over_when_it_dies() {
     first.serve(5);
     second.serve(5);
     eventually("both journals arrive", arrived);
-    assert_eq!(repeated(&server.lines()), []);
+    assert_eq!(repeated(&server.lines()), [], "{}", first.gateway.log_text());
     let standing = |world: &World| world.gateway.admin_page("/readyz?verbose").text();
     let is_through = |world: &World| standing(world).contains("[sink http] delivering, 0 records").then_some(());
     eventually("the first one is through", || is_through(&first));

@@ -100,10 +100,14 @@ fn the_records_of_a_fleet_are_asked_for_at_any_place_in_pages_and_followed() {
     let here = first.gateway.dir.path();
     let elsewhere = tempfile::tempdir().unwrap();
     std::fs::copy(here.join("gateway.toml"), elsewhere.path().join("gateway.toml")).unwrap();
-    let (all, _) = logs(here, &["--fleet", "--limit", "1000000"]);
+    let (every, _) = logs(here, &["--fleet", "--kind", "all", "--limit", "1000000"]);
     let set = |lines: &[String]| lines.iter().cloned().collect::<BTreeSet<_>>();
-    assert_eq!((set(&all), all.len()), (set(&journals), journals.len()));
+    assert_eq!((set(&every), every.len()), (set(&journals), journals.len()));
+    let (seals, all): (Vec<_>, Vec<_>) = every.into_iter().partition(|line| line.contains(r#""kind":"seal""#));
+    assert!(seals.len() >= 2, "each journal that was closed ends in a seal");
+    assert_eq!(logs(here, &["--fleet", "--kind", "seal", "--limit", "1000000"]).0, seals);
     assert_eq!(logs(elsewhere.path(), &["--limit", "1000000"]).0, all, "without a journal the stream is asked");
+    assert_eq!(logs(here, &["--fleet", "--limit", "7"]).0, all[all.len() - 7..], "a page is of what is shown");
 
     let wanted = ["--fleet", "--key", &first.key.id, "--decision", "allow", "--newest-first", "--since", "1h"];
     let (mut pages, mut after) = (Vec::new(), None::<String>);
@@ -125,15 +129,20 @@ fn the_records_of_a_fleet_are_asked_for_at_any_place_in_pages_and_followed() {
     let mut child = follow.stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
     assert_eq!(lines.next().as_ref(), all.last());
-    first.gateway.restart();
-    let start = lines.find(|line| line.contains(r#""kind":"start""#));
-    assert!(start.is_some_and(|line| name(&line).0 == "edge-1/0"));
+    // Between the two starts there is the seal of the life that the first one began.
+    for _ in 0..2 {
+        first.gateway.restart();
+        first.stop();
+        let start =
+            lines.find(|line| ["start", "seal"].iter().any(|kind| line.contains(&format!(r#""kind":"{kind}""#))));
+        assert!(start.is_some_and(|line| line.contains(r#""kind":"start""#) && name(&line).0 == "edge-1/0"));
+    }
     child.kill().unwrap();
     child.wait().unwrap();
 }
 
 #[test]
-fn a_full_redis_takes_records_later_and_one_that_was_emptied_gets_them_again() {
+fn j6_l7_a_full_redis_takes_records_later_and_one_that_was_emptied_gets_them_again() {
     let redis = RedisServer::start();
     let world = World::new(&sink(&redis));
     world.serve(20);

@@ -73,7 +73,7 @@ fn a_collector_that_reads_standard_output_gets_the_journal_line_by_line() {
 }
 
 #[test]
-fn a_reader_that_stops_reading_or_hangs_up_stops_no_request() {
+fn l6_a_reader_that_stops_reading_or_hangs_up_stops_no_request() {
     let mut world = World::new("type = \"stdout\"");
     let mut run = Run::start(&mut world);
     // More than a pipe holds.

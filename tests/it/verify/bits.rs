@@ -9,7 +9,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn any_flipped_bit_is_named_with_its_record_or_the_exact_range_of_its_block(
+    fn l8_any_flipped_bit_is_named_with_its_record_or_the_exact_range_of_its_block(
         segment in 0_usize..3,
         at: prop::sample::Index,
         bit in 0_u32..8,
@@ -36,7 +36,7 @@ proptest! {
     }
 
     #[test]
-    fn any_cut_is_named_with_exactly_the_records_it_took(segment in 0_usize..3, at: prop::sample::Index) {
+    fn l8_any_cut_is_named_with_exactly_the_records_it_took(segment in 0_usize..3, at: prop::sample::Index) {
         let written = three();
         let path = written.path(segment).to_owned();
         let (parts, bytes) = (parts(&path), fs::read(&path).unwrap());
@@ -123,7 +123,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn whatever_is_done_to_the_bytes_only_what_was_written_counts_and_what_lacks_is_told(
+    fn l8_whatever_is_done_to_the_bytes_only_what_was_written_counts_and_what_lacks_is_told(
         edits in prop::collection::vec((0_usize..3, edit()), 1..4),
     ) {
         let written = three();

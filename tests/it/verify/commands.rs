@@ -126,7 +126,7 @@ fn an_export_fails_for_a_fault_in_its_period_and_for_no_other() {
 }
 
 #[test]
-fn a_running_gateways_journal_is_compressed_and_stays_whole_through_kills() {
+fn j7_a_running_gateways_journal_is_compressed_and_stays_whole_through_kills() {
     let upstream = Upstream::named("erp");
     let mut gateway = Gateway::builder().live(&upstream).toml("[audit]\nrotate = { age = \"1s\" }").start();
     let (key, path) = (gateway.key(&["orders:read"]), gateway.path("orders"));
@@ -150,7 +150,7 @@ fn a_running_gateways_journal_is_compressed_and_stays_whole_through_kills() {
 }
 
 #[test]
-fn what_the_gateways_told_the_store_shows_a_tail_that_was_cut_off() {
+fn j7_what_the_gateways_told_the_store_shows_a_tail_that_was_cut_off() {
     let upstream = Upstream::named("erp");
     let mut gateway = Gateway::before(&upstream);
     let (key, path) = (gateway.key(&["orders:read"]), gateway.path("orders"));

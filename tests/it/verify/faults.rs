@@ -34,7 +34,7 @@ fn what_is_not_sealed_yet_is_told_and_no_fault() {
 }
 
 #[test]
-fn a_line_that_is_being_written_is_no_fault_while_a_process_holds_the_slot() {
+fn j6_a_line_that_is_being_written_is_no_fault_while_a_process_holds_the_slot() {
     let written = Written::of("edge-1/0", &[10]);
     let lines = fs::read(written.path(0)).unwrap();
     fs::write(written.path(0), [&lines[..], b"{\"schema\":1,"].concat()).unwrap();
@@ -83,7 +83,7 @@ fn an_emptied_segment_is_named_with_its_numbers() {
 }
 
 #[test]
-fn a_cut_tail_is_found_by_whoever_knows_more() {
+fn j7_a_cut_tail_is_found_by_whoever_knows_more() {
     let written = Written::of("edge-1/0", &[20, 30, 40]);
     fs::remove_file(written.path(2)).unwrap();
     written.finds(&[]);
@@ -248,7 +248,7 @@ fn a_segment_in_another_version_of_the_format_is_named() {
 }
 
 #[test]
-fn what_was_written_again_in_the_next_segment_is_no_fault() {
+fn j4_what_was_written_again_in_the_next_segment_is_no_fault() {
     let written = Written::of("edge-1/0", &[20, 30, 40]);
     let lines = fs::read(written.path(1)).unwrap();
     let again: Vec<u8> = lines.split_inclusive(|byte| *byte == b'\n').skip(25).flatten().copied().collect();

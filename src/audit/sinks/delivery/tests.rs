@@ -33,6 +33,8 @@ enum Step {
     /// Retention removes the oldest segment.
     Remove,
     Turn(Fate),
+    /// It is time to save the checkpoint.
+    Save,
     /// The process dies; the next one has the checkpoint alone.
     Restart,
 }
@@ -164,6 +166,7 @@ impl World {
             Step::Write(count) => self.write(count),
             Step::Remove => self.remove(),
             Step::Turn(fate) => self.turn(fate),
+            Step::Save => self.delivery.save(true),
             Step::Restart => self.delivery = delivery(self.dir.path(), &self.destination),
         }
     }
@@ -197,6 +200,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (1..20_u64).prop_map(Step::Write),
         1 => Just(Step::Remove),
         6 => fate.prop_map(Step::Turn),
+        2 => Just(Step::Save),
         1 => Just(Step::Restart),
     ];
     vec(step, 1..60)
@@ -208,7 +212,7 @@ proptest! {
     /// Whatever happens on the way, in the end each record was taken or stands in a gap, and only records that were removed
     /// or are too long stand in one.
     #[test]
-    fn every_record_is_taken_or_told(steps in steps(), keeps_positions: bool) {
+    fn j6_l7_every_record_is_taken_or_told(steps in steps(), keeps_positions: bool) {
         let mut world = World::new(keeps_positions);
         steps.into_iter().for_each(|step| world.step(step));
         world.finish();
@@ -227,7 +231,7 @@ proptest! {
 
     /// As long as the destination answers and the process lives, everything comes once and in order.
     #[test]
-    fn nothing_comes_twice_without_a_cause(writes in vec(1..20_u64, 1..10), most in 1..9_usize) {
+    fn l7_nothing_comes_twice_without_a_cause(writes in vec(1..20_u64, 1..10), most in 1..9_usize) {
         let mut world = World::new(false);
         for count in writes {
             world.write(count);

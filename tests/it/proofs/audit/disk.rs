@@ -1,6 +1,7 @@
 //! A disk of a test's own, which can become full and lose its power. Mounting is root's business.
 
 use crate::harness::eventually;
+use crate::harness::trace::as_root;
 use rustix::time::{ClockId, clock_gettime};
 use std::fs::File;
 use std::path::PathBuf;
@@ -71,16 +72,6 @@ impl Drop for Disk {
     fn drop(&mut self) {
         _ = as_root("umount").arg("--lazy").arg(self.path()).output();
     }
-}
-
-/// A command that root runs, or whoever may become root without a password.
-pub fn as_root(program: &str) -> Command {
-    if rustix::process::geteuid().is_root() {
-        return Command::new(program);
-    }
-    let mut command = Command::new("sudo");
-    command.args(["-n", program]);
-    command
 }
 
 fn run(command: &mut Command) -> Output {

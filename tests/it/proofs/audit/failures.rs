@@ -34,16 +34,18 @@ enum Trouble {
 /// A file that takes all room there is.
 struct Ballast(PathBuf);
 
-/// While the journal fails, requests are refused, and afterwards served again; every one is recorded or counted.
+/// While the journal fails, requests are refused, and afterwards served again; every one is recorded or counted, and a change
+/// of a key meanwhile is recorded.
 pub fn refuse(failure: Failure) {
     let disk = Disk::new(DISK_BYTES);
-    let mut site = start(&disk, "overload = \"reject\"\n");
+    let (mut site, mut changed) = (start(&disk, "overload = \"reject\"\n"), None);
     site.load(&mut Rng::with_seed(1), || {
         std::thread::sleep(WHILE);
         let began = Instant::now();
         let trouble = Trouble::begin(failure, &disk, &site.gateway);
         eventually("requests are refused", || (count_refused(&site) > 10).then_some(()));
         println!("{failure:?}: refused {:?} after its beginning", began.elapsed());
+        changed = Some(create_key(&site));
         std::thread::sleep(WHILE);
         drop(trouble);
         wait_for_service(&site);
@@ -55,7 +57,16 @@ pub fn refuse(failure: Failure) {
     assert!(missing.is_empty(), "{missing}");
     assert_eq!(told(&site, "requests_refused"), refused);
     assert_eq!(site.tally.lacking, 0);
+    let told = site.tally.changes.iter().filter(|id| Some(*id) == changed.as_ref()).count();
+    assert_eq!(told, 1, "the change of a key meanwhile");
     site.verify();
+}
+
+/// Gives its id. No request is made.
+fn create_key(site: &Site) -> String {
+    let args = ["keys", "create", "--entity", "acme", "--name", "meanwhile", "--mode", "live", "--output", "json"];
+    let args = [&args[..], &["--scope", "orders:read"]].concat();
+    site.gateway.json(&args)["id"].as_str().unwrap().to_owned()
 }
 
 /// While the journal fails, requests are served all the same, and gap records tell exactly how many have no record.

@@ -66,6 +66,8 @@ pub struct Tally {
     /// How many gap records there are, and what they tell in all, by member.
     pub gaps: usize,
     pub told: BTreeMap<String, u64>,
+    /// The ids of what the records of changes say was changed, in their order.
+    pub changes: Vec<String>,
 }
 
 /// What was seen and is not in the journal.
@@ -175,6 +177,7 @@ impl Site {
         match record["kind"].as_str() {
             Some("request") => self.enter_request(record),
             Some("gap") => self.enter_gap(record),
+            Some("change") => self.tally.changes.extend(record["after"]["id"].as_str().map(str::to_owned)),
             Some("seal") => self.tally.seals += 1,
             Some("start") => *self.tally.after.entry(record["after"].as_str().unwrap().to_owned()).or_default() += 1,
             _ => {}
