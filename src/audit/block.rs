@@ -25,7 +25,7 @@ pub const HEADER_BYTES: usize = CHECKSUM_AT + 4;
 /// CRC-32 and length of the lines.
 const TRAILER_BYTES: usize = 8;
 /// How many bytes one step of compressing takes in: less than a millisecond of a core, on which a request may wait.
-const STEP_BYTES: u64 = 256 * 1024;
+pub const STEP_BYTES: u64 = 256 * 1024;
 
 /// A piece of a compressed segment: these bytes of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
