@@ -2,6 +2,8 @@
 
 #[path = "store_contract/accounts.rs"]
 mod accounts;
+#[path = "store_contract/fleet.rs"]
+mod fleet;
 #[path = "it/harness/redis.rs"]
 mod server;
 

@@ -67,7 +67,7 @@ fn list(store: &dyn KeyStore, output: Output) -> Result<ExitCode, Failure> {
     output::list(output, &columns, rows, &values)?;
     if !settles_in.is_zero() {
         say!(
-            "the store has started again not long ago: gateways may be missing for the next {} s",
+            "the store started again, was put back or lost changes not long ago: gateways may be missing for the next {} s",
             settles_in.as_secs().max(1)
         );
     }

@@ -12,7 +12,7 @@ pub struct Confirmation {
     pub confirmed: usize,
     /// Those that have not, in the order of their ids.
     pub silent: Vec<Silent>,
-    /// The store has started again not long ago: gateways may be missing.
+    /// The store started again, was put back or lost changes not long ago: gateways may be missing.
     pub is_settling: bool,
     /// From the first question to the last answer.
     pub took: Duration,

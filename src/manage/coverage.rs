@@ -22,7 +22,7 @@ pub struct Coverage {
 pub enum Lack {
     /// No gateway has reported anything yet.
     Nothing,
-    /// The store has started again not long ago: gateways may be missing.
+    /// The store started again, was put back or lost changes not long ago: gateways may be missing.
     Settling,
     /// A gateway runs, and no journal of it is reported.
     Silent { gateway: String },
@@ -153,7 +153,9 @@ impl fmt::Display for Lack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nothing => f.write_str("no gateway has reported its journal yet"),
-            Self::Settling => f.write_str("the store has started again not long ago, and gateways may be missing"),
+            Self::Settling => f.write_str(
+                "the store started again, was put back or lost changes not long ago, and gateways may be missing",
+            ),
             Self::Silent { gateway } => write!(f, "{gateway} runs and has not reported its journal"),
             Self::Before { first } => write!(f, "the first record of all is of {first}"),
             Self::Hole { journal, end } => write!(f, "the journal {journal} lacks calls before {end}"),

@@ -20,3 +20,5 @@ pub mod sinks {}
 pub mod store_loss {}
 #[doc = include_str!("redis_schema.md")]
 pub mod redis_schema {}
+#[doc = include_str!("sqlite_schema.md")]
+pub mod sqlite_schema {}

@@ -29,7 +29,7 @@ pub struct Fleet {
     /// In the order of the gateways' ids.
     pub members: Vec<Member>,
     /// How long it takes until nobody can be missing: zero but for a while after a restart of the store, which may have lost
-    /// rows that their gateways have yet to write again.
+    /// rows that their gateways have yet to write again, and after it was put back or found to have lost changes.
     pub settles_in: Duration,
 }
 

@@ -1,8 +1,9 @@
 -- One mutation: all of its writes or none. Everything is checked before anything is written, since a script that fails
 -- half-way is not undone.
--- KEYS: head. ARGV: prefix, schema, operation, at, actor, writes (JSON).
+-- KEYS: head. ARGV: prefix, schema, operation, at, actor, writes (JSON), the fleet that must be there (empty: any), the fleet
+-- that begins where there is none and need be none.
 local prefix, schema, operation, at, actor = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local writes = cjson.decode(ARGV[6])
+local writes, expected, new_fleet = cjson.decode(ARGV[6]), ARGV[7], ARGV[8]
 
 local function name(...) return prefix .. ':' .. table.concat({...}, ':') end
 local function given(value) return value ~= nil and value ~= false and value ~= cjson.null end
@@ -12,6 +13,8 @@ local stored = redis.call('GET', name('schema'))
 if stored and stored ~= schema then return {'schema', stored} end
 local done = redis.call('GET', name('op', operation))
 if done then return {'ok', done} end
+local fleet = redis.call('GET', name('fleet_id'))
+if expected ~= '' and fleet ~= expected then return {'foreign', fleet or ''} end
 
 local staged, commands = {}, {}
 local function read(key)
@@ -65,8 +68,9 @@ end
 
 local head = redis.call('GET', KEYS[1])
 local seq = head and tonumber(string.match(head, '^%d+')) or 0
--- A store that has just been made has lost nothing.
-if not head then
+if not fleet then table.insert(commands, {'SET', name('fleet_id'), new_fleet}) end
+-- A store that has just been made has lost nothing, unless somebody knows better.
+if not head and not redis.call('GET', name('fork')) then
   local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
   table.insert(commands, {'SET', name('run'), run})
 end

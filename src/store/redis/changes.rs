@@ -1,5 +1,6 @@
 //! The follower's side: one call of `poll.lua` reads the head, checks the position and gives what is new.
 
+use super::fleet;
 use super::link::{self, Link};
 use super::roster::Row;
 use super::{Member, REPLY_BYTES, Record, StoreError, codec, schema};
@@ -8,6 +9,9 @@ use crate::store::{Action, Change, Changes, Feed, FleetId, Position};
 use std::time::Duration;
 
 const POLL: &str = include_str!("poll.lua");
+const PAST: &str = include_str!("past.lua");
+/// Positions read by one call: the server reads whole entries for them, and does nothing else meanwhile.
+const PAST_PAGE: usize = 1000;
 
 /// How long a turn waits for the log to grow: freshness must be proved more often than every 2 s.
 const BLOCK: Duration = Duration::from_millis(500);
@@ -32,10 +36,13 @@ impl Changes for RedisChanges {
         head.map_or_else(|| Ok(Position::default()), |head| codec::need("head", &head, read_position))
     }
 
-    fn poll(&mut self, from: Position, _fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
-        let mut command = link::script(POLL, &["head", "log"]);
-        command.arg(from.seq).arg(from.token).arg(limit).arg(REPLY_BYTES);
+    fn poll(&mut self, from: Position, fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
+        let command = poll(from, fleet, limit, REPLY_BYTES);
         let (kind, head, entries): (String, String, Vec<Vec<String>>) = self.link.call(&command)?;
+        if kind == "foreign" {
+            let fleet = Some(head).filter(|id| !id.is_empty());
+            return Ok(Feed::Foreign { fleet: fleet.as_deref().map(fleet::read_id).transpose()? });
+        }
         let head = codec::need("head", &head, read_position)?;
         match kind.as_str() {
             "diverged" => Ok(Feed::Diverged { head }),
@@ -50,8 +57,19 @@ impl Changes for RedisChanges {
         }
     }
 
-    fn past(&mut self, _: usize) -> Result<Vec<Position>, StoreError> {
-        Ok(Vec::new())
+    fn past(&mut self, limit: usize) -> Result<Vec<Position>, StoreError> {
+        let (mut latest_first, mut before) = (Vec::new(), Position::default());
+        while latest_first.len() < limit {
+            let wanted = PAST_PAGE.min(limit - latest_first.len());
+            let page = past_page(&mut self.link, before, wanted)?;
+            latest_first.extend_from_slice(&page);
+            match page.last() {
+                Some(earliest) if page.len() == wanted => before = *earliest,
+                Some(_) | None => break,
+            }
+        }
+        latest_first.reverse();
+        Ok(latest_first)
     }
 
     /// A bell: it rings when the log grows.
@@ -88,10 +106,28 @@ impl Changes for RedisChanges {
 
 /// Whether the log holds the entry at `position`.
 pub fn holds(link: &mut Link, position: Position) -> Result<bool, StoreError> {
-    let mut command = link::script(POLL, &["head", "log"]);
-    command.arg(position.seq).arg(position.token).arg(1).arg(0);
-    let (kind, _, _): (String, String, Vec<Vec<String>>) = link.call(&command)?;
+    let (kind, _, _): (String, String, Vec<Vec<String>>) = link.call(&poll(position, None, 1, 0))?;
     Ok(kind == "entries")
+}
+
+fn poll(from: Position, fleet: Option<FleetId>, limit: usize, bytes: usize) -> ::redis::Cmd {
+    let mut command = link::script(POLL, &["head", "log", "fleet_id"]);
+    command.arg(from.seq).arg(from.token).arg(limit).arg(bytes);
+    command.arg(fleet.map_or_else(String::new, |fleet| fleet.to_string()));
+    command
+}
+
+/// Positions before one that the log must still hold, or before its end: the latest first.
+fn past_page(link: &mut Link, before: Position, limit: usize) -> Result<Vec<Position>, StoreError> {
+    let mut command = link::script(PAST, &["log"]);
+    command.arg(before.seq).arg(before.token).arg(limit);
+    let (kind, positions): (String, Vec<String>) = link.call(&command)?;
+    match kind.as_str() {
+        "positions" => positions.iter().map(|text| codec::need("log", text, read_position)).collect(),
+        // Of two histories no list can be made.
+        "diverged" => Err(StoreError::Unavailable("redis: the log was replaced while it was read".to_owned())),
+        _ => Err(codec::corrupt(&format!("a question for positions was answered with '{kind}'"))),
+    }
 }
 
 fn read_position(text: &str) -> Option<Position> {

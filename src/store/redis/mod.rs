@@ -2,6 +2,7 @@
 
 mod accounts;
 mod changes;
+mod fleet;
 mod link;
 mod reply;
 mod roster;
@@ -15,6 +16,7 @@ use super::{
     LastUses, Member, Mutation, Position, Record, StoreError, codec,
 };
 use crate::key::Digest;
+use crate::store::fleet::Expected;
 use link::Link;
 pub use link::{Login, Url};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,13 +32,14 @@ const REPLY_BYTES: usize = 1 << 20;
 pub struct RedisStore {
     url: Url,
     link: Mutex<Link>,
+    expected: Expected,
 }
 
 // === impl RedisStore ===
 
 impl RedisStore {
     pub fn new(url: &Url) -> Self {
-        Self { url: url.clone(), link: Mutex::new(Link::new(url)) }
+        Self { url: url.clone(), link: Mutex::new(Link::new(url)), expected: Expected::default() }
     }
 
     fn link(&self) -> MutexGuard<'_, Link> {
@@ -84,7 +87,7 @@ impl RedisStore {
 
 impl KeyStore for RedisStore {
     fn apply(&self, mutation: &Mutation) -> Result<Vec<u64>, StoreError> {
-        write::apply(&mut self.link(), mutation)
+        write::apply(&mut self.link(), mutation, self.expected.get())
     }
 
     fn key(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
@@ -139,25 +142,27 @@ impl KeyStore for RedisStore {
     }
 
     fn fleet_id(&self) -> Result<Option<FleetId>, StoreError> {
-        Ok(None)
+        fleet::id(&mut self.link())
     }
 
     fn begin_fleet(&self, id: FleetId) -> Result<FleetId, StoreError> {
-        Ok(id)
+        fleet::begin(&mut self.link(), id)
     }
 
-    fn expect_fleet(&self, _: FleetId) {}
+    fn expect_fleet(&self, id: FleetId) {
+        self.expected.set(id);
+    }
 
     fn note_fork(&self) -> Result<(), StoreError> {
-        Ok(())
+        roster::note_fork(&mut self.link())
     }
 
-    fn adopt(&self, _: &[Held]) -> Result<(), StoreError> {
-        Ok(())
+    fn adopt(&self, held: &[Held]) -> Result<(), StoreError> {
+        fleet::adopt(&mut self.link(), held)
     }
 
-    fn is_adopted(&self, _: &Held) -> Result<bool, StoreError> {
-        Ok(false)
+    fn is_adopted(&self, held: &Held) -> Result<bool, StoreError> {
+        fleet::is_adopted(&mut self.link(), held)
     }
 
     fn fleet(&self) -> Result<Fleet, StoreError> {

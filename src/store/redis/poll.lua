@@ -1,5 +1,9 @@
--- The log after a position, and its head, as of one moment.
--- KEYS: head, log. ARGV: seq, token, limit, bytes at most (one entry is always given).
+-- The log after a position, and its head, as of one moment, if the store is the given fleet's.
+-- KEYS: head, log, fleet_id. ARGV: seq, token, limit, bytes at most (one entry is always given), fleet (empty: any).
+if ARGV[5] ~= '' then
+  local fleet = redis.call('GET', KEYS[3]) or ''
+  if fleet ~= ARGV[5] then return {'foreign', fleet, {}} end
+end
 local head = redis.call('GET', KEYS[1]) or '0 0'
 local seq, token = ARGV[1], ARGV[2]
 if seq .. ' ' .. token == head then return {'entries', head, {}} end

@@ -12,9 +12,11 @@ use std::time::Duration;
 const FLEET: &str = include_str!("fleet.lua");
 const SETTLED: &str = include_str!("settled.lua");
 const TELL: &str = include_str!("tell.lua");
-/// How long the rows of a server that has just started prove nothing: 2 L, in which every gateway that lives has told of itself
-/// again (protocols, Settle).
+/// How long the rows of a server that has just started, or whose history has just turned out to be another one, prove nothing:
+/// 2 L, in which every gateway that lives has told of itself again (protocols, Settle).
 const SETTLE: Duration = Duration::from_secs(4);
+/// Until it has been looked whether a time of settling that has passed was the last.
+const LOOK_SOON: Duration = Duration::from_millis(1);
 /// How often a row shows that its gateway lives.
 const BEAT: Duration = Duration::from_millis(500);
 /// Of how many beats a process knows that they were its own: more than an hour's.
@@ -42,12 +44,22 @@ pub struct Row {
     /// Instead of the member's own, which another process has taken.
     instance: Option<String>,
     observed: Option<Instant>,
-    /// When nobody can be missing any more.
+    /// When nobody can be missing any more, as of the last look.
     settled_at: Option<Instant>,
+    /// The fork that was noted last, as of the last look; empty if none.
+    fork: String,
     /// Which connection of the link the row was last told over.
     connects: u64,
     /// By instance: its last beat, and since when it is unchanged.
     others: HashMap<String, (u64, Instant)>,
+}
+
+/// The rows of all gateways, by instance, as of one moment.
+struct Rows {
+    settles_in: Duration,
+    /// The fork that was noted last; empty if none.
+    fork: String,
+    texts: HashMap<String, String>,
 }
 
 /// What came of writing a row.
@@ -72,7 +84,7 @@ impl Row {
         let now = monotonic();
         let is_due = |told: &Instant| now.saturating_duration_since(*told) >= BEAT;
         let is_known = self.told.as_ref().is_some_and(|(told, at)| told == member && !is_due(at));
-        if is_known && self.connects == link.connects() {
+        if is_known && self.connects == link.connects() && !self.is_to_look(now) {
             return Ok(());
         }
         let written = self.write(link, member)?;
@@ -121,14 +133,17 @@ impl Row {
         let mut row = RowWire { beat, member: member.clone() };
         row.member.instance = self.instance.clone().unwrap_or(row.member.instance);
         let text = serde_json::to_string(&row).map_err(|error| failed(&error))?;
-        let mut command = link::script(TELL, &["fleet"]);
+        let mut command = link::script(TELL, &["fleet", "fork"]);
         command.arg(&row.member.instance).arg(&self.text).arg(&self.sent).arg(&text);
         self.sent.clone_from(&text);
         if self.beats.len() == BEATS_MAX {
             self.beats.pop_front();
         }
         self.beats.push_back(beat);
-        let (answer, found): (String, String) = link.call(&command)?;
+        let (answer, found, fork): (String, String, String) = link.call(&command)?;
+        if fork != self.fork {
+            self.observed = None;
+        }
         let written = match answer.as_str() {
             "kept" => Written::Kept,
             "again" | "back" => Written::Anew,
@@ -139,9 +154,14 @@ impl Row {
         Ok(written)
     }
 
-    /// How long it takes until nobody can be missing.
+    /// How long it takes until nobody can be missing. Only a look says that it has come so far: meanwhile another fork may have
+    /// been noted.
     pub fn settles_in(&self) -> Duration {
-        self.settled_at.map_or(SETTLE, |at| at.saturating_duration_since(monotonic()))
+        match (self.settled_at, self.observed) {
+            (Some(at), Some(observed)) if at <= observed => Duration::ZERO,
+            (Some(at), Some(_)) => at.saturating_duration_since(monotonic()).max(LOOK_SOON),
+            (None, _) | (_, None) => SETTLE,
+        }
     }
 
     fn is_to_look(&self, now: Instant) -> bool {
@@ -152,9 +172,9 @@ impl Row {
 
     /// Removes the rows of gateways that have been silent for so long that they cannot honour anything any more.
     fn look(&mut self, link: &mut Link, now: Instant) -> Result<(), StoreError> {
-        self.observed = Some(now);
-        let (settles_in, texts) = rows(link)?;
-        self.settled_at = Some(now + settles_in);
+        self.observed = None;
+        let Rows { settles_in, fork, texts } = rows(link)?;
+        (self.observed, self.settled_at, self.fork) = (Some(now), Some(now + settles_in), fork);
         self.others.retain(|instance, _| texts.contains_key(instance));
         for (instance, text) in texts {
             // One that cannot be read stays until it is forgotten: who waits is told of it.
@@ -179,26 +199,41 @@ impl Row {
 
 /// The rows of all gateways.
 pub fn fleet(link: &mut Link) -> Result<Fleet, StoreError> {
-    let (settles_in, texts) = rows(link)?;
+    let Rows { settles_in, texts, .. } = rows(link)?;
     let rows = texts.into_iter().map(|(instance, text)| read(&instance, &text).map(|row| row.member));
     let mut members = rows.collect::<Result<Vec<_>, _>>()?;
     members.sort_by(|left, right| (&left.gateway, &left.instance).cmp(&(&right.gateway, &right.instance)));
     Ok(Fleet { members, settles_in })
 }
 
-/// How long it takes until the rows of this run of the server are whole, and what there is of them, by instance. Whoever has
-/// seen a run for long enough tells the others.
-fn rows(link: &mut Link) -> Result<(Duration, HashMap<String, String>), StoreError> {
-    let (run, settled, texts): (String, String, _) = link.call(&link::script(FLEET, &["run", "fleet"]))?;
-    if run == settled {
-        return Ok((Duration::ZERO, texts));
+/// Another history was found in the store: settling begins anew, for everybody who looks from now on.
+pub fn note_fork(link: &mut Link) -> Result<(), StoreError> {
+    let fork = getrandom::u64().map_err(|error| StoreError::Unavailable(format!("no random numbers: {error}")))?;
+    link.call(::redis::cmd("SET").arg(schema::name("fork")).arg(format!("{fork:016x}")))
+}
+
+/// The rows, and how long it takes until they are whole. Whoever has seen this run of the server, and the fork that was noted
+/// last, for long enough tells the others.
+fn rows(link: &mut Link) -> Result<Rows, StoreError> {
+    loop {
+        let asked = monotonic();
+        let (seen, whole, texts): (String, String, _) = link.call(&link::script(FLEET, &["run", "fork", "fleet"]))?;
+        let fork = seen.split_once(' ').map_or_else(String::new, |(_, fork)| fork.to_owned());
+        if seen == whole {
+            return Ok(Rows { settles_in: Duration::ZERO, fork, texts });
+        }
+        // From when it was first known to when it was asked: what was on its way in between proves nothing.
+        let since = link.seen_since(&seen, monotonic());
+        let settles_in = SETTLE.saturating_sub(asked.saturating_duration_since(since));
+        if !settles_in.is_zero() {
+            return Ok(Rows { settles_in, fork, texts });
+        }
+        // Not taken if another fork was noted just now: that one has not been seen for long.
+        let is_taken: bool = link.call(link::script(SETTLED, &["run", "fork"]).arg(&seen))?;
+        if is_taken {
+            return Ok(Rows { settles_in, fork, texts });
+        }
     }
-    let now = monotonic();
-    let left = SETTLE.saturating_sub(now.saturating_duration_since(link.seen_since(&run, now)));
-    if left.is_zero() {
-        link.call::<()>(link::script(SETTLED, &["run"]).arg(&run))?;
-    }
-    Ok((left, texts))
 }
 
 fn read(instance: &str, text: &str) -> Result<RowWire, StoreError> {

@@ -1,11 +1,10 @@
 //! The follower's side: polls that cost next to nothing while nothing changes.
 
 use super::super::{Action, Change, Changes, Feed, FleetId, Position, Record, codec};
-use super::{Member, StoreError, one_row, open, roster, rows, unavailable};
+use super::settle::{FileId, SETTLE, Settling};
+use super::{Member, StoreError, fleet, one_row, open, roster, rows, unavailable};
 use crate::clock::Timestamp;
 use rusqlite::{Connection, Row, params};
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,24 +18,37 @@ const REJOINED: &str = "the row had been removed; joined again";
 pub struct SqliteChanges {
     path: PathBuf,
     connection: Connection,
-    /// Device and inode: a file restored by `mv` is another file.
-    file: (u64, u64),
-    /// What `data_version` was when the log's head was last read, and that head.
-    seen: Option<(i64, Position)>,
+    file: FileId,
+    /// What `data_version` was when the log's head was last read, that head, and whose store it had to be.
+    seen: Option<(i64, Position, Option<FleetId>)>,
     row: Option<roster::Row>,
+    settling: Settling,
+    /// How long that takes, as of the last look.
+    settles_in: Duration,
+    /// What `data_version` was when the file was last found to lack nothing.
+    whole: Option<i64>,
 }
 
 // === impl SqliteChanges ===
 
 impl SqliteChanges {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let file = identity(path)?;
-        Ok(Self { path: path.to_owned(), connection: open::open_reader(path)?, file, seen: None, row: None })
+        let file = FileId::of(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            connection: open::open_reader(path)?,
+            file,
+            seen: None,
+            row: None,
+            settling: Settling::default(),
+            settles_in: SETTLE,
+            whole: None,
+        })
     }
 
     /// Follows the path to another file, if it leads to one now.
     fn follow_path(&mut self) -> Result<(), StoreError> {
-        if identity(&self.path)? != self.file {
+        if FileId::of(&self.path)? != self.file {
             // Opened first: one that cannot be opened must not cost the row, by which others know that we live.
             let opened = Self::open(&self.path)?;
             *self = Self { row: self.row.take(), ..opened };
@@ -54,9 +66,15 @@ impl SqliteChanges {
         one_row(&self.connection, sql, [], read_position).map(Option::unwrap_or_default)
     }
 
-    /// The log after `from`, and its head, as of one moment.
-    fn read(&self, from: Position, limit: usize) -> Result<Feed, StoreError> {
+    /// The log after `from`, and its head, as of one moment, if the store is the given fleet's.
+    fn read(&self, from: Position, fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
         let snapshot = self.connection.unchecked_transaction().map_err(unavailable)?;
+        if fleet.is_some() {
+            let stored = fleet::id(&self.connection)?;
+            if stored != fleet {
+                return Ok(Feed::Foreign { fleet: stored });
+            }
+        }
         let head = self.read_head()?;
         if !holds(&self.connection, from)? {
             return Ok(Feed::Diverged { head });
@@ -71,6 +89,18 @@ impl SqliteChanges {
             entries.push(read_change(row)?);
         }
         Ok(Feed::Entries { head, entries })
+    }
+
+    /// Looks whether the file is known to lack nothing, unless nothing was written since it last was.
+    fn look_whether_settled(&mut self) -> Result<(), StoreError> {
+        let version = self.data_version()?;
+        if self.whole != Some(version) {
+            let (path, file) = (&self.path, self.file.to_string());
+            let record = |seen: &str| fleet::record_whole(&open::open(path)?, &file, seen);
+            self.settles_in = self.settling.left(&self.connection, &self.file, record)?;
+            self.whole = self.settles_in.is_zero().then_some(version);
+        }
+        Ok(())
     }
 
     fn keys_page(&self, after: u64, limit: i64) -> Result<Vec<Record>, StoreError> {
@@ -106,23 +136,33 @@ impl Changes for SqliteChanges {
         self.read_head()
     }
 
-    fn poll(&mut self, from: Position, _fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
+    fn poll(&mut self, from: Position, fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
         self.follow_path()?;
         let version = self.data_version()?;
-        if self.seen == Some((version, from)) {
+        if self.seen == Some((version, from, fleet)) {
             return Ok(Feed::Entries { head: from, entries: Vec::new() });
         }
-        let feed = self.read(from, limit)?;
+        let feed = self.read(from, fleet, limit)?;
         // Taken before the read: a commit in between is seen again by the next poll.
         self.seen = match &feed {
-            Feed::Entries { head, .. } => Some((version, *head)),
+            Feed::Entries { head, .. } => Some((version, *head, fleet)),
             Feed::Diverged { .. } | Feed::Foreign { .. } => None,
         };
         Ok(feed)
     }
 
-    fn past(&mut self, _: usize) -> Result<Vec<Position>, StoreError> {
-        Ok(Vec::new())
+    fn past(&mut self, limit: usize) -> Result<Vec<Position>, StoreError> {
+        self.follow_path()?;
+        let sql = "SELECT seq, token FROM changes ORDER BY seq DESC LIMIT ?1";
+        let mut statement = self.connection.prepare_cached(sql).map_err(unavailable)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut found = statement.query([limit]).map_err(unavailable)?;
+        let mut positions = Vec::new();
+        while let Some(row) = found.next().map_err(unavailable)? {
+            positions.push(read_position(row)?);
+        }
+        positions.reverse();
+        Ok(positions)
     }
 
     fn wait(&mut self, _: Position) {
@@ -140,7 +180,12 @@ impl Changes for SqliteChanges {
         let told = if is_listed { row.tell(member) } else { Err(std::io::Error::other(REJOINED)) };
         // Kept whatever came of it: a gateway that cannot confirm is one to wait for.
         self.row = Some(row);
-        told.map_err(failed)
+        told.map_err(failed)?;
+        self.look_whether_settled()
+    }
+
+    fn settles_in(&self) -> Duration {
+        self.settles_in
     }
 
     fn leave(&mut self, _: &Member) {
@@ -160,12 +205,6 @@ impl Changes for SqliteChanges {
         records.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
         Ok(records)
     }
-}
-
-/// Device and inode: a file restored by `mv` is another file.
-pub fn identity(path: &Path) -> Result<(u64, u64), StoreError> {
-    let found = fs::metadata(path).map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
-    Ok((found.dev(), found.ino()))
 }
 
 /// Whether the log holds the entry at `position`.

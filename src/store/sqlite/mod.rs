@@ -2,9 +2,11 @@
 
 mod accounts;
 mod changes;
+mod fleet;
 mod open;
 mod roster;
 mod rows;
+mod settle;
 mod write;
 
 use super::{
@@ -12,7 +14,9 @@ use super::{
     StoreError,
 };
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
+use crate::store::fleet::Expected;
 use rusqlite::{Connection, OptionalExtension, params};
+use settle::{FileId, Settling};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -21,13 +25,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub struct SqliteStore {
     path: PathBuf,
     opened: Mutex<Opened>,
+    expected: Expected,
 }
 
-/// A connection, and the device and inode it was opened on.
+/// A connection, and the file it was opened on.
 #[derive(Debug)]
 struct Opened {
     connection: Connection,
-    file: (u64, u64),
+    file: FileId,
+    settling: Settling,
 }
 
 // === impl SqliteStore ===
@@ -39,14 +45,14 @@ impl SqliteStore {
     /// [`StoreError::Refused`] for a file that is not ours to use, with what to do; [`StoreError::Unavailable`] for one that
     /// cannot be read or written now.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self { path: path.to_owned(), opened: Mutex::new(Opened::at(path)?) })
+        Ok(Self { path: path.to_owned(), opened: Mutex::new(Opened::at(path)?), expected: Expected::default() })
     }
 
     /// The file that the path leads to now: another one may have been put in its place.
     fn opened(&self) -> Result<MutexGuard<'_, Opened>, StoreError> {
         // A panic elsewhere leaves no transaction open: rusqlite rolls back on drop.
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        if changes::identity(&self.path)? != opened.file {
+        if FileId::of(&self.path)? != opened.file {
             *opened = Opened::at(&self.path)?;
         }
         Ok(opened)
@@ -58,13 +64,13 @@ impl SqliteStore {
 impl Opened {
     fn at(path: &Path) -> Result<Self, StoreError> {
         let connection = open::open(path)?;
-        Ok(Self { file: changes::identity(path)?, connection })
+        Ok(Self { file: FileId::of(path)?, connection, settling: Settling::default() })
     }
 }
 
 impl KeyStore for SqliteStore {
     fn apply(&self, mutation: &Mutation) -> Result<Vec<u64>, StoreError> {
-        write::apply(&mut self.opened()?.connection, mutation)
+        write::apply(&mut self.opened()?.connection, mutation, self.expected.get())
     }
 
     fn key(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {
@@ -123,29 +129,37 @@ impl KeyStore for SqliteStore {
     }
 
     fn fleet_id(&self) -> Result<Option<FleetId>, StoreError> {
-        Ok(None)
+        fleet::id(&self.opened()?.connection)
     }
 
     fn begin_fleet(&self, id: FleetId) -> Result<FleetId, StoreError> {
-        Ok(id)
+        fleet::begin(&self.opened()?.connection, id)
     }
 
-    fn expect_fleet(&self, _: FleetId) {}
+    fn expect_fleet(&self, id: FleetId) {
+        self.expected.set(id);
+    }
 
     fn note_fork(&self) -> Result<(), StoreError> {
-        Ok(())
+        fleet::note_fork(&self.opened()?.connection)
     }
 
-    fn adopt(&self, _: &[Held]) -> Result<(), StoreError> {
-        Ok(())
+    fn adopt(&self, held: &[Held]) -> Result<(), StoreError> {
+        fleet::adopt(&self.opened()?.connection, held)
     }
 
-    fn is_adopted(&self, _: &Held) -> Result<bool, StoreError> {
-        Ok(false)
+    fn is_adopted(&self, held: &Held) -> Result<bool, StoreError> {
+        fleet::is_adopted(&self.opened()?.connection, held)
     }
 
     fn fleet(&self) -> Result<Fleet, StoreError> {
-        roster::members(&self.path).map(Fleet::settled)
+        let members = roster::members(&self.path)?;
+        // After the rows: a fork that is noted between is seen.
+        let mut opened = self.opened()?;
+        let Opened { connection, file, settling } = &mut *opened;
+        let record = |seen: &str| fleet::record_whole(connection, &file.to_string(), seen);
+        let settles_in = settling.left(connection, file, record)?;
+        Ok(Fleet { members, settles_in })
     }
 
     fn forget(&self, instance: &str) -> Result<bool, StoreError> {

@@ -1,6 +1,7 @@
 //! Opening the file: what is refused, and the schema.
 
-use super::{StoreError, accounts, number, unavailable};
+use super::settle::FileId;
+use super::{StoreError, accounts, changes, fleet, number, roster, unavailable};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -79,7 +80,25 @@ pub fn open(path: &Path) -> Result<Connection, StoreError> {
         .map_err(|error| cannot_use(path, &error))?;
     make_schema(&connection, path)?;
     add_to_schema(&connection, path)?;
+    fleet::begin_for_older(&connection)?;
+    look_for_loss(&connection, path)?;
     Ok(connection)
+}
+
+/// A file that lacks what a gateway has read here is an older one that was put back, perhaps under the same inode, or one that
+/// has been cut: whoever reads it first notes that, and everybody waits for those who know more.
+fn look_for_loss(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let failed =
+        |error| StoreError::Unavailable(format!("cannot read what was last told of {}: {error}", path.display()));
+    match roster::latest(path).map_err(failed)? {
+        None => Ok(()),
+        Some(latest) if changes::holds(connection, latest)? => Ok(()),
+        Some(_) => {
+            fleet::note_fork(connection)?;
+            // Noted once: the fork is in the file now.
+            roster::forget_latest(path).map_err(failed)
+        }
+    }
 }
 
 /// Opens for reading alone, for a follower.
@@ -142,13 +161,15 @@ fn check_ours(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Makes the tables of an empty file, at once or not at all.
+/// Makes the tables of an empty file, at once or not at all. A file that is made just now has lost nothing.
 fn make_schema(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     if number(connection, "PRAGMA user_version")? == Some(SCHEMA_VERSION) {
         return Ok(());
     }
+    let whole = fleet::made(&FileId::of(path)?.to_string());
     let sql = format!(
-        "BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        "BEGIN IMMEDIATE; {SCHEMA} {} {whole} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;",
+        fleet::TABLE
     );
     let made = connection.execute_batch(&sql);
     if made.is_err() && !connection.is_autocommit() {
@@ -171,7 +192,7 @@ fn add_to_schema(connection: &Connection, path: &Path) -> Result<(), StoreError>
             added.map_err(|error| cannot_use(path, &error))?;
         }
     }
-    let sql = format!("{INDEX}{}", accounts::TABLES);
+    let sql = format!("{INDEX}{}{}", accounts::TABLES, fleet::TABLE);
     connection.execute_batch(&sql).map_err(|error| cannot_use(path, &error))
 }
 

@@ -2,7 +2,7 @@
 //! A free lock means that the process is gone, however it ended.
 
 use super::super::fleet::Member;
-use super::StoreError;
+use super::{Position, StoreError};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
@@ -14,6 +14,8 @@ pub struct Row {
     path: PathBuf,
     file: File,
     told: Member,
+    /// Beside the rows: how far any gateway has come, in this database and before.
+    latest: PathBuf,
 }
 
 /// The longest row that is read.
@@ -21,6 +23,11 @@ const ROW_MAX: usize = 4096;
 /// How often a row is read that changes meanwhile.
 const READS_MAX: usize = 100;
 const EXTENSION: &str = "json";
+const LATEST: &str = "latest";
+/// The length of what it says: always the same, so that one writer's text never ends in another's.
+const LATEST_BYTES: usize = 64;
+/// A position that no log holds.
+const ILLEGIBLE: Position = Position { seq: 0, token: 1 };
 
 // === impl Row ===
 
@@ -33,6 +40,8 @@ impl Row {
         let dir = directory(database);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         clear(&dir)?;
+        let latest = dir.join(LATEST);
+        write_latest(&latest, member)?;
         // Locked and written before it has its name: nobody finds it free, or half of it.
         let making = dir.join(format!("{}.new", member.instance));
         // Left by an attempt that failed.
@@ -42,7 +51,7 @@ impl Row {
         write(&file, member)?;
         let path = dir.join(&member.instance).with_extension(EXTENSION);
         fs::rename(&making, &path)?;
-        Ok(Self { path, file, told: member.clone() })
+        Ok(Self { path, file, told: member.clone(), latest })
     }
 
     /// Tells what has changed.
@@ -50,6 +59,10 @@ impl Row {
     /// # Errors
     /// As of writing the file; it says what it said before then, which is less.
     pub fn tell(&mut self, member: &Member) -> io::Result<()> {
+        if (self.told.pos, self.told.token) != (member.pos, member.token) {
+            // First: what is confirmed is missed when it is lost.
+            write_latest(&self.latest, member)?;
+        }
         if self.told != *member {
             write(&self.file, member)?;
             self.told = member.clone();
@@ -101,6 +114,42 @@ pub fn forget(database: &Path, instance: &str) -> io::Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// The latest position that a gateway has told of, if any has told of one; [`ILLEGIBLE`] if it cannot be made out.
+///
+/// # Errors
+/// As of reading a file.
+pub fn latest(database: &Path) -> io::Result<Option<Position>> {
+    let text = match fs::read(directory(database).join(LATEST)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let words = std::str::from_utf8(&text).ok().and_then(|text| text.trim_end().split_once(' '));
+    let position = words.and_then(|(seq, token)| Some(Position { seq: seq.parse().ok()?, token: token.parse().ok()? }));
+    Ok(Some(position.filter(|position| i64::try_from(position.seq).is_ok()).unwrap_or(ILLEGIBLE)))
+}
+
+/// What was told is not to be missed any more.
+///
+/// # Errors
+/// As of removing a file.
+pub fn forget_latest(database: &Path) -> io::Result<()> {
+    match fs::remove_file(directory(database).join(LATEST)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Of a position at the start there is nothing to tell: it may be that of a gateway which has found another history.
+fn write_latest(path: &Path, member: &Member) -> io::Result<()> {
+    if member.pos == 0 {
+        return Ok(());
+    }
+    let text = format!("{} {}", member.pos, member.token);
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    file.write_all_at(format!("{text:LATEST_BYTES$}").as_bytes(), 0)
 }
 
 fn directory(database: &Path) -> PathBuf {

@@ -1,17 +1,22 @@
 //! Mutations: one `BEGIN IMMEDIATE` transaction each.
 
 use super::super::{Conflict, Mutation, Record, Write, check_entity, check_key, codec};
-use super::{StoreError, one_row, rows, unavailable};
+use super::{FleetId, StoreError, fleet, one_row, rows, unavailable};
 use crate::key::{EntityRecord, KeyId, KeyRecord};
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
-/// Applies a mutation, or gives its first outcome again.
-pub fn apply(connection: &mut Connection, mutation: &Mutation) -> Result<Vec<u64>, StoreError> {
+/// Applies a mutation in the expected fleet's store, or gives its first outcome again.
+pub fn apply(
+    connection: &mut Connection,
+    mutation: &Mutation,
+    expected: Option<FleetId>,
+) -> Result<Vec<u64>, StoreError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unavailable)?;
     let id = mutation.operation.0.to_be_bytes();
     if let Some(outcome) = first_outcome(&transaction, &id)? {
         return Ok(outcome);
     }
+    fleet::enter(&transaction, expected)?;
     let seqs = mutation.writes.iter().map(|write| apply_write(&transaction, mutation, write));
     let seqs = seqs.collect::<Result<Vec<_>, _>>()?;
     if let Some(first) = seqs.first() {
