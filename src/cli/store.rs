@@ -6,9 +6,7 @@ use crate::auth::snapshot::{Kept, Name, Snapshot};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::key::{EntityRecord, KeyRecord};
-use crate::store::{
-    self, Action, FleetId, Held, KeyStore, Member, Mutation, OperationId, Position, Record, StoreError, Write,
-};
+use crate::store::{self, Action, FleetId, Held, KeyStore, Member, Mutation, OperationId, Record, StoreError, Write};
 use std::collections::HashMap;
 use std::process::ExitCode;
 
@@ -155,13 +153,19 @@ fn adopt(store: &dyn KeyStore, config: &Config, is_meant: bool) -> Result<ExitCo
     }
     if !revived.is_empty() {
         let advice = "revoke or delete them in the store first; nothing was changed";
-        return Err(format!("in the store these are in force again, which had ended: {}; {advice}", names(&revived)).into());
+        return Err(
+            format!("in the store these are in force again, which had ended: {}; {advice}", names(&revived)).into()
+        );
     }
     let keys = store.count()?;
     for (member, held) in &held {
         say!(
             "{} {}: forgets its {} keys of fleet {} up to change {}, all but what was revoked, and takes the {keys} keys of fleet {fleet}",
-            member.gateway, member.instance, member.keys, held.fleet, held.position.seq
+            member.gateway,
+            member.instance,
+            member.keys,
+            held.fleet,
+            held.position.seq
         );
     }
     if !is_meant {
@@ -177,7 +181,9 @@ fn adopt(store: &dyn KeyStore, config: &Config, is_meant: bool) -> Result<ExitCo
 
 fn reseed(store: &dyn KeyStore, config: &Config, is_meant: bool) -> Result<ExitCode, Failure> {
     let Some(kept) = known(config)? else {
-        return Err(format!("there is no snapshot {}; run this where a gateway has one", config.snapshot.display()).into());
+        return Err(
+            format!("there is no snapshot {}; run this where a gateway has one", config.snapshot.display()).into()
+        );
     };
     let Some(fleet) = kept.lineage.fleet else {
         return Err("the snapshot does not say of which fleet it is; nothing was changed".into());
@@ -189,7 +195,10 @@ fn reseed(store: &dyn KeyStore, config: &Config, is_meant: bool) -> Result<ExitC
     let held: Vec<Held> = store.fleet()?.members.iter().filter_map(|member| member.held).collect();
     say!(
         "{} of the {} records of fleet {fleet} up to change {} are written into the store; {} gateways that are held take it up then",
-        missing.len(), kept.records.len(), kept.position.seq, held.len()
+        missing.len(),
+        kept.records.len(),
+        kept.position.seq,
+        held.len()
     );
     if !is_meant {
         say!("nothing was changed; to do it: keygate store reseed --yes");

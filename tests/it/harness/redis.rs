@@ -3,6 +3,7 @@
 use socket2::{Domain, Socket, Type};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -77,6 +78,12 @@ impl RedisServer {
     #[allow(dead_code, reason = "this file serves three test programs, and some of them need the URL alone")]
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port.number()))
+    }
+
+    /// Where its files are.
+    #[allow(dead_code, reason = "this file serves three test programs, and one of them looks at its files")]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Sends a signal.

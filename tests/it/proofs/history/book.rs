@@ -32,6 +32,8 @@ pub enum State {
     Changing,
     /// That it has ended was acknowledged by every gateway.
     Ended,
+    /// A person has said that the fleet it is of does not count.
+    Foreign,
 }
 
 /// Everything that is written down.
@@ -140,7 +142,9 @@ impl Book {
             let is_narrowed = entry.narrowed_at.is_some_and(|end| arrival.started > end) && arrival.is_for_products;
             if has_ended || is_narrowed {
                 let (gateway, id, started) = (arrival.gateway, entry.id, arrival.started);
-                self.violation(format!("gateway {gateway} let {id} through at {started:?}, which had ended: {entry:?}"));
+                self.violation(format!(
+                    "gateway {gateway} let {id} through at {started:?}, which had ended: {entry:?}"
+                ));
             }
         }
         self.violations.lock().unwrap().clone()
@@ -149,7 +153,16 @@ impl Book {
 
 impl Entry {
     pub fn good(id: KeyId, text: String, entity: EntityId) -> Self {
-        Self { id, text, entity, state: State::Good, is_known: false, is_rotated: false, ended_at: None, narrowed_at: None }
+        Self {
+            id,
+            text,
+            entity,
+            state: State::Good,
+            is_known: false,
+            is_rotated: false,
+            ended_at: None,
+            narrowed_at: None,
+        }
     }
 }
 

@@ -89,12 +89,14 @@ fn is_logged(words: &[&[u8]]) -> bool {
 /// The words of the command at `at`, as clients send them; it moves on.
 fn command<'a>(bytes: &'a [u8], at: &mut usize) -> Option<Vec<&'a [u8]>> {
     let count = number(bytes, at, b'*')?;
-    (0..count).map(|_| {
-        let length = number(bytes, at, b'$')?;
-        let word = bytes.get(*at..*at + length)?;
-        *at += length + 2;
-        Some(word)
-    }).collect()
+    (0..count)
+        .map(|_| {
+            let length = number(bytes, at, b'$')?;
+            let word = bytes.get(*at..*at + length)?;
+            *at += length + 2;
+            Some(word)
+        })
+        .collect()
 }
 
 fn number(bytes: &[u8], at: &mut usize, sign: u8) -> Option<usize> {

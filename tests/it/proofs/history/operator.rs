@@ -5,7 +5,7 @@ use super::site::Site;
 use fastrand::Rng;
 use keygate::clock::Clock;
 use keygate::config::Config;
-use keygate::key::{EntityId, KeyId, Mode};
+use keygate::key::{KeyId, Mode};
 use keygate::manage::{Created, Manage, ManageError, NewEntity, NewKey, Overlap, Revoked, UpdateKey};
 use keygate::store::{self, KeyStore, Record, StoreError};
 use std::path::Path;

@@ -49,7 +49,8 @@ pub fn prove(seed: u64) {
     let book = Book::new();
     let upstream = book.upstream();
     let start = |index: usize| {
-        let builder = Gateway::builder().live(&upstream).workers(1).toml(&format!("[store]\nurl = \"{}\"", store.redis.url()));
+        let builder =
+            Gateway::builder().live(&upstream).workers(1).toml(&format!("[store]\nurl = \"{}\"", store.redis.url()));
         if index == 0 { builder.start() } else { builder.joining(IDS[index]).start() }
     };
     let gateways: Vec<_> = (0..plan.gateways).map(start).collect();
@@ -67,18 +68,12 @@ pub fn prove(seed: u64) {
         let early = plan.is_cold_early.then(|| store.cold(&site));
         eventually("the store has everything that was acknowledged", || site.is_in(&operator).then_some(()));
         let repaired = lost_at.elapsed();
-        let members = plan.gateways + usize::from(early.is_some());
-        let cold_seed = random.u64(..);
-        let number = plan.gateways;
-        let join = |gateway| {
-            site.with_cold(number, gateway, cold_seed, |place| {
-                written.into_iter().for_each(|written| operator.acknowledge(&site, plan.gateways + 1, written));
-                site.settles(number, place);
-                assert_eq!(site.states(), (Some(0), vec!["following".to_owned(); plan.gateways + 1]));
-            });
-        };
-        _ = members;
-        join(early.unwrap_or_else(|| store.cold(&site)));
+        let (number, cold_seed) = (plan.gateways, random.u64(..));
+        site.with_cold(number, early.unwrap_or_else(|| store.cold(&site)), cold_seed, |place| {
+            written.into_iter().for_each(|written| operator.acknowledge(&site, plan.gateways + 1, written));
+            site.settles(number, place);
+            assert_eq!(site.states(), (Some(0), vec!["following".to_owned(); plan.gateways + 1]));
+        });
         repaired
     });
     site.conclude(&format!("{plan:?}"));
@@ -89,7 +84,11 @@ pub fn prove(seed: u64) {
             assert!(repaired < REPAIRED_WITHIN, "{plan:?}: repaired only after {repaired:?}\n{}", site.logs());
         }
     }
-    println!("history on Redis: seed {seed}: whole after {repaired:?}, {:?} in all; {}", begun.elapsed(), site.book.answers());
+    println!(
+        "history on Redis: seed {seed}: whole after {repaired:?}, {:?} in all; {}",
+        begun.elapsed(),
+        site.book.answers()
+    );
 }
 
 /// Everything until just before the loss.

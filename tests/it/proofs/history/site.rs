@@ -29,7 +29,7 @@ pub struct Place {
     /// Its process is not there, or was not a moment ago.
     is_down: AtomicBool,
     /// It began without a snapshot: it may say that it does not know yet.
-    is_cold: bool,
+    is_cold: AtomicBool,
 }
 
 // === impl Site ===
@@ -93,10 +93,11 @@ impl Site {
                 (None, Some(_)) => &[200, 403],
             },
             (State::Good, State::Good) => &[200],
+            (State::Foreign, _) | (_, State::Foreign) => &[200, 401, 403],
             (State::Good | State::Changing, _) => &[200, 401, 403],
         };
         let is_allowed = match status {
-            Some(503) => place.is_cold,
+            Some(503) => place.is_cold.load(Ordering::SeqCst),
             Some(status) => allowed.contains(&status),
             None => was_down || place.is_down(),
         };
@@ -113,6 +114,7 @@ impl Site {
                 State::Good => 200,
                 State::Ended => 401,
                 State::Changing => continue,
+                State::Foreign => 401,
             };
             eventually(&format!("gateway {number} answers {wanted} to {entry:?}"), || {
                 let target = book::target(entry, "orders", number, index, self.book.now());
@@ -141,8 +143,10 @@ impl Site {
     pub fn is_in(&self, operator: &Operator) -> bool {
         self.book.entries().iter().all(|entry| match entry.state {
             State::Changing => true,
+            State::Foreign => operator.is_in_force(entry.id).is_none(),
             State::Good => operator.is_in_force(entry.id) == Some(true),
-            State::Ended => operator.is_in_force(entry.id) == Some(false),
+            // Where another fleet's store was adopted it is not there.
+            State::Ended => operator.is_in_force(entry.id) != Some(true),
         })
     }
 
@@ -163,7 +167,12 @@ impl Site {
 impl Place {
     fn new(gateway: Gateway, is_cold: bool) -> Self {
         let address = Mutex::new(gateway.address);
-        Self { gateway: Mutex::new(gateway), address, is_down: AtomicBool::new(false), is_cold }
+        Self {
+            gateway: Mutex::new(gateway),
+            address,
+            is_down: AtomicBool::new(false),
+            is_cold: AtomicBool::new(is_cold),
+        }
     }
 
     fn is_down(&self) -> bool {
@@ -175,6 +184,11 @@ impl Place {
         let mut gateway = self.gateway.lock().unwrap();
         gateway.signal("KILL");
         gateway.wait();
+    }
+
+    /// From now on it may say that it does not know.
+    pub fn excuse(&self) {
+        self.is_cold.store(true, Ordering::SeqCst);
     }
 
     pub fn start(&self) {
