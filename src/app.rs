@@ -95,7 +95,7 @@ struct State {
     sinks: audit_sinks::Watch,
     ready: AtomicBool,
     stopping: AtomicBool,
-    diverged: AtomicBool,
+    held: AtomicBool,
     snapshot: PathBuf,
 }
 
@@ -146,7 +146,7 @@ impl Gateway {
             sinks: shipper.watch(),
             ready: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
-            diverged: AtomicBool::new(false),
+            held: AtomicBool::new(false),
             snapshot: config.snapshot.clone(),
         });
         let (stop, stopped) = watch::channel(false);
@@ -413,13 +413,13 @@ fn rest_after(turn: &Result<Turn, StoreError>, state: &State, failing: &mut bool
     match turn {
         Ok(Turn::Behind) => Rest::None,
         Ok(Turn::CaughtUp) => {
-            if std::mem::take(failing) | state.diverged.swap(false, Ordering::SeqCst) {
+            if std::mem::take(failing) | state.held.swap(false, Ordering::SeqCst) {
                 tracing::info!("the key store answers again");
             }
             Rest::UntilChange
         }
         Ok(Turn::Held) => {
-            if !state.diverged.swap(true, Ordering::SeqCst) {
+            if !state.held.swap(true, Ordering::SeqCst) {
                 tracing::error!(
                     snapshot = %state.snapshot.display(),
                     "the key store is not the one that was followed; nothing is taken from it, and known keys work until max_stale: put the right one back, or say what counts with `keygate store adopt` or `keygate store reseed`"
@@ -505,8 +505,8 @@ impl ControlPlane for State {
     fn report(&self) -> String {
         let now = self.clock.moment();
         let staleness = self.cache.staleness(now);
-        let store = match (self.diverged.load(Ordering::SeqCst), self.cache.is_fresh(now)) {
-            (true, _) => "diverged",
+        let store = match (self.held.load(Ordering::SeqCst), self.cache.is_fresh(now)) {
+            (true, _) => "not the one that was followed (held)",
             (false, false) => "out of reach",
             (false, true) => "followed",
         };

@@ -287,8 +287,7 @@ impl Follower {
                 self.applier().forget();
             }
             Reload::Eviction => self.cache.note_eviction(),
-            // Due again after a while, because nothing is kept.
-            Reload::Snapshot | Reload::Fork => {}
+            Reload::Snapshot => {}
         }
     }
 
@@ -338,13 +337,19 @@ impl Follower {
         cut();
         kept?;
         self.stand_at(Position { seq: last.seq, token: last.token });
+        self.hear(entries);
+        Ok(())
+    }
+
+    /// Hands out what has come into force.
+    fn hear(&mut self, entries: &[Change]) {
+        let Some(last) = entries.last() else { return };
         let now = self.clock.now();
         for change in entries.iter().filter(|change| change.seq > self.heard_to) {
             telemetry::change_applied(now.since(change.at));
             (self.heard)(change);
         }
         self.heard_to = self.heard_to.max(last.seq);
-        Ok(())
     }
 
     /// What was in force and is not any more ends in flight too.

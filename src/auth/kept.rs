@@ -3,9 +3,11 @@
 
 use super::lineage::Lineage;
 use super::load::{self, Batches};
-use super::snapshot::{Draft, Recalled, Snapshot};
+use super::snapshot::{Draft, Onto, Recalled, Snapshot};
 use crate::clock::{Clock, Instant, Moment};
+use crate::key::Digest;
 use crate::store::{Change, Position, Record, StoreError};
+use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
@@ -51,12 +53,28 @@ impl Kept {
         changed.map_err(|error| StoreError::Unavailable(format!("the snapshot cannot be read: {error}")))
     }
 
-    /// What is kept is of a history that this gateway does not follow any more: it goes, and another one is due at once.
+    /// Goes over to another history, which has `entries` after the last position that both have, and not the keys in `refused`.
+    ///
+    /// # Errors
+    /// As of [`Self::append`].
+    pub fn rebase(
+        &mut self,
+        common: Position,
+        entries: &[Change],
+        refused: &HashSet<Digest>,
+    ) -> Result<(), StoreError> {
+        self.lineage.cut(common.seq);
+        self.lineage.extend(entries.iter().map(|change| Position { seq: change.seq, token: change.token }));
+        let onto = Onto { common, entries, refused, lineage: &self.lineage };
+        let rebased = self.snapshot.as_mut().map_or(Ok(()), |snapshot| snapshot.rebase(onto));
+        rebased.or_else(|error| self.give_up(&error))
+    }
+
+    /// What is kept is of no use any more: it goes.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`], when it cannot be removed: nothing may be confirmed then.
-    pub fn part(&mut self) -> Result<(), StoreError> {
-        self.volatile_since = Some(self.clock.moment().mono);
+    pub fn forget(&mut self) -> Result<(), StoreError> {
         let gone = self.snapshot.as_mut().map_or(Ok(()), Snapshot::abandon);
         gone.map_err(|error| StoreError::Unavailable(format!("the snapshot cannot be removed: {error}")))
     }

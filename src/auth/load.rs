@@ -27,8 +27,6 @@ pub enum Reload {
     Eviction,
     /// Changes could not be kept on disk, or not be merged into the snapshot: another one is due.
     Snapshot,
-    /// The store had gone another way: the snapshot is written anew.
-    Fork,
 }
 
 /// The set on its way from the store.
@@ -66,7 +64,6 @@ impl Reload {
             Self::Start => "start",
             Self::Eviction => "eviction",
             Self::Snapshot => "snapshot",
-            Self::Fork => "fork",
         }
     }
 }

@@ -65,6 +65,9 @@ fn list(store: &dyn KeyStore, output: Output) -> Result<ExitCode, Failure> {
     let columns =
         ["GATEWAY", "INSTANCE", "VERSION", "CONFIG", "KEYS", "COMPLETE", "POSITION", "BEHIND", "MAY SERVE UNTIL"];
     output::list(output, &columns, rows, &values)?;
+    if members.iter().any(|member| member.held.is_some()) {
+        say!("a gateway is held: this is not the store that it followed; see `keygate store status`");
+    }
     if !settles_in.is_zero() {
         say!(
             "the store started again, was put back or lost changes not long ago: gateways may be missing for the next {} s",
@@ -75,7 +78,11 @@ fn list(store: &dyn KeyStore, output: Output) -> Result<ExitCode, Failure> {
 }
 
 fn row(member: &Member, head: u64) -> Vec<String> {
-    let complete = if member.complete { "yes" } else { "no" };
+    let complete = match (member.held, member.complete) {
+        (Some(_), _) => "held",
+        (None, true) => "yes",
+        (None, false) => "no",
+    };
     let until = may_serve_until(member).map_or_else(|| "-".to_owned(), |until| until.to_string());
     let texts = [&member.gateway, &member.instance, &member.version, &member.config].map(String::clone);
     let numbers =

@@ -458,7 +458,7 @@ fn prefix() -> Prefix {
 impl Service {
     fn answer(&self, digest: Digest, now: Moment) -> Answer {
         match self.authenticator.look_up(digest, now) {
-            Ok(Authentication::Authenticated(principal, _)) => Answer::Accepted(principal.version),
+            Ok(Authentication::Authenticated(principal, _)) => Answer::Accepted(principal.version()),
             Ok(Authentication::Rejected(Reason::KeyRevoked, _)) => Answer::Revoked,
             Ok(Authentication::Rejected(Reason::KeyExpired, _)) => Answer::Expired,
             Ok(Authentication::Rejected(_, _)) => Answer::Unknown,

@@ -423,6 +423,30 @@ fn i4_a_redis_with_changes_and_no_fleet_is_given_one_by_the_next_change() {
 }
 
 #[test]
+fn who_has_not_seen_the_latest_fork_in_redis_cannot_declare_the_rows_whole() {
+    const SETTLED: &str = include_str!("../../src/store/redis/settled.lua");
+    let server = RedisServer::start();
+    let store = redis(&server);
+    apply(&store, vec![create(&entity("acme"))]).unwrap();
+    let raw = || ::redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    let get = |name: &str| ::redis::cmd("GET").arg(name).query::<String>(&mut raw()).unwrap();
+    let run = get("{keygate}:run");
+    let declare = |seen: &str| {
+        let mut script = ::redis::cmd("EVAL");
+        script.arg(SETTLED).arg(2).arg("{keygate}:run").arg("{keygate}:fork").arg(seen);
+        (script.query::<bool>(&mut raw()).unwrap(), get("{keygate}:run"))
+    };
+    assert_eq!(declare(&run), (true, run.clone()));
+    store.note_fork().unwrap();
+    assert_eq!(declare(&run), (false, run.clone()));
+    assert_eq!(declare(&format!("{run} 0000000000000000")), (false, run.clone()));
+    assert!(!settles_in(&store).is_zero());
+    let both = format!("{run} {}", get("{keygate}:fork"));
+    assert_eq!(declare(&both), (true, both.clone()));
+    assert!(settles_in(&store).is_zero());
+}
+
+#[test]
 fn the_past_of_a_long_log_in_redis_is_read_in_steps() {
     let server = RedisServer::start();
     let store = redis(&server);

@@ -4,12 +4,13 @@
 //! than the two histories have in common is offered to the store, by an ordinary change. Where the store cannot be the one that
 //! was followed, nothing is applied until a person says what counts.
 
-use super::{Follower, Reload, Turn};
+use super::{ENTRIES, Follower, Turn};
 use crate::key::{Digest, EntityRecord, KeyRecord};
 use crate::store::{
-    Action, Conflict, FleetId, Held, Mutation, OperationId, Position, Record, StoreError, Write, codec,
+    Action, Change, Conflict, Feed, FleetId, Held, Mutation, OperationId, Position, Record, StoreError, Write, codec,
 };
 use crate::telemetry;
+use std::collections::HashSet;
 
 /// How often a record is offered that others change at the same time.
 const ATTEMPTS: usize = 8;
@@ -48,18 +49,20 @@ impl Follower {
             "the key store has lost changes: it is given them again, and followed from the last one that it has"
         );
         telemetry::store_forked();
-        let refused = self.offer_again(common)?;
+        let (entries, refused) = self.give_back(common)?;
         {
             let mut applier = self.applier();
             applier.part_at(common.seq);
-            refused.into_iter().for_each(|digest| applier.refuse(digest));
+            refused.iter().for_each(|digest| applier.refuse(*digest));
         }
-        self.cut_ended()();
-        self.kept.part()?;
-        self.kept.lineage.cut(common.seq);
+        self.apply(&entries);
+        let cut = self.cut_ended();
+        let rebased = self.kept.rebase(common, &entries, &refused);
+        cut();
+        rebased?;
         self.heard_to = self.heard_to.min(common.seq);
-        self.stand_at(common);
-        self.begin_load(Reload::Fork)?;
+        self.hear(&entries);
+        self.stand_at(entries.last().map_or(common, |last| Position { seq: last.seq, token: last.token }));
         Ok(Turn::Behind)
     }
 
@@ -84,7 +87,7 @@ impl Follower {
     /// Takes the store as it is: everything but what was revoked is forgotten, and loaded from it.
     fn adopt(&mut self, fleet: FleetId) -> Result<Turn, StoreError> {
         tracing::warn!(%fleet, "a person has said that the key store counts as it is: its keys are loaded in place of those that were known");
-        self.kept.part()?;
+        self.kept.forget()?;
         self.applier().forget();
         self.cut_ended()();
         self.kept.lineage = Default::default();
@@ -105,8 +108,9 @@ impl Follower {
         self.tell_of(Position::default())
     }
 
-    /// Offers the store everything that was changed after `common`. The keys that it neither has nor takes.
-    fn offer_again(&mut self, common: Position) -> Result<Vec<Digest>, StoreError> {
+    /// Offers the store everything that was changed after `common`, until it stands in the history that is read back. Gives that,
+    /// and the keys that the store neither has nor takes.
+    fn give_back(&mut self, common: Position) -> Result<(Vec<Change>, HashSet<Digest>), StoreError> {
         let mut records = self.kept.changed_after(common.seq)?;
         // An entity before its keys, and its deletion after them.
         records.sort_by_key(|record| {
@@ -117,14 +121,50 @@ impl Follower {
             };
             (rank, record.version())
         });
-        let mut refused = Vec::new();
-        for record in &records {
-            let is_taken = self.offer(record, common)?;
-            if let (Record::Key(key), false) = (record, is_taken) {
-                refused.push(key.digest);
+        for _ in 0..ATTEMPTS {
+            let mut refused = HashSet::new();
+            for record in &records {
+                let is_taken = self.offer(record, common)?;
+                if let (Record::Key(key), false) = (record, is_taken) {
+                    refused.insert(key.digest);
+                }
+            }
+            let entries = self.read_after(common)?;
+            let reached = entries.last().map_or(common, |last| Position { seq: last.seq, token: last.token });
+            // Looked at once more after that was read: the store may have lost changes again meanwhile.
+            let mut stands = true;
+            for record in &records {
+                let there = self.stored(record)?;
+                let is_refused = matches!(record, Record::Key(key) if refused.contains(&key.digest));
+                stands &= match &there {
+                    Some(there) => there.version() <= reached.seq && write_of(Some(there), record, common).is_none(),
+                    None => is_refused || matches!(record, Record::Entity(_)),
+                };
+            }
+            if stands && self.store.holds(reached)? {
+                return Ok((entries, refused));
             }
         }
-        Ok(refused)
+        Err(StoreError::Unavailable("the key store loses changes again and again".to_owned()))
+    }
+
+    /// Everything after a position.
+    fn read_after(&mut self, common: Position) -> Result<Vec<Change>, StoreError> {
+        let (mut read, mut at) = (Vec::new(), common);
+        loop {
+            match self.changes.poll(at, self.kept.lineage.fleet, ENTRIES)? {
+                Feed::Entries { head, entries } => {
+                    read.extend(entries);
+                    at = read.last().map_or(common, |last: &Change| Position { seq: last.seq, token: last.token });
+                    if at.seq >= head.seq {
+                        return Ok(read);
+                    }
+                }
+                Feed::Diverged { .. } | Feed::Foreign { .. } => {
+                    return Err(StoreError::Unavailable("the key store has lost changes again".to_owned()));
+                }
+            }
+        }
     }
 
     /// Offers one record; false where the store has nothing of the kind, and takes it not.

@@ -6,6 +6,7 @@
 mod frames;
 mod log;
 mod merge;
+mod rebase;
 mod wire;
 
 use super::lineage::Lineage;
@@ -14,6 +15,7 @@ use crate::store::{Change, Position, Record};
 use frames::{FrameReader, FrameWriter, Next};
 use log::{Contact, Log, Recorded};
 pub use merge::Name;
+pub use rebase::Onto;
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
@@ -166,6 +168,20 @@ impl Snapshot {
         let old = logs(&self.path)?;
         old.iter().filter(|path| **path != log.path).try_for_each(fs::remove_file)?;
         (self.log, self.contact, self.is_broken) = (Some(log), None, false);
+        sync_dir(&self.path)
+    }
+
+    /// Goes over to another history. With nothing kept, does nothing.
+    ///
+    /// # Errors
+    /// As of reading and writing. What is on disk is not what is known any more then: [`Self::abandon`] it.
+    pub fn rebase(&mut self, onto: Onto<'_>) -> io::Result<()> {
+        self.wait_for_merge();
+        if self.log.take().is_none() {
+            return Ok(());
+        }
+        let rebased = rebase::rebase(&self.path, onto).inspect_err(|_| self.is_broken = true);
+        (self.log, self.contact, self.merge_at) = (Some(rebased?), None, LOG_BYTES_MAX);
         sync_dir(&self.path)
     }
 

@@ -113,3 +113,24 @@ fn put(connection: &Connection, name: &str, value: &str) -> Result<(), StoreErro
     let put = connection.prepare_cached(sql).and_then(|mut insert| insert.execute(params![name, value]));
     put.map(drop).map_err(unavailable)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_not_seen_the_latest_fork_cannot_declare_the_file_whole() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(&format!("{TABLE} {}", made("1 2 3"))).unwrap();
+        let (made, is_whole) = standing(&connection, "1 2 3").unwrap();
+        assert!(is_whole && !standing(&connection, "1 3 3").unwrap().1);
+        note_fork(&connection).unwrap();
+        let (first, is_whole) = standing(&connection, "1 2 3").unwrap();
+        assert!(!is_whole && !record_whole(&connection, "1 2 3", &made).unwrap());
+        note_fork(&connection).unwrap();
+        assert!(!record_whole(&connection, "1 2 3", &first).unwrap());
+        let (second, is_whole) = standing(&connection, "1 2 3").unwrap();
+        assert!(!is_whole && record_whole(&connection, "1 2 3", &second).unwrap());
+        assert_eq!(standing(&connection, "1 2 3").unwrap(), (second, true));
+    }
+}
