@@ -14,6 +14,7 @@ mod drain;
 mod faults;
 mod fill;
 mod harness;
+mod history;
 mod hygiene;
 mod journal;
 mod lifecycle;

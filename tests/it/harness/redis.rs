@@ -1,7 +1,7 @@
 //! A Redis server process of the test's own.
 
 use socket2::{Domain, Socket, Type};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -59,6 +59,21 @@ impl RedisServer {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// The bulk string that a command answers; none for nil.
+    #[allow(dead_code, reason = "this file serves three test programs, and two of them send no commands")]
+    pub fn value(&self, words: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port.number())).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(format!("{words}\r\n").as_bytes()).unwrap();
+        let mut reader = BufReader::new(stream);
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        let length = line.trim_end().strip_prefix('$').unwrap_or_else(|| panic!("{words}: {line}")).parse().ok()?;
+        let mut value = vec![0; length];
+        reader.read_exact(&mut value).unwrap();
+        Some(String::from_utf8(value).unwrap())
     }
 
     #[allow(dead_code, reason = "this file serves three test programs, and two of them send no commands")]
