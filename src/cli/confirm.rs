@@ -48,7 +48,7 @@ fn tell(done: &str, confirmation: &Confirmation) -> ExitCode {
     let (confirmed, members) = (confirmation.confirmed, confirmation.members());
     if confirmation.is_settling {
         say!(
-            "{done} and stored; membership settling: the store has started again, and gateways may be missing from the {members} that it lists; repeat the command in a few seconds"
+            "{done} and stored; membership settling: the store started again, was put back or lost changes, and gateways may be missing from the {members} that it lists; repeat the command in a few seconds"
         );
         return exit::unconfirmed();
     }
