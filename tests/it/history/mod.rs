@@ -68,7 +68,7 @@ impl Fleet {
     fn put_back(&mut self, copy: Option<PathBuf>) {
         self.redis.kill();
         run("rm", &["-rf".as_ref(), &self.redis.dir().join("appendonlydir")]);
-        for copy in copy {
+        if let Some(copy) = copy {
             run("cp", &["-r".as_ref(), &copy.join("appendonlydir"), self.redis.dir()]);
         }
         self.redis.restart();
@@ -101,6 +101,14 @@ impl Fleet {
         self.becomes(0, &["following"]);
     }
 
+    /// It has noticed that the store has lost changes, and has put that right.
+    fn recovers(&self) {
+        eventually("it is told", || (self.gateway.metric("keygate_store_forks_total") >= 1.0).then_some(()));
+        assert!(self.gateway.log_text().contains("the key store has lost changes"));
+        self.follows();
+        eventually("it answers as before", || (self.answers() == [200, 401]).then_some(()));
+    }
+
     /// Held, it goes on, and says so.
     fn is_held(&self) {
         eventually("it is held", || {
@@ -108,9 +116,9 @@ impl Fleet {
             (code == Some(1) && states.iter().any(|state| state == "held: another fleet")).then_some(())
         });
         assert_eq!(self.answers(), [200, 401]);
+        let words = "the key store is not the one that was followed";
+        eventually("it is told", || self.gateway.log_text().contains(words).then_some(()));
         assert!(self.gateway.metric("keygate_store_foreign_total") >= 1.0);
-        let log = self.gateway.log_text();
-        assert!(log.contains("the key store is not the one that was followed"), "{log}");
         let report = self.gateway.admin_page("/readyz?verbose").text();
         assert!(report.contains("held"), "{report}");
     }

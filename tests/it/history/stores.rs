@@ -21,9 +21,10 @@ fn two_fleets_pointed_at_one_redis_do_not_mix() {
     assert_eq!((fleet.answers(), guest.answers()), ([200, 401], [200, 401]));
     assert_eq!((status(&guest.gateway, &fleet.good), status(&fleet.gateway, &guest.good)), (503, 401));
     assert_eq!(fleet.head(), head, "a guest has written");
-    // Who waits for everybody is told of the guest, and what is said of it is true.
-    let key = fleet.gateway.key(&["orders:read"]);
-    assert_eq!(status(&fleet.gateway, &key), 200);
+    // Who waits for everybody is told of the guest: nobody can know what keys it honours.
+    let (code, words) = fleet.run(&["keys", "update", &fleet.good.id, "--name", "y"]);
+    assert!(code == Some(75) && words.contains("updated on 1/2 gateways; edge-1 ("), "{code:?} {words}");
+    assert_eq!(fleet.answers(), [200, 401]);
     std::fs::write(&path, config).unwrap();
     guest.gateway.restart();
     guest.follows();

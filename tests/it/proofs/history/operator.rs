@@ -206,7 +206,10 @@ impl Operator {
         match self.manage().update_key(site.book.entry(index).id, &update) {
             Ok((key, _)) if revived.is_none() => Some(Written { record: Record::Key(key), effect: Effect::None }),
             // What becomes of this one is the gateways' business: it has ended.
-            Ok(_) | Err(ManageError::Invalid(_) | ManageError::Store(StoreError::Conflict(_))) => None,
+            Ok(_)
+            | Err(ManageError::Invalid(_) | ManageError::NotFound(_) | ManageError::Store(StoreError::Conflict(_))) => {
+                None
+            }
             Err(error) => panic!("{error}"),
         }
     }

@@ -5,7 +5,7 @@ use super::REPAIRED_WITHIN;
 use super::book::Book;
 use super::loss::{self, Loss};
 use super::operator::Operator;
-use super::site::{Site, states};
+use super::site::Site;
 use crate::harness::redis::RedisServer;
 use crate::harness::{Gateway, eventually};
 use fastrand::Rng;
@@ -61,7 +61,7 @@ pub fn prove(seed: u64) {
         store.lose(&plan, &site, &mut random);
         let lost_at = Instant::now();
         if plan.loss == Loss::Empty {
-            end_of_emptiness(&site, plan.gateways, &mut random);
+            site.take_up(random.usize(..plan.gateways), "reseed");
         }
         let operator = Operator::open(&dir);
         let written = operator.write(&site, &mut random, plan.written);
@@ -107,21 +107,6 @@ fn lead_up(plan: &Plan, site: &Site, store: &mut Store, dir: &Path, random: &mut
         store.copy_as("replica");
         store.length = std::fs::metadata(loss::commands_of(store.redis.dir())).unwrap().len();
         operator.change(site, random, plan.gateways, plan.lost);
-    });
-}
-
-/// The store is empty: every gateway is held, until a person fills it.
-fn end_of_emptiness(site: &Site, gateways: usize, random: &mut Rng) {
-    eventually("every gateway is held", || {
-        let held = vec!["held: another fleet".to_owned(); gateways];
-        (site.states() == (Some(1), held)).then_some(())
-    });
-    let place = &site.places[random.usize(..gateways)];
-    let output = place.gateway.lock().unwrap().run(&["store", "reseed", "--yes"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    eventually("they follow it", || {
-        let (code, found) = states(&place.gateway.lock().unwrap());
-        (code == Some(0) && found == vec!["following".to_owned(); gateways]).then_some(())
     });
 }
 

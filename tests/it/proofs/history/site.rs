@@ -28,7 +28,7 @@ pub struct Place {
     address: Mutex<SocketAddr>,
     /// Its process is not there, or was not a moment ago.
     is_down: AtomicBool,
-    /// It began without a snapshot: it may say that it does not know yet.
+    /// It began without a snapshot, or loads everything anew: it may say that it does not know yet.
     is_cold: AtomicBool,
 }
 
@@ -97,7 +97,8 @@ impl Site {
             (State::Good | State::Changing, _) => &[200, 401, 403],
         };
         let is_allowed = match status {
-            Some(503) => place.is_cold.load(Ordering::SeqCst),
+            // One that is being made may not be known yet, which is then told.
+            Some(503) => place.is_cold.load(Ordering::SeqCst) || before.state == State::Changing,
             Some(status) => allowed.contains(&status),
             None => was_down || place.is_down(),
         };
@@ -133,6 +134,19 @@ impl Site {
     pub fn logs(&self) -> String {
         let log = |place: &Place| place.gateway.lock().unwrap().log_text();
         self.places.iter().map(log).collect::<Vec<_>>().join("\n---\n")
+    }
+
+    /// A person has the gateways take the store as it is, which all are held by.
+    pub fn take_up(&self, number: usize, command: &str) {
+        let all = |code: i32, state: &str| (Some(code), vec![state.to_owned(); self.places.len()]);
+        eventually("every gateway is held", || (self.states() == all(1, "held: another fleet")).then_some(()));
+        // They forget what they know, and load everything anew.
+        self.places.iter().for_each(|place| place.excuse(true));
+        let output = self.places[number].gateway.lock().unwrap().run(&["store", command, "--yes"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        eventually("they follow it", || (self.states() == all(0, "following")).then_some(()));
+        std::thread::sleep(PACE * 10);
+        self.places.iter().for_each(|place| place.excuse(false));
     }
 
     pub fn states(&self) -> (Option<i32>, Vec<String>) {
@@ -186,9 +200,9 @@ impl Place {
         gateway.wait();
     }
 
-    /// From now on it may say that it does not know.
-    pub fn excuse(&self) {
-        self.is_cold.store(true, Ordering::SeqCst);
+    /// Whether from now on it may say that it does not know.
+    pub fn excuse(&self, is_cold: bool) {
+        self.is_cold.store(is_cold, Ordering::SeqCst);
     }
 
     pub fn start(&self) {
@@ -208,7 +222,7 @@ impl Place {
 }
 
 /// What `keygate store status` says of each gateway, and its exit code.
-pub fn states(gateway: &Gateway) -> (Option<i32>, Vec<String>) {
+fn states(gateway: &Gateway) -> (Option<i32>, Vec<String>) {
     let output = gateway.run(&["store", "status", "--output", "json"]);
     let members: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let state = |member: &Value| member["state"].as_str().unwrap_or_default().to_owned();

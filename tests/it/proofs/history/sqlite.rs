@@ -194,7 +194,7 @@ impl Store {
         act();
         for place in &site.places {
             // It needs its store to start, and that has to settle first.
-            place.excuse();
+            place.excuse(true);
             place.start();
         }
     }
@@ -206,20 +206,13 @@ impl Store {
             Loss::Empty => "reseed",
             Loss::Foreign => "adopt",
         };
-        eventually("both gateways are held", || {
-            (site.states() == (Some(1), vec!["held: another fleet".to_owned(); GATEWAYS])).then_some(())
-        });
         if plan.loss == Loss::Foreign {
             // They are forgotten, unless they have ended.
             let entries = site.book.entries();
             let good = (0..entries.len()).filter(|&index| entries[index].state == State::Good);
             good.for_each(|index| site.book.change(index, |entry| entry.state = State::Foreign));
         }
-        let output = site.places[0].gateway.lock().unwrap().run(&["store", command, "--yes"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        eventually("they follow it", || {
-            (site.states() == (Some(0), vec!["following".to_owned(); GATEWAYS])).then_some(())
-        });
+        site.take_up(0, command);
     }
 
     /// The other fleet's key works on every gateway that has taken its store.
