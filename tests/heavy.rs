@@ -7,8 +7,9 @@ mod harness;
 #[path = "it/proofs/mod.rs"]
 mod proofs;
 
+use proofs::failover::{self, End};
 use proofs::revocation::{self, Fleet};
-use proofs::{audit, chaos, deaths, history, index, large_bodies, many_keys, outage};
+use proofs::{audit, chaos, deaths, history, index, large_bodies, many_keys, outage, partition};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -146,6 +147,42 @@ fn chaos_no_ended_key_is_accepted_whatever_fails() {
     let minutes = number("KEYGATE_CHAOS_MINUTES").unwrap_or(5);
     let seed = number("KEYGATE_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..));
     chaos::prove(&chaos::Run { seed, length: Duration::from_secs(60 * minutes), pace: Duration::from_millis(10) });
+}
+
+/// Each way to end, fifteen times.
+const ENDS: [End; 30] = {
+    let mut ends = [End::Killed; 30];
+    let mut at = 1;
+    while at < ends.len() {
+        ends[at] = End::Stopped;
+        at += 2;
+    }
+    ends
+};
+
+#[test]
+fn i7_30_masters_end_and_are_left_for_those_that_the_sentinels_name() {
+    let _alone = alone();
+    failover::prove(&mut harness::sentinel::Watched::start(), &ENDS, 500);
+}
+
+#[test]
+fn i7_30_nodes_end_and_are_left_for_those_that_own_the_slot() {
+    let _alone = alone();
+    failover::prove(&mut harness::cluster::Cluster::start(), &ENDS, 500);
+}
+
+#[test]
+fn i7_a_slot_that_moves_30_times_is_followed_and_no_change_is_made_by_half() {
+    let _alone = alone();
+    let rests: Vec<_> = (0..30).map(|round| Duration::from_millis(round % 10)).collect();
+    failover::prove_moves(&harness::cluster::Cluster::start(), &rests, 500);
+}
+
+#[test]
+fn i1_30_gateways_that_stay_behind_with_an_old_master_renew_no_right() {
+    let _alone = alone();
+    (0..30).for_each(|_| partition::prove());
 }
 
 /// A number from the environment.

@@ -3,6 +3,7 @@
 use super::exit;
 use crate::config::Config;
 use crate::policy::Access;
+use crate::store::{Settings, redis};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,13 +12,23 @@ use std::process::ExitCode;
 pub fn run(path: &Path) -> ExitCode {
     match Config::load(path) {
         Ok(config) => match super::output::line(summary(&config)) {
-            Ok(()) => exit::DONE,
+            Ok(()) => {
+                warn(&config);
+                exit::DONE
+            }
             Err(failure) => super::report(failure.as_ref()),
         },
         Err(errors) => {
             say!("{errors}");
             exit::config()
         }
+    }
+}
+
+/// What is no mistake of the file, and still unwise. Servers of which one may take another's place are asked.
+fn warn(config: &Config) {
+    if let Settings::Redis { url } = &config.store {
+        redis::warnings(url).iter().for_each(|warning| say!("warning: {warning}"));
     }
 }
 

@@ -3,7 +3,7 @@
 use super::exit;
 use crate::config::values;
 use crate::manage::{Confirmation, Manage, Silent};
-use crate::store::Record;
+use crate::store::{Copies, Record};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -30,6 +30,12 @@ impl Wait {
     /// Waits until every gateway has acted on `written`, which has just been written, and says what is known then: `done` is
     /// the change in a word or a few.
     pub fn tell(self, manage: &Manage<'_>, done: &str, written: &Record) -> ExitCode {
+        let code = self.tell_gateways(manage, done, written);
+        manage.copies().iter().for_each(tell_copies);
+        code
+    }
+
+    fn tell_gateways(self, manage: &Manage<'_>, done: &str, written: &Record) -> ExitCode {
         if self.no_wait {
             say!("{done}; not waited for: gateways that follow this store act on it as soon as they see it");
             return exit::DONE;
@@ -64,6 +70,21 @@ fn tell(done: &str, confirmation: &Confirmation) -> ExitCode {
     say!("{done} on {confirmed}/{members} gateways; {}", unconfirmed(&confirmation.silent));
     say!("`keygate fleet forget INSTANCE` removes a gateway that is known to be dead");
     exit::unconfirmed()
+}
+
+/// What a failover would do to the change.
+fn tell_copies(copies: &Copies) {
+    match copies {
+        Copies { replicas: 0, .. } => {
+            say!("warning: the store's master has no replica: what is changed now is lost in a failover");
+        }
+        Copies { held: 0, replicas } => {
+            say!(
+                "warning: none of the store's {replicas} replicas has the change yet: a failover now would lose it; make sure of it later"
+            );
+        }
+        Copies { held, replicas } => say!("held by {held} of {replicas} replicas of the store"),
+    }
 }
 
 fn unconfirmed(silent: &[Silent]) -> String {

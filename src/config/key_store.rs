@@ -16,17 +16,8 @@ pub fn store(mut section: Section<'_, '_>, dir: &Path) -> Option<Settings> {
         None => Some(Settings::Sqlite { path: dir.join("data/keygate.db") }),
         Some(text) => text.and_then(|text| section.read(text, |text| store_url(text, dir))).map(|url| url.value),
     };
-    let login = login(&mut section, dir);
     let settings = with_tls(settings, &mut section, dir);
-    let settings = match (settings, login) {
-        (Some(Settings::Redis { url }), Some(login)) => Some(Settings::Redis { url: url.with_login(login) }),
-        (Some(Settings::Sqlite { .. } | Settings::Memory), Some(_)) => {
-            let message = "only Redis takes a user name and a password";
-            section.report().add(Diagnostic::new(section.span.clone(), message));
-            None
-        }
-        (settings, _) => settings,
-    };
+    let settings = with_logins(settings, &mut section, dir);
     section.finish();
     settings
 }
@@ -34,11 +25,33 @@ pub fn store(mut section: Section<'_, '_>, dir: &Path) -> Option<Settings> {
 /// A Redis server that is not the store, with the same settings.
 pub fn redis(section: &mut Section<'_, '_>, dir: &Path) -> Option<Url> {
     let url = section.parsed("url", Url::parse).map(|url| Settings::Redis { url: url.value });
+    let settings = with_tls(url, section, dir);
+    match with_logins(settings, section, dir)? {
+        Settings::Redis { url } => Some(url),
+        Settings::Sqlite { .. } | Settings::Memory => None,
+    }
+}
+
+/// Adds who logs in, at the servers and at those who watch them.
+fn with_logins(settings: Option<Settings>, section: &mut Section<'_, '_>, dir: &Path) -> Option<Settings> {
     let login = login(section, dir);
-    match (with_tls(url, section, dir)?, login) {
-        (Settings::Redis { url }, Some(login)) => Some(url.with_login(login)),
-        (Settings::Redis { url }, None) => Some(url),
-        (Settings::Sqlite { .. } | Settings::Memory, _) => None,
+    let at_sentinels = login_called(section, ["sentinel_username", "sentinel_password"], dir);
+    let refuse = |message: &str| {
+        section.report().add(Diagnostic::new(section.span.clone(), message));
+        None
+    };
+    let url = match settings {
+        Some(Settings::Redis { url }) => url,
+        Some(Settings::Sqlite { .. } | Settings::Memory) if login.is_some() || at_sentinels.is_some() => {
+            return refuse("only Redis takes a user name and a password");
+        }
+        settings => return settings,
+    };
+    let url = login.map_or(url.clone(), |login| url.with_login(login));
+    match at_sentinels {
+        Some(_) if !url.has_sentinels() => refuse("only \"redis+sentinel://\" has Sentinels to log in at"),
+        Some(login) => Some(Settings::Redis { url: url.with_sentinel_login(login) }),
+        None => Some(Settings::Redis { url }),
     }
 }
 
@@ -101,14 +114,17 @@ fn identity(
 
 /// `username` and `password`.
 pub fn login(section: &mut Section<'_, '_>, dir: &Path) -> Option<Login> {
-    let username = section.string("username");
-    let has_password = section.has("password");
-    let password = secret(section, "password", dir);
-    if let (Some(username), false) = (&username, has_password) {
-        let diagnostic = Diagnostic::new(username.span.clone(), "a user name without a password");
-        section.report().add(diagnostic.help("add password = { env = \"VARIABLE\" }"));
+    login_called(section, ["username", "password"], dir)
+}
+
+fn login_called(section: &mut Section<'_, '_>, [username, password]: [&'static str; 2], dir: &Path) -> Option<Login> {
+    let (name, has_password) = (section.string(username), section.has(password));
+    let secret = secret(section, password, dir);
+    if let (Some(name), false) = (&name, has_password) {
+        let diagnostic = Diagnostic::new(name.span.clone(), "a user name without a password");
+        section.report().add(diagnostic.help(format!("add {password} = {{ env = \"VARIABLE\" }}")));
     }
-    Some(Login { username: username.map(|username| username.value), password: password? })
+    Some(Login { username: name.map(|name| name.value), password: secret? })
 }
 
 /// A secret, which is never in the file itself: `{ env = "VARIABLE" }` or `{ file = "PATH" }`, relative to the file.

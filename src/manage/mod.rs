@@ -18,7 +18,7 @@ pub use rotate::{Overlap, Revoked};
 
 use crate::clock::Clock;
 use crate::key::{EntityRecord, KeyId, KeyRecord, Prefix, Vocabulary};
-use crate::store::{KeyStore, Mutation, OperationId, StoreError, Write};
+use crate::store::{Copies, KeyStore, Mutation, OperationId, StoreError, Write};
 use std::collections::BTreeMap;
 
 /// What the use cases need of gateway.toml.
@@ -86,6 +86,11 @@ impl<'a> Manage<'a> {
         found.ok_or_else(|| {
             ManageError::NotFound(format!("entity '{code}'; make it with: keygate entities create --code {code}"))
         })
+    }
+
+    /// Which replicas hold the latest change, where that matters.
+    pub fn copies(&self) -> Option<Copies> {
+        self.store.copies()
     }
 
     /// Applies writes as one step.

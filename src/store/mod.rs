@@ -171,6 +171,14 @@ pub enum Feed {
     Foreign { fleet: Option<FleetId> },
 }
 
+/// How many replicas of a store hold what was written last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copies {
+    /// At least so many do: no more than the first is waited for.
+    pub held: u64,
+    pub replicas: u64,
+}
+
 /// Which keys to list.
 #[derive(Clone, Debug, Default)]
 pub struct KeyFilter {
@@ -186,6 +194,12 @@ pub trait KeyStore: Send + Sync {
     /// [`StoreError::Conflict`] when a write contradicts what is stored, [`StoreError::Refused`] when the store is not the
     /// [expected](Self::expect_fleet) fleet's: nothing was written then.
     fn apply(&self, mutation: &Mutation) -> Result<Vec<u64>, StoreError>;
+
+    /// Who else holds the latest change of this process, in an engine of which a replica may take over: what none holds is lost
+    /// then. None in any other engine, and when it cannot be told.
+    fn copies(&self) -> Option<Copies> {
+        None
+    }
 
     fn key(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError>;
     fn key_by_digest(&self, digest: &Digest) -> Result<Option<KeyRecord>, StoreError>;

@@ -11,6 +11,7 @@ mod corpora;
 mod cut;
 mod deploy;
 mod drain;
+mod failover;
 mod faults;
 mod fill;
 mod harness;

@@ -84,7 +84,7 @@ fn i2_a_right_to_serve_is_not_taken_over_where_nobody_would_wait_for_the_dead() 
         _ = std::fs::remove_file(gateway.dir.path().join("data").join(name));
     }
     gateway.restart();
-    let told = || gateway.log_text().contains("has lost changes or is another one").then_some(());
+    let told = || gateway.log_text().contains("is not the one that was followed").then_some(());
     eventually("the other store is noticed", told);
     let answer = gateway.client().request("GET", &gateway.path("orders"), &[&key.bearer()]);
     assert_eq!((answer.status, answer.code().as_str()), (503, "key_store_unavailable"));
@@ -115,7 +115,7 @@ fn i4_an_empty_store_is_not_taken_for_the_one_that_was_known() {
     scene.gateway.restart();
     assert_eq!(scene.answers(), [200, 401, 503]);
     let log = scene.gateway.log_text();
-    assert!(log.contains("has lost changes or is another one") && log.contains("keys.snapshot"), "{log}");
+    assert!(log.contains("is not the one that was followed") && log.contains("keygate store adopt"), "{log}");
     // Without its log nobody can say what came after; that there was something is known all the same.
     for (damage, expected) in [("log", [503, 503, 503]), ("all", [401, 401, 401])] {
         scene.gateway.signal("KILL");

@@ -1,105 +1,53 @@
-//! The connection: made when needed, dropped on the first failure, bounded in time.
+//! The connection to whoever is the master: made when needed, dropped on the first failure, bounded in time.
 
-use super::wire::{Transport, Wire};
+use super::cluster::{self, Nodes, Redirection};
+use super::connection::{Connection, Role};
+use super::sentinel::Sentinels;
+use super::url::{Address, Topology, Url};
 use super::{REPLY_BYTES, Record, StoreError, codec, schema};
 use crate::clock::Instant;
-use crate::secret::Secret;
-use crate::tls::Tls;
-use ::redis::{Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisError};
-use rustls::pki_types::ServerName;
+use crate::store::Copies;
+use ::redis::{Cmd, FromRedisValue, RedisError};
+use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
+use std::time::Duration;
 
 const PAGE: &str = include_str!("page.lua");
-
-/// `redis://host[:port][/database]`, or the same with `rediss`, known to be well-formed, and who logs in there.
-#[derive(Clone, Debug)]
-pub struct Url {
-    host: String,
-    port: u16,
-    database: i64,
-    transport: Transport,
-    login: Option<Arc<Login>>,
-}
-
-/// What a server asks for first (`AUTH`).
-#[derive(Debug)]
-pub struct Login {
-    /// The ACL user; the default one unless given.
-    pub username: Option<String>,
-    pub password: Secret<String>,
-}
+/// How long a change may take to reach a replica until it is said that it has not.
+const REPLICATION: Duration = Duration::from_millis(500);
 
 /// One connection, or none yet.
 pub struct Link {
     url: Url,
-    connection: Option<Wire>,
+    master: Master,
+    connection: Option<Connection>,
+    /// Whom the latest connection was to.
+    latest: Option<Address>,
     connects: u64,
     /// The run of the server that was last seen, and since when.
     seen: Option<(String, Instant)>,
 }
 
-// === impl Url ===
-
-impl Url {
-    /// Reads a URL.
-    ///
-    /// # Errors
-    /// What is wrong with it, without its text: that may hold a password, which does not belong there.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let (rest, is_encrypted) = match (text.strip_prefix("redis://"), text.strip_prefix("rediss://")) {
-            (Some(rest), _) => (rest, false),
-            (None, Some(rest)) => (rest, true),
-            (None, None) => {
-                return Err("write \"redis://host:6379\", or \"rediss://host:6379\" for TLS; \
-                            this version knows no other way to Redis"
-                    .to_owned());
-            }
-        };
-        if text.contains(['?', '#']) {
-            return Err("a Redis URL ends with the database's number".to_owned());
-        }
-        let malformed = || "write a Redis URL like \"redis://host:6379/0\"".to_owned();
-        let info = format!("redis://{rest}").into_connection_info().map_err(|_| malformed())?;
-        let redis = info.redis_settings();
-        if redis.username().is_some() || redis.password().is_some() {
-            return Err("a login does not belong in the URL: give username and password beside it".to_owned());
-        }
-        let ConnectionAddr::Tcp(host, port) = info.addr() else { return Err(malformed()) };
-        let transport = if is_encrypted {
-            let name = ServerName::try_from(host.clone());
-            let name = name.map_err(|_| "no certificate can be for a host of this name".to_owned())?;
-            Transport::Encrypted { name, tls: Tls::default() }
-        } else {
-            Transport::Plain
-        };
-        Ok(Self { host: host.clone(), port: *port, database: redis.db(), transport, login: None })
-    }
-
-    pub const fn is_encrypted(&self) -> bool {
-        matches!(self.transport, Transport::Encrypted { .. })
-    }
-
-    /// The same server, with these certificates. Nothing changes for one in plain text.
-    pub fn with_tls(mut self, given: Tls) -> Self {
-        match &mut self.transport {
-            Transport::Encrypted { tls, .. } => *tls = given,
-            Transport::Plain => {}
-        }
-        self
-    }
-
-    /// The same server, with a login.
-    pub fn with_login(self, login: Login) -> Self {
-        Self { login: Some(Arc::new(login)), ..self }
-    }
+/// Who is connected to.
+enum Master {
+    Given(Vec<Address>),
+    Named(Sentinels),
+    Owner(Nodes),
 }
 
 // === impl Link ===
 
 impl Link {
     pub fn new(url: &Url) -> Self {
-        Self { url: url.clone(), connection: None, connects: 0, seen: None }
+        let servers = &url.servers;
+        let master = match &url.topology {
+            Topology::Single => Master::Given(servers.clone()),
+            Topology::Sentinel { master, login } => {
+                Master::Named(Sentinels::new(servers, master, login.clone(), url.tls.clone()))
+            }
+            Topology::Cluster => Master::Owner(Nodes::new(servers)),
+        };
+        Self { url: url.clone(), master, connection: None, latest: None, connects: 0, seen: None }
     }
 
     /// Sends a command that may be repeated, over a new connection if there is none. One that broke since its last use is
@@ -108,41 +56,174 @@ impl Link {
     /// # Errors
     /// [`StoreError::Unavailable`]; [`StoreError::Refused`] when the data are a newer gateway's.
     pub fn call<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, StoreError> {
-        let used = self.connection.is_some();
-        match self.once(command) {
-            Err(error) if used && error.is_io_error() && !error.is_timeout() => {
-                self.connect()?;
-                self.once(command).map_err(|error| unavailable(&error))
-            }
-            Err(_) if !used => {
-                self.connect()?;
-                self.once(command).map_err(|error| unavailable(&error))
-            }
-            answer => answer.map_err(|error| unavailable(&error)),
+        self.leave_deposed()?;
+        let was_open = self.connection.is_some();
+        let mut answer = self.once(command)?;
+        let broke = |error: &RedisError| error.is_io_error() && !error.is_timeout();
+        if was_open && answer.as_ref().is_err_and(broke) {
+            answer = self.once(command)?;
         }
+        for _ in 0..cluster::REDIRECTIONS_MAX {
+            let Some(redirection) = answer.as_ref().err().and_then(|error| self.redirection(error)) else { break };
+            match redirection {
+                Redirection::Moved(_) => answer = self.once(command)?,
+                Redirection::Ask(address) if cluster::names_its_keys(command) => {
+                    answer = self.ask_there(&address, command);
+                }
+                Redirection::Ask(_) => break,
+            }
+        }
+        answer.map_err(|error| self.unavailable(&error))
     }
 
-    fn once<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, RedisError> {
-        let Some(connection) = &mut self.connection else {
-            return Err(RedisError::from(std::io::Error::from(std::io::ErrorKind::NotConnected)));
+    /// Sends a command once; the outer error is that there is nobody to send it to.
+    fn once<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<Result<T, RedisError>, StoreError> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.connect()?,
         };
-        let answer = ask(connection, command);
-        if answer.is_err() {
-            // What is still to come on it would be taken for the next command's answer.
-            self.connection = None;
+        let answer = connection.ask(command);
+        // After any other error what is still to come would be taken for the next command's answer, or this is not the master
+        // any more. A slot's owner remains that until it has given all of it away.
+        if answer.as_ref().err().is_none_or(|error| self.is_owner() && cluster::is_being_moved(error)) {
+            self.connection = Some(connection);
+        } else {
+            self.doubt();
         }
-        answer
+        Ok(answer)
     }
 
-    fn connect(&mut self) -> Result<(), StoreError> {
-        let mut connection = open(&self.url).map_err(|error| unavailable(&error))?;
-        let stored: Option<u32> = ask(&mut connection, ::redis::cmd("GET").arg(schema::name("schema")))
-            .map_err(|error| unavailable(&error))?;
+    const fn is_owner(&self) -> bool {
+        matches!(self.master, Master::Owner(_))
+    }
+
+    /// A master that the Sentinels do not name any more is not asked: what it says may be what nobody else knows.
+    fn leave_deposed(&mut self) -> Result<(), StoreError> {
+        let Master::Named(sentinels) = &mut self.master else { return Ok(()) };
+        let named = sentinels.master();
+        self.connection = self.connection.take().filter(|connection| named.as_ref() == Ok(&connection.address));
+        named.map(drop).map_err(|why| no_master(&why))
+    }
+
+    fn doubt(&mut self) {
+        if let Master::Named(sentinels) = &mut self.master {
+            sentinels.doubt();
+        }
+    }
+
+    fn redirection(&mut self, error: &RedisError) -> Option<Redirection> {
+        let Master::Owner(nodes) = &mut self.master else { return None };
+        let redirection = Redirection::of(self.latest.as_ref()?, error)?;
+        if let Redirection::Moved(address) = &redirection {
+            nodes.set_owner(address.clone());
+        }
+        Some(redirection)
+    }
+
+    fn connect(&mut self) -> Result<Connection, StoreError> {
+        let candidates = match &mut self.master {
+            Master::Given(servers) => servers.clone(),
+            Master::Named(sentinels) => vec![sentinels.master().map_err(|why| no_master(&why))?],
+            Master::Owner(nodes) => nodes.candidates(),
+        };
+        let found = self.open_first(candidates.into()).inspect_err(|_| self.doubt());
+        let (connection, stored) = found.map_err(|why| no_master(&why))?;
         if let Some(stored) = stored.filter(|stored| *stored != schema::VERSION) {
             return Err(newer(&stored.to_string()));
         }
-        (self.connection, self.connects) = (Some(connection), self.connects + 1);
-        Ok(())
+        if let Master::Owner(nodes) = &mut self.master {
+            nodes.set_owner(connection.address.clone());
+        }
+        (self.latest, self.connects) = (Some(connection.address.clone()), self.connects + 1);
+        Ok(connection)
+    }
+
+    /// The first of these servers that has our keys, or whom it names in its place; and the layout that is stored there.
+    fn open_first(&self, mut candidates: VecDeque<Address>) -> Result<(Connection, Option<u32>), String> {
+        let mut failed = Vec::<(Address, String)>::new();
+        for _ in 0..candidates.len() + cluster::REDIRECTIONS_MAX {
+            let Some(address) = candidates.pop_front() else { break };
+            if failed.iter().any(|(one, _)| *one == address) {
+                continue;
+            }
+            match self.open(&address) {
+                Ok(found) => return Ok(found),
+                Err(error) => {
+                    if let (Some(Redirection::Moved(owner)), true) =
+                        (Redirection::of(&address, &error), self.is_owner())
+                    {
+                        candidates.push_front(owner);
+                    }
+                    failed.push((address, error.to_string()));
+                }
+            }
+        }
+        Err(match (&self.url.topology, &failed[..]) {
+            (Topology::Single, [(_, why)]) => why.clone(),
+            _ => failed.iter().map(|(address, why)| format!("{address}: {why}")).collect::<Vec<_>>().join("; "),
+        })
+    }
+
+    fn open(&self, address: &Address) -> Result<(Connection, Option<u32>), RedisError> {
+        let mut connection = Connection::open(&self.url, address)?;
+        if let Master::Named(_) = &self.master
+            && let Role::Other(role) = connection.role()?
+        {
+            let why = format!("the Sentinels name it as the master, and it says '{role}': a failover is under way");
+            return Err(std::io::Error::other(why).into());
+        }
+        let command = ::redis::cmd("GET").arg(schema::name("schema")).clone();
+        let stored = match connection.ask(&command) {
+            Err(error) if self.is_owner() => match Redirection::of(address, &error) {
+                Some(Redirection::Ask(there)) => self.ask_there(&there, &command)?,
+                Some(Redirection::Moved(_)) | None => return Err(error),
+            },
+            answer => answer?,
+        };
+        Ok((connection, stored))
+    }
+
+    /// Asks a node to which a slot is being moved.
+    fn ask_there<T: FromRedisValue>(&self, address: &Address, command: &Cmd) -> Result<T, RedisError> {
+        let mut connection = Connection::open(&self.url, address)?;
+        connection.ask::<()>(&::redis::cmd("ASKING"))?;
+        connection.ask(command)
+    }
+
+    /// How many replicas hold what was written last over this connection, waiting a little for one of them; none where nobody
+    /// would take the master's place, or it cannot be told.
+    pub fn copies(&mut self) -> Option<Copies> {
+        if let Master::Given(_) = self.master {
+            return None;
+        }
+        let connection = self.connection.as_mut()?;
+        let count = |connection: &mut Connection| {
+            let Role::Master { replicas } = connection.role()? else { return Ok(None) };
+            if replicas == 0 {
+                return Ok(Some(Copies { held: 0, replicas: 0 }));
+            }
+            let mut command = ::redis::cmd("WAIT");
+            let held = connection.ask(command.arg(1).arg(REPLICATION.as_millis() as u64))?;
+            Ok(Some(Copies { held, replicas: replicas as u64 }))
+        };
+        let counted: Result<_, RedisError> = count(connection);
+        if let Err(error) = &counted {
+            tracing::warn!(%error, "it is not known whether a replica holds the change");
+            self.connection = None;
+        }
+        counted.ok().flatten()
+    }
+
+    fn unavailable(&self, error: &RedisError) -> StoreError {
+        let at = match (&self.master, &self.latest) {
+            (Master::Named(_) | Master::Owner(_), Some(address)) => format!("{address}: "),
+            (Master::Given(_), _) | (_, None) => String::new(),
+        };
+        let hint = match self.is_owner() && cluster::is_being_moved(error) {
+            true => "; the keys are being moved to another node of the cluster: repeat the command when that is done",
+            false => "",
+        };
+        StoreError::Unavailable(format!("redis: {at}{error}{hint}"))
     }
 
     /// How often it has connected: another number, and the server may be another run.
@@ -177,25 +258,6 @@ impl fmt::Debug for Link {
     }
 }
 
-/// Connects, logs in, and chooses the database.
-fn open(url: &Url) -> Result<Wire, RedisError> {
-    let mut wire = Wire::connect(&url.host, url.port, &url.transport)?;
-    if let Some(login) = &url.login {
-        let mut command = ::redis::cmd("AUTH");
-        login.username.iter().for_each(|username| _ = command.arg(username));
-        ask::<()>(&mut wire, command.arg(login.password.expose()))?;
-    }
-    if url.database != 0 {
-        ask::<()>(&mut wire, ::redis::cmd("SELECT").arg(url.database))?;
-    }
-    Ok(wire)
-}
-
-fn ask<T: FromRedisValue>(wire: &mut Wire, command: &Cmd) -> Result<T, RedisError> {
-    let answer = wire.ask(&command.get_packed_command())?.extract_error()?;
-    Ok(::redis::from_redis_value(answer)?)
-}
-
 /// A call of a script on these keys of ours.
 pub fn script(text: &str, keys: &[&str]) -> Cmd {
     let mut command = ::redis::cmd("EVAL");
@@ -212,6 +274,7 @@ pub fn newer(stored: &str) -> StoreError {
     ))
 }
 
-fn unavailable(error: &RedisError) -> StoreError {
-    StoreError::Unavailable(format!("redis: {error}"))
+/// Nobody is there to be asked.
+fn no_master(why: &str) -> StoreError {
+    StoreError::Unavailable(format!("redis: {why}"))
 }

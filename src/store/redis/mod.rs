@@ -2,25 +2,31 @@
 
 mod accounts;
 mod changes;
+mod cluster;
+mod connection;
 mod fleet;
 mod link;
 mod reply;
 mod roster;
+mod safety;
 mod schema;
+mod sentinel;
 mod stream;
+mod url;
 mod wire;
 mod write;
 
 use super::{
-    Account, Accounts, Changes, EntityId, EntityRecord, Fleet, FleetId, Held, KeyFilter, KeyId, KeyRecord, KeyStore,
-    LastUses, Member, Mutation, Position, Record, StoreError, codec,
+    Account, Accounts, Changes, Copies, EntityId, EntityRecord, Fleet, FleetId, Held, KeyFilter, KeyId, KeyRecord,
+    KeyStore, LastUses, Member, Mutation, Position, Record, StoreError, codec,
 };
 use crate::key::Digest;
 use crate::store::fleet::Expected;
 use link::Link;
-pub use link::{Login, Url};
+pub use safety::warnings;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use stream::{Appended, RecordStream, StoredRecord, StreamSettings};
+pub use url::{Login, Url};
 
 /// Records read by one call of a list.
 const PAGE: usize = 500;
@@ -33,13 +39,16 @@ pub struct RedisStore {
     url: Url,
     link: Mutex<Link>,
     expected: Expected,
+    /// Who else holds the latest change.
+    copies: Mutex<Option<Copies>>,
 }
 
 // === impl RedisStore ===
 
 impl RedisStore {
     pub fn new(url: &Url) -> Self {
-        Self { url: url.clone(), link: Mutex::new(Link::new(url)), expected: Expected::default() }
+        let link = Mutex::new(Link::new(url));
+        Self { url: url.clone(), link, expected: Expected::default(), copies: Mutex::default() }
     }
 
     fn link(&self) -> MutexGuard<'_, Link> {
@@ -87,7 +96,14 @@ impl RedisStore {
 
 impl KeyStore for RedisStore {
     fn apply(&self, mutation: &Mutation) -> Result<Vec<u64>, StoreError> {
-        write::apply(&mut self.link(), mutation, self.expected.get())
+        let mut link = self.link();
+        let seqs = write::apply(&mut link, mutation, self.expected.get())?;
+        *self.copies.lock().unwrap_or_else(PoisonError::into_inner) = link.copies();
+        Ok(seqs)
+    }
+
+    fn copies(&self) -> Option<Copies> {
+        *self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn key(&self, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {

@@ -4,9 +4,12 @@
 
 pub mod canary;
 pub mod client;
+pub mod cluster;
 pub mod fault_proxy;
 pub mod gateway;
 pub mod redis;
+pub mod resp;
+pub mod sentinel;
 pub mod tls;
 pub mod upstream;
 

@@ -3,11 +3,13 @@
 pub mod audit;
 pub mod chaos;
 pub mod deaths;
+pub mod failover;
 pub mod history;
 pub mod index;
 pub mod large_bodies;
 pub mod many_keys;
 pub mod outage;
+pub mod partition;
 pub mod process;
 pub mod revocation;
 
