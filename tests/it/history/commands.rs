@@ -158,9 +158,10 @@ fn a_store_in_which_a_revoked_key_is_in_force_is_not_adopted() {
     };
     refusal(&fleet, imported);
     let elsewhere = Elsewhere::on(&fleet.redis);
-    elsewhere.run(&["keys", "revoke", imported, "--yes", "--no-wait"]);
+    assert_eq!(elsewhere.run(&["keys", "revoke", imported, "--yes", "--no-wait"]).0, Some(0));
     refusal(&fleet, "entity back");
-    elsewhere.run(&["entities", "delete", "back", "--yes", "--no-wait"]);
+    // Gateways are waited for that do not follow this store.
+    assert_eq!(elsewhere.run(&["entities", "delete", "back", "--yes"]).0, Some(75));
     assert_eq!(fleet.run(&["store", "adopt", "--yes"]).0, Some(0));
     fleet.becomes_but(&other.gateway, &["following"]);
     eventually("the other's key works", || (status(&fleet.gateway, &other.good) == 200).then_some(()));

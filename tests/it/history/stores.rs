@@ -25,9 +25,15 @@ fn two_fleets_pointed_at_one_redis_do_not_mix() {
     let (code, words) = fleet.run(&["keys", "update", &fleet.good.id, "--name", "y"]);
     assert!(code == Some(75) && words.contains("updated on 1/2 gateways; edge-1 ("), "{code:?} {words}");
     assert_eq!(fleet.answers(), [200, 401]);
+    // It leaves.
+    guest.gateway.signal("TERM");
+    assert_eq!(guest.gateway.wait(), Some(0));
+    fleet.follows();
     std::fs::write(&path, config).unwrap();
     guest.gateway.restart();
-    guest.follows();
+    // Its row from before the mistake is there as well, until it has been silent for long.
+    guest.becomes(0, &["following", "following"]);
+    eventually("it serves", || (guest.answers() == [200, 401]).then_some(()));
     assert_eq!((fleet.answers(), guest.answers()), ([200, 401], [200, 401]));
 }
 
