@@ -13,6 +13,10 @@ use std::time::Duration;
 
 /// Between two requests of a client.
 const PACE: Duration = Duration::from_millis(8);
+/// What a gateway says that is held.
+const FOREIGN_WORDS: &str = "is not the one that was followed";
+/// What one says whose store has lost its last entries.
+const FORK_WORDS: &str = "has lost changes";
 
 pub struct Site {
     pub book: Book,
@@ -140,6 +144,8 @@ impl Site {
     pub fn take_up(&self, number: usize, command: &str) {
         let all = |code: i32, state: &str| (Some(code), vec![state.to_owned(); self.places.len()]);
         eventually("every gateway is held", || (self.states() == all(1, "held: another fleet")).then_some(()));
+        // Nobody acts sooner than a gateway says so: it tells the fleet first, and speaks when that could be told.
+        self.is_told("keygate_store_foreign_total", FOREIGN_WORDS);
         // They forget what they know, and load everything anew.
         self.places.iter().for_each(|place| place.excuse(true));
         let output = self.places[number].gateway.lock().unwrap().run(&["store", command, "--yes"]);
@@ -164,14 +170,20 @@ impl Site {
         })
     }
 
+    /// Each gateway has said that the store has lost its last entries.
+    pub fn is_fork_told(&self) {
+        self.is_told("keygate_store_forks_total", FORK_WORDS);
+    }
+
     /// Each gateway has counted it, and said so.
-    pub fn is_told(&self, metric: &str, words: &str) {
+    fn is_told(&self, metric: &str, words: &str) {
         for (number, place) in self.places.iter().enumerate() {
             eventually(&format!("gateway {number} counts {metric}"), || {
                 (place.gateway.lock().unwrap().metric(metric) >= 1.0).then_some(())
             });
-            let log = place.gateway.lock().unwrap().log_text();
-            assert!(log.contains(words), "gateway {number} did not say '{words}':\n{log}");
+            eventually(&format!("gateway {number} says '{words}'"), || {
+                place.gateway.lock().unwrap().log_text().contains(words).then_some(())
+            });
         }
     }
 }

@@ -78,14 +78,9 @@ pub fn prove(seed: u64) {
     });
     site.conclude(&format!("{plan:?}"));
     store.check_other(&site);
-    match plan.loss {
-        Loss::Empty | Loss::Foreign => {
-            site.is_told("keygate_store_foreign_total", "is not the one that was followed");
-        }
-        Loss::Moved | Loss::Copied | Loss::Truncated => {
-            site.is_told("keygate_store_forks_total", "has lost changes");
-            assert!(repaired < REPAIRED_WITHIN, "{plan:?}: repaired only after {repaired:?}\n{}", site.logs());
-        }
+    if matches!(plan.loss, Loss::Moved | Loss::Copied | Loss::Truncated) {
+        site.is_fork_told();
+        assert!(repaired < REPAIRED_WITHIN, "{plan:?}: repaired only after {repaired:?}\n{}", site.logs());
     }
     println!(
         "history on SQLite: seed {seed}: whole after {repaired:?}, {:?} in all; {}",
