@@ -9,7 +9,7 @@ mod proofs;
 
 use proofs::failover::{self, End};
 use proofs::revocation::{self, Fleet};
-use proofs::{audit, chaos, deaths, index, large_bodies, many_keys, outage, partition};
+use proofs::{audit, chaos, deaths, history, index, large_bodies, many_keys, outage, partition};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +47,14 @@ fn redis_dies_under_load_and_nobody_is_told_anything_untrue() {
 fn a_gateway_that_died_with_its_redis_knows_what_it_confirmed_200_times_of_200() {
     let _alone = alone();
     deaths::prove(10, 20);
+}
+
+#[test]
+fn i4_i5_nothing_acknowledged_is_lost_with_the_last_entries_of_a_store_200_times() {
+    let _alone = alone();
+    let seed = number("KEYGATE_HISTORY_SEED").unwrap_or_else(|| fastrand::u64(..u64::MAX / 2));
+    history::prove_all(seed..seed + 200, 4, history::prove_on_redis);
+    history::prove_all(seed..seed + 50, 4, history::prove_on_sqlite);
 }
 
 #[test]

@@ -47,6 +47,7 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
         Command::Create { .. } => store::open(&config.store)?,
         Command::List | Command::Delete { .. } => store::open_existing(&config.store)?,
     };
+    super::store::expect_known(store.as_ref(), config)?;
     let clock = Clock::system();
     let manage = Manage::new(store.as_ref(), &config.manage, &clock, actor());
     match command {

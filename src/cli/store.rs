@@ -287,6 +287,19 @@ fn write(store: &dyn KeyStore, writes: Vec<Write>) -> Result<(), StoreError> {
 
 // === What is on this gateway's disk ===
 
+/// Has a command that writes begin no fleet in an empty store beside the snapshot of a gateway that knows another one's keys.
+///
+/// # Errors
+/// The store's, and those of reading the snapshot.
+pub fn expect_known(store: &dyn KeyStore, config: &Config) -> Result<(), Failure> {
+    if store.fleet_id()?.is_none()
+        && let Some(fleet) = known(config)?.and_then(|kept| kept.lineage.fleet)
+    {
+        store.expect_fleet(fleet);
+    }
+    Ok(())
+}
+
 fn known(config: &Config) -> Result<Option<Kept>, Failure> {
     Snapshot::at(config.snapshot.clone()).read().map_err(|error| format!("the snapshot cannot be read: {error}").into())
 }

@@ -15,6 +15,7 @@ mod failover;
 mod faults;
 mod fill;
 mod harness;
+mod history;
 mod hygiene;
 mod journal;
 mod lifecycle;

@@ -2,7 +2,7 @@
 
 use crate::proofs::audit::failures::Failure;
 use crate::proofs::revocation::{self, Fleet};
-use crate::proofs::{audit, chaos, deaths, index, large_bodies, many_keys, outage};
+use crate::proofs::{audit, chaos, deaths, history, index, large_bodies, many_keys, outage};
 use std::time::Duration;
 
 #[test]
@@ -19,6 +19,19 @@ fn i7_redis_dies_under_load_and_nobody_is_told_anything_untrue() {
 #[test]
 fn i3_a_gateway_that_died_with_its_redis_knows_what_it_confirmed() {
     deaths::prove(2, 2);
+}
+
+#[test]
+fn i4_i5_nothing_acknowledged_is_lost_with_the_last_entries_of_redis() {
+    // One of each way to lose them but one, in turn.
+    let seed = history_seed();
+    history::prove_all(seed..seed + 4, 2, history::prove_on_redis);
+}
+
+#[test]
+fn i4_i5_nothing_acknowledged_is_lost_with_the_last_entries_of_sqlite() {
+    let seed = history_seed();
+    history::prove_all(seed..seed + 5, 3, history::prove_on_sqlite);
 }
 
 #[test]
@@ -124,4 +137,10 @@ fn deaths(times: usize) -> audit::deaths::Run {
 /// `KEYGATE_DEATHS_SEED`, or another one every time.
 fn seed() -> u64 {
     std::env::var("KEYGATE_DEATHS_SEED").map_or_else(|_| fastrand::u64(..), |text| text.parse().expect("a number"))
+}
+
+/// `KEYGATE_HISTORY_SEED`, or another one every time.
+fn history_seed() -> u64 {
+    let seed = std::env::var("KEYGATE_HISTORY_SEED").map(|text| text.parse().expect("a number"));
+    seed.unwrap_or_else(|_| fastrand::u64(..u64::MAX / 2))
 }

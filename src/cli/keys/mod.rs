@@ -161,6 +161,7 @@ struct Session<'a> {
 /// Runs the command.
 pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCode, Failure> {
     let store = store::open_existing(&config.store)?;
+    super::store::expect_known(store.as_ref(), config)?;
     let clock = Clock::system();
     let manage = Manage::new(store.as_ref(), &config.manage, &clock, actor());
     let session = Session { manage, store: store.as_ref(), now: clock.now(), output };

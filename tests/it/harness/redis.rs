@@ -1,8 +1,9 @@
 //! A Redis server process of the test's own.
 
 use socket2::{Domain, Socket, Type};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -60,6 +61,21 @@ impl RedisServer {
         }
     }
 
+    /// The bulk string that a command answers; none for nil.
+    #[allow(dead_code, reason = "this file serves three test programs, and two of them send no commands")]
+    pub fn value(&self, words: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port.number())).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(format!("{words}\r\n").as_bytes()).unwrap();
+        let mut reader = BufReader::new(stream);
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        let length = line.trim_end().strip_prefix('$').unwrap_or_else(|| panic!("{words}: {line}")).parse().ok()?;
+        let mut value = vec![0; length];
+        reader.read_exact(&mut value).unwrap();
+        Some(String::from_utf8(value).unwrap())
+    }
+
     #[allow(dead_code, reason = "this file serves three test programs, and two of them send no commands")]
     fn ask(&self, words: &str) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port.number())).unwrap();
@@ -77,6 +93,12 @@ impl RedisServer {
     #[allow(dead_code, reason = "this file serves three test programs, and some of them need the URL alone")]
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port.number()))
+    }
+
+    /// Where its files are.
+    #[allow(dead_code, reason = "this file serves three test programs, and one of them looks at its files")]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Sends a signal.

@@ -4,6 +4,7 @@ pub mod audit;
 pub mod chaos;
 pub mod deaths;
 pub mod failover;
+pub mod history;
 pub mod index;
 pub mod large_bodies;
 pub mod many_keys;
