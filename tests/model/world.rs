@@ -416,7 +416,7 @@ impl Changes for WatchedChanges {
     fn poll(&mut self, from: Position, fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
         will_read(&*self.keys);
         if self.keys.diverged.load(SeqCst) {
-            return Ok(Feed::Diverged { head: from });
+            return Ok(Feed::Foreign { fleet: None });
         }
         self.inner.poll(from, fleet, limit)
     }
