@@ -118,7 +118,12 @@ impl Oracle {
     pub fn replace(&mut self, now: True, site: usize, changes: Vec<Change>) -> Vec<u64> {
         changes.iter().for_each(|change| self.note(&change.after));
         self.confirmed.values_mut().for_each(|(last, _)| *last = Position::default());
-        self.logs[site].replace(now, changes)
+        let lost = self.logs[site].replace(now, changes);
+        // A gateway that keeps nothing loads these again.
+        for known in self.known.values_mut() {
+            known.retain(|digest| !self.logs[site].has_lost(digest, now));
+        }
+        lost
     }
 
     /// A machine's row has told `position`, which its server holds.
@@ -283,11 +288,11 @@ impl Oracle {
     /// What ended and was confirmed by every gateway of a fleet is never honoured by any of them again, whatever the store forgets.
     fn judge_final(&self, now: True, witness: &Witness, digest: &Digest) -> Result<(), String> {
         let deleted = self.entity(digest).and_then(|entity| self.deleted.get(&entity));
-        let claims = self.ended.get(digest).into_iter().chain(deleted);
-        for claim in claims.filter(|claim| now > claim.from && self.is_bound(witness, claim)) {
-            return Err(format!("I5, I12: `{}`, and it is honoured again", claim.words));
+        let mut claims = self.ended.get(digest).into_iter().chain(deleted);
+        match claims.find(|claim| now > claim.from && self.is_bound(witness, claim)) {
+            Some(claim) => Err(format!("I5, I12: `{}`, and it is honoured again", claim.words)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether what was told of a fleet binds a process: one that never knew that fleet's keys has no part in it.
@@ -389,18 +394,19 @@ impl Oracle {
     pub fn judge_store(&self, site: usize, fleet: FleetId) -> Result<(), String> {
         let log = &self.logs[site];
         let of = |claim: &&Claim| claim.fleet == fleet;
-        let lost = |what: &str, claim: &Claim| Err(format!("`{}`, and {what} in the end", claim.words));
         let is_lost = |digest: &Digest| log.made(digest).is_none() && !self.is_entity_gone(digest);
-        for (_, claim) in self.made.iter().filter(|(digest, claim)| of(claim) && is_lost(digest)) {
-            return lost("the key is not there", claim);
-        }
+        let made = self.made.iter().find(|(digest, claim)| of(claim) && is_lost(digest));
         let is_in_force = |digest: &Digest| log.made(digest).is_some() && !log.is_ended(digest);
-        for (_, claim) in self.ended.iter().filter(|(digest, claim)| of(claim) && is_in_force(digest)) {
-            return lost("the key has not ended", claim);
+        let ended = self.ended.iter().find(|(digest, claim)| of(claim) && is_in_force(digest));
+        let deleted = self.deleted.iter().find(|(entity, claim)| of(claim) && !log.is_deleted(**entity));
+        let lost = [
+            ("the key is not there", made.map(|(_, claim)| claim)),
+            ("the key has not ended", ended.map(|(_, claim)| claim)),
+            ("the entity is not deleted", deleted.map(|(_, claim)| claim)),
+        ];
+        match lost.into_iter().find_map(|(what, claim)| Some((what, claim?))) {
+            Some((what, claim)) => Err(format!("`{}`, and {what} in the end", claim.words)),
+            None => Ok(()),
         }
-        for (_, claim) in self.deleted.iter().filter(|(entity, claim)| of(claim) && !log.is_deleted(**entity)) {
-            return lost("the entity is not deleted", claim);
-        }
-        Ok(())
     }
 }
