@@ -77,7 +77,10 @@ impl Manage<'_> {
             let looked = self.look(written.version());
             let took = monotonic().saturating_duration_since(begun);
             if took >= timeout || looked.as_ref().is_ok_and(Standing::is_done) {
-                return self.conclude(written, looked?, at, took);
+                let concluded = self.conclude(written, looked?, at, took)?;
+                if concluded.is_complete() || took >= timeout {
+                    return Ok(concluded);
+                }
             }
             std::thread::sleep(if took < LATER { LOOK } else { LOOK_LATER });
         }
@@ -94,23 +97,26 @@ impl Manage<'_> {
         at: Timestamp,
         took: Duration,
     ) -> Result<Confirmation, StoreError> {
-        self.check_kept(written)?;
+        let version = self.check_kept(written)?;
+        // Under another number it may not be with those who have the one that it had.
+        let standing = if version > written.version() { self.look(version)? } else { standing };
         let Standing { confirmed, behind, is_settling } = standing;
         let silent = behind.into_iter().map(|member| Silent::new(member, at)).collect();
         Ok(Confirmation { confirmed, silent, is_settling, took })
     }
 
-    /// A store that was restored or failed over may have given the change's number to another.
-    fn check_kept(&self, written: &Record) -> Result<(), StoreError> {
+    /// A store that was restored or failed over may have given the change's number to another, and the change another number. The
+    /// number under which it stands.
+    fn check_kept(&self, written: &Record) -> Result<u64, StoreError> {
         let kept = match written {
             Record::Key(key) => self.store.key(key.id)?.map(Record::Key),
             Record::Entity(entity) => self.store.entity(entity.id)?.map(Record::Entity),
         };
-        let is_kept = kept.is_some_and(|kept| {
-            kept == *written || kept.version() > written.version() && (kept.is_ended() || !written.is_ended())
+        let kept = kept.filter(|kept| {
+            kept == written || kept.version() > written.version() && (kept.is_ended() || !written.is_ended())
         });
         let lost = || StoreError::Unavailable("the store has lost the change; repeat the command".to_owned());
-        if is_kept { Ok(()) } else { Err(lost()) }
+        kept.map(|kept| kept.version()).ok_or_else(lost)
     }
 
     /// How many gateways have applied `seq`, and those that have not. A position that the store's log does not hold belongs to
