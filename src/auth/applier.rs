@@ -126,6 +126,15 @@ impl Applier {
         self.cache.lower(seq);
     }
 
+    /// The same for a gateway that cannot give back what it knew after `seq`, because it keeps nothing: what it knew of those keys
+    /// is lost, as after an eviction, and loaded again.
+    pub fn lose_after(&mut self, seq: u64) {
+        let lost = self.cache.lose_after(seq);
+        if !lost.is_empty() {
+            self.ended.get_or_insert_default().extend(lost);
+        }
+    }
+
     /// A key that the store does not have, and does not take: it has never been.
     pub fn refuse(&mut self, digest: Digest) {
         self.cache.entomb(digest);

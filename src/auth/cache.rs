@@ -249,6 +249,23 @@ impl KeyCache {
         self.map.iter().for_each(|(_, principal)| principal.lower(seq));
     }
 
+    /// Loses every entry in force whose version is above `seq`; their digests.
+    pub(super) fn lose_after(&self, seq: u64) -> Vec<Digest> {
+        let is_lost = |(digest, principal): (Arc<Digest>, Arc<Principal>)| {
+            (principal.version() > seq && principal.is_live()).then(|| {
+                principal.end();
+                *digest
+            })
+        };
+        let lost: Vec<_> = self.map.iter().filter_map(is_lost).collect();
+        sync::will_write(&self.map);
+        for digest in &lost {
+            self.map.invalidate(digest);
+            self.census.lose();
+        }
+        lost
+    }
+
     /// Ends all entries: what they let through is to be judged again.
     pub(super) fn end_all(&self) {
         self.map.iter().for_each(|(_, principal)| principal.end());

@@ -4,7 +4,7 @@
 //! than the two histories have in common is offered to the store, by an ordinary change. Where the store cannot be the one that
 //! was followed, nothing is applied until a person says what counts.
 
-use super::{ENTRIES, Follower, Turn};
+use super::{ENTRIES, Follower, Reload, Turn};
 use crate::auth::snapshot::Name;
 use crate::key::{Digest, EntityRecord, KeyRecord};
 use crate::store::{
@@ -37,6 +37,12 @@ impl Follower {
     /// both have. Broken off, all of it is repeated, which is harmless.
     pub(super) fn part(&mut self) -> Result<Turn, StoreError> {
         self.step_back()?;
+        if !self.loaded {
+            // Nothing was confirmed: there is nothing to give back, and all is to be loaded anew.
+            self.kept.lineage.cut(0);
+            self.repeat(Reload::Start);
+            return Ok(Turn::Behind);
+        }
         if !self.fork_noted {
             self.store.note_fork()?;
             self.fork_noted = true;
@@ -52,7 +58,11 @@ impl Follower {
         telemetry::store_forked();
         let (entries, refused) = self.give_back(common)?;
         {
+            let keeps_nothing = self.kept.is_volatile();
             let mut applier = self.applier();
+            if keeps_nothing {
+                applier.lose_after(common.seq);
+            }
             applier.part_at(common.seq);
             refused.iter().for_each(|digest| applier.refuse(*digest));
         }

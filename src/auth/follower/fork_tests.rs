@@ -148,6 +148,43 @@ fn i4_what_a_store_cannot_take_again_is_left_to_it() {
     assert_eq!((is_revoked(store.as_ref(), 1), is_revoked(store.as_ref(), 2)), (Some(false), None));
 }
 
+#[test]
+fn i4_a_gateway_that_keeps_nothing_takes_from_the_store_what_it_cannot_give_back() {
+    let store = Arc::new(MemoryStore::default());
+    begin(&store);
+    (1..=3).for_each(|number| assert!(create(store.as_ref(), number)));
+    let (cache, mut follower) = follow_with(Arc::clone(&store) as _, 1000, Clock::system(), None);
+    let copy = store.copy();
+    assert!(rename(store.as_ref(), 1, "lost") && revoke(store.as_ref(), 2) && create(store.as_ref(), 4));
+    catch_up(&mut follower);
+    store.put_back(&copy);
+    catch_up(&mut follower);
+    let Lookup::Known(first) = look(&cache, 1) else { panic!("the store has it") };
+    assert_ne!(&*first.name, "lost");
+    assert!(matches!(look(&cache, 2), Lookup::Ended(_)), "what was revoked stays so");
+    assert!(matches!(look(&cache, 3), Lookup::Known(_)) && matches!(look(&cache, 4), Lookup::Absent));
+}
+
+#[test]
+fn i4_a_load_of_a_history_that_is_lost_meanwhile_begins_anew() {
+    let store = Arc::new(MemoryStore::default());
+    begin(&store);
+    assert!(create(store.as_ref(), 1));
+    let copy = store.copy();
+    assert!(create(store.as_ref(), 2));
+    let (cache, mut follower) = follow_with(Arc::clone(&store) as _, 1000, Clock::system(), None);
+    // As if it had not come to its end.
+    let since = follower.position.unwrap();
+    follower.loading = Some(Load::begin(store.changes().unwrap(), None, since, Reload::Start).unwrap());
+    follower.loaded = false;
+    store.put_back(&copy);
+    assert!(create(store.as_ref(), 3));
+    catch_up(&mut follower);
+    assert!(follower.loaded);
+    assert!(matches!(look(&cache, 1), Lookup::Known(_)) && matches!(look(&cache, 3), Lookup::Known(_)));
+    assert!(matches!(look(&cache, 2), Lookup::Absent));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Create(u8),
