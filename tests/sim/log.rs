@@ -153,6 +153,11 @@ impl Log {
                 .is_some_and(|last| self.key(*last).expires_at.is_none_or(|end| end > wall))
     }
 
+    /// Whether some of what a key's record said left the log at this very time.
+    pub fn has_lost(&self, digest: &Digest, at: True) -> bool {
+        self.lost.iter().any(|((lost, _), when)| lost == digest && *when == at)
+    }
+
     /// Whether the key is there and has ended.
     pub fn is_ended(&self, digest: &Digest) -> bool {
         let Some(last) = self.keys.get(digest).and_then(|indices| indices.last()) else { return false };

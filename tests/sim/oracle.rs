@@ -118,7 +118,12 @@ impl Oracle {
     pub fn replace(&mut self, now: True, site: usize, changes: Vec<Change>) -> Vec<u64> {
         changes.iter().for_each(|change| self.note(&change.after));
         self.confirmed.values_mut().for_each(|(last, _)| *last = Position::default());
-        self.logs[site].replace(now, changes)
+        let lost = self.logs[site].replace(now, changes);
+        // A gateway that keeps nothing loads these again.
+        for known in self.known.values_mut() {
+            known.retain(|digest| !self.logs[site].has_lost(digest, now));
+        }
+        lost
     }
 
     /// A machine's row has told `position`, which its server holds.
