@@ -249,10 +249,10 @@ impl KeyCache {
         self.map.iter().for_each(|(_, principal)| principal.lower(seq));
     }
 
-    /// Loses every entry whose version is above `seq`; their digests.
+    /// Loses every entry in force whose version is above `seq`; their digests.
     pub(super) fn lose_after(&self, seq: u64) -> Vec<Digest> {
         let is_lost = |(digest, principal): (Arc<Digest>, Arc<Principal>)| {
-            (principal.version() > seq).then(|| {
+            (principal.version() > seq && principal.is_live()).then(|| {
                 principal.end();
                 *digest
             })
