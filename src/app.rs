@@ -25,7 +25,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
@@ -96,7 +96,6 @@ struct State {
     ready: AtomicBool,
     stopping: AtomicBool,
     held: AtomicBool,
-    snapshot: PathBuf,
 }
 
 // === impl Gateway ===
@@ -147,7 +146,6 @@ impl Gateway {
             ready: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             held: AtomicBool::new(false),
-            snapshot: config.snapshot.clone(),
         });
         let (stop, stopped) = watch::channel(false);
         let authenticator = Authenticator::new(config.auth.prefix.clone(), cache, fills);
@@ -419,12 +417,7 @@ fn rest_after(turn: &Result<Turn, StoreError>, state: &State, failing: &mut bool
             Rest::UntilChange
         }
         Ok(Turn::Held) => {
-            if !state.held.swap(true, Ordering::SeqCst) {
-                tracing::error!(
-                    snapshot = %state.snapshot.display(),
-                    "the key store is not the one that was followed; nothing is taken from it, and known keys work until max_stale: put the right one back, or say what counts with `keygate store adopt` or `keygate store reseed`"
-                );
-            }
+            state.held.store(true, Ordering::SeqCst);
             Rest::Failing
         }
         Err(error) => {

@@ -84,6 +84,11 @@ impl Follower {
         let held = Held { fleet, position: self.kept.lineage.last() };
         if self.member.held != Some(held) {
             telemetry::store_foreign();
+            tracing::error!(
+                fleet = %held.fleet,
+                change = held.position.seq,
+                "the key store is not the one that was followed; nothing is taken from it, and known keys work until max_stale: put the right one back, or say what counts with `keygate store adopt` or `keygate store reseed`"
+            );
         }
         self.member.held = Some(held);
         self.step_back()?;

@@ -119,8 +119,9 @@ impl Fleet {
         let words = "the key store is not the one that was followed";
         eventually("it is told", || self.gateway.log_text().contains(words).then_some(()));
         assert!(self.gateway.metric("keygate_store_foreign_total") >= 1.0);
-        let report = self.gateway.admin_page("/readyz?verbose").text();
-        assert!(report.contains("held"), "{report}");
+        eventually("its report says so", || {
+            self.gateway.admin_page("/readyz?verbose").text().contains("held").then_some(())
+        });
     }
 
     fn head(&self) -> String {
