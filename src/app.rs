@@ -109,7 +109,7 @@ impl Gateway {
         let clock = Clock::system();
         let page = Page::install().map_err(StartError::Other)?;
         let gateway = gateway_id(&config)?;
-        let bound = config.server.listen.iter().map(|address| bind(*address, config.server.workers));
+        let bound = config.server.listen.iter().map(|listen| bind(listen.address, config.server.workers));
         let bound = bound.collect::<Result<Vec<_>, _>>()?;
         let admin_listener = std::net::TcpListener::bind(config.admin.address)
             .map_err(|error| StartError::Bind { address: config.admin.address, error })?;
@@ -283,7 +283,13 @@ fn spawn_workers(
     for (index, ((tellers, handed_over), cuts)) in tellers.into_iter().zip(receivers).zip(cuts).enumerate() {
         let parts = worker::Parts {
             index,
-            listeners: by_address.iter_mut().filter_map(Iterator::next).collect(),
+            listeners: config
+                .server
+                .listen
+                .iter()
+                .cloned()
+                .zip(by_address.iter_mut().filter_map(Iterator::next))
+                .collect(),
             handed_over,
             spread: Spread { mine: index, open: Arc::clone(&open), senders: Arc::clone(&senders) },
             limits: config.server.limits.clone(),

@@ -35,7 +35,7 @@ fn warn(config: &Config) {
 /// What an operator wants to see once more: where it listens, and what is open.
 fn summary(config: &Config) -> String {
     let mut text = format!("{}: no mistakes\n", config.path.display());
-    let listen: Vec<_> = config.server.listen.iter().map(ToString::to_string).collect();
+    let listen: Vec<_> = config.server.listen.iter().map(|listen| listen.address.to_string()).collect();
     // Writing to a string cannot fail.
     _ = writeln!(text, "listens on {}; admin on {}", listen.join(", "), config.admin.address);
     _ = writeln!(text, "{} routes to {} upstreams", config.routes.len(), config.proxy.upstreams.len());

@@ -3,6 +3,7 @@
 
 pub mod diagnostics;
 mod key_store;
+mod listen;
 mod reader;
 mod routes;
 mod sections;
@@ -112,7 +113,7 @@ fn short_hash(text: &str) -> String {
 fn build(mut root: Section<'_, '_>, path: &Path, text: &str) -> Option<Config> {
     let dir = path.parent().map(Path::to_owned).unwrap_or_default();
     let admin = sections::admin(root.table("admin"));
-    let listen = sections::listen(&mut root, admin.address);
+    let listen = listen::listen(&mut root, admin.address);
     let (gateway_id, workers) = sections::gateway(root.table("gateway"));
     let store = key_store::store(root.table("store"), &dir);
     let prefix = sections::keys(root.table("keys"));

@@ -1,7 +1,6 @@
 //! The sections with plain settings. Every limit has a default and bounds; zero is never one of them.
 
-use super::diagnostics::Diagnostic;
-use super::reader::{Located, Section};
+use super::reader::Section;
 use crate::audit::{Durability, Overload, Retention, Rotation};
 use crate::key::Prefix;
 use crate::net::{Networks, parse_network};
@@ -25,61 +24,8 @@ pub struct Limits {
     pub proxy: proxy::Limits,
 }
 
-/// `[[listen]]`.
-pub fn listen(root: &mut Section<'_, '_>, admin: SocketAddr) -> Vec<SocketAddr> {
-    let mut addresses: Vec<Located<SocketAddr>> = Vec::new();
-    let given = root.has("listen");
-    for mut section in root.tables("listen", "listen") {
-        if !section.has("address") {
-            section.missing("address", "such as address = \"0.0.0.0:8080\"");
-        }
-        if let Some(address) = section.parsed("address", socket_address) {
-            check_address(&section, &address, &addresses, admin);
-            addresses.push(address);
-        }
-        section.finish();
-    }
-    if !given {
-        root.missing("[[listen]]", "say where clients connect: [[listen]] with address = \"0.0.0.0:8080\"");
-    }
-    addresses.into_iter().map(|address| address.value).collect()
-}
-
-fn check_address(
-    section: &Section<'_, '_>,
-    address: &Located<SocketAddr>,
-    known: &[Located<SocketAddr>],
-    admin: SocketAddr,
-) {
-    if address.value.port() == 0 {
-        return;
-    }
-    if let Some(first) = known.iter().find(|known| overlap(known.value, address.value)) {
-        let message = match first.value == address.value {
-            true => format!("{} is listened on twice", address.value),
-            false => format!("{} and {} overlap", address.value, first.value),
-        };
-        let diagnostic = Diagnostic::new(address.span.clone(), message);
-        section.report().add(diagnostic.other(first.span.clone(), "first here"));
-    }
-    if overlap(address.value, admin) {
-        let message = match address.value == admin {
-            true => format!("{admin} is the admin listener's address too"),
-            false => format!("{} takes in the admin listener's address, {admin}", address.value),
-        };
-        section.report().add(Diagnostic::new(address.span.clone(), message).help("give [admin] another address"));
-    }
-}
-
-/// Whether the system would not give both: the same port, and one address takes in the other. `[::]` takes in IPv4 too.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    let takes_in = |wide: SocketAddr, address: SocketAddr| {
-        wide.ip().is_unspecified() && (wide.is_ipv6() || address.is_ipv4()) || wide.ip() == address.ip()
-    };
-    one.port() == other.port() && (takes_in(one, other) || takes_in(other, one))
-}
-
-fn socket_address(text: &str) -> Result<SocketAddr, String> {
+/// `address:port`, IPv6 in brackets.
+pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("'{text}' is not an address; write it like \"0.0.0.0:8080\" or \"[::1]:8080\""))
 }
 

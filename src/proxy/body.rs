@@ -1,15 +1,14 @@
 //! Bodies, both ways: streamed with back-pressure, never buffered, watched for standing still.
 
 use super::exchange::Exchange;
+use super::incoming::Incoming;
 use super::upstream::conversation::Conversation;
 use crate::audit::NotSynced;
 use crate::clock::{Instant, monotonic};
 use crate::reason::Reason;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::cell::Cell;
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -126,7 +125,7 @@ impl HttpBody for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         loop {
-            match Pin::new(&mut this.incoming).poll_frame(cx) {
+            match this.incoming.poll_frame(cx) {
                 Poll::Pending => {
                     ready!(this.watch.poll_expired(cx, None));
                     return Poll::Ready(Some(Err(this.fail(Reason::BodyTimeout))));
@@ -135,10 +134,7 @@ impl HttpBody for RequestBody {
                     this.upload.add(0);
                     return Poll::Ready(None);
                 }
-                Poll::Ready(Some(Err(error))) => {
-                    let reason = if is_gone(&error) { Reason::ClientAborted } else { Reason::BodyMalformed };
-                    return Poll::Ready(Some(Err(this.fail(reason))));
-                }
+                Poll::Ready(Some(Err(reason))) => return Poll::Ready(Some(Err(this.fail(reason)))),
                 Poll::Ready(Some(Ok(frame))) => {
                     this.watch.moved();
                     if let Some(result) = this.accept(frame) {
@@ -148,19 +144,6 @@ impl HttpBody for RequestBody {
             }
         }
     }
-}
-
-/// Whether the client went away, rather than sent what is no body. In the middle of a body the library tells an end of
-/// file or a reset by the error's source alone.
-fn is_gone(error: &hyper::Error) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
-    let ended = source.is_some_and(|source| {
-        matches!(
-            source.kind(),
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
-        )
-    });
-    ended || error.is_incomplete_message() || error.is_closed() || error.is_canceled()
 }
 
 // === impl ResponseBody ===

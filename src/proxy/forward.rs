@@ -5,6 +5,7 @@ use super::canonical::Judged;
 use super::deadline::Deadlines;
 use super::exchange::Exchange;
 use super::headers::{self, Forwarded, Vouched};
+use super::incoming::Incoming;
 use super::request_id::RequestId;
 use super::respond::Refusal;
 use super::service::Arrival;
@@ -17,8 +18,6 @@ use crate::policy::Permit;
 use crate::reason::Reason;
 use http::header;
 use http::{HeaderValue, Method, Response};
-use http_body::Body as _;
-use hyper::body::Incoming;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -66,7 +65,7 @@ impl Call {
             return Err(Unanswered { refusal: Reason::ModeMismatch.into(), exchange });
         };
         let bytes_max = permit.route().body_bytes_max();
-        if bytes_max.is_some_and(|max| outgoing.incoming.size_hint().lower() > max) {
+        if bytes_max.is_some_and(|max| outgoing.incoming.exact_len().is_some_and(|length| length > max)) {
             return Err(Unanswered { refusal: Reason::BodyTooLarge.into(), exchange });
         }
         let upload = (!outgoing.incoming.is_end_stream()).then(|| Upload::new(arrival.now.mono));
@@ -133,7 +132,7 @@ enum Framing {
 
 impl Framing {
     fn of(judged: &Judged, incoming: &Incoming) -> Self {
-        match incoming.size_hint().exact() {
+        match incoming.exact_len() {
             Some(0) if !judged.headers.contains_key(header::CONTENT_LENGTH) => Self::Unsaid,
             Some(length) => Self::Length(length),
             None => Self::Chunked,
@@ -155,6 +154,7 @@ fn write_head(
         request_id: &arrival.request_id,
         trace: &arrival.trace,
         addr: arrival.addr,
+        scheme: arrival.scheme,
         principal: permit.principal().map(AsRef::as_ref),
         mode: permit.mode(),
         host: &judged.host,

@@ -33,6 +33,8 @@ pub struct Vouched<'a> {
     pub request_id: &'a RequestId,
     pub trace: &'a Trace,
     pub addr: ClientAddr,
+    /// What the client's connection speaks: `http` or `https`.
+    pub scheme: &'static str,
     pub principal: Option<&'a Principal>,
     pub mode: Mode,
     /// `Host` as received.
@@ -128,7 +130,7 @@ pub fn write(out: &mut Vec<u8>, received: &HeaderMap, vouched: &Vouched<'_>, for
     push(out, "x-request-id: ", vouched.request_id.as_str().as_bytes());
     push_with(out, "traceparent: ", |out| vouched.trace.push(out));
     push_with(out, "x-forwarded-for: ", |out| push_hops(out, vouched.addr.peer, forwarded.hops.as_ref()));
-    push(out, "x-forwarded-proto: ", forwarded.proto.as_ref().map_or(b"http", HeaderValue::as_bytes));
+    push(out, "x-forwarded-proto: ", forwarded.proto.as_ref().map_or(vouched.scheme.as_bytes(), HeaderValue::as_bytes));
     push(out, "x-forwarded-host: ", vouched.host.as_bytes());
     push(out, "x-key-mode: ", mode_name(vouched.mode));
     if let Some(principal) = vouched.principal {

@@ -6,10 +6,12 @@ use super::canonical::{HeadLimits, Judged};
 use super::catch::{Panicked, caught, caught_now};
 use super::client_addr::{self, ClientAddr};
 use super::deadline::Deadlines;
+use super::downstream::Downstream;
 use super::exchange::Exchange;
 use super::forward::{Call, Outgoing};
 use super::headers::Forwarded;
 use super::in_flight::{Admitted, InFlight};
+use super::incoming::Incoming;
 use super::request_id::RequestId;
 use super::respond::Refusal;
 use super::trace::Trace;
@@ -22,9 +24,7 @@ use crate::policy::{self, Facts, Permit, RouteTable, UpstreamModes};
 use crate::reason::Reason;
 use crate::telemetry::RequestMetrics;
 use http::{Request, Response, request};
-use hyper::body::Incoming;
 use std::cell::Cell;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -76,6 +76,8 @@ pub struct Arrival {
     /// The store could not be asked for its key, because it was asked for too many.
     is_overloaded: bool,
     pub addr: ClientAddr,
+    /// What the client's connection speaks.
+    pub scheme: &'static str,
     pub request_id: RequestId,
     pub trace: Trace,
 }
@@ -95,13 +97,13 @@ impl Service {
     pub async fn handle(
         &self,
         request: Request<Incoming>,
-        peer: SocketAddr,
+        downstream: &Downstream,
         in_flight: &Rc<InFlight>,
     ) -> Response<Body> {
         let now = self.shared.clock.moment();
         let (mut head, incoming) = request.into_parts();
-        let addr = client_addr::decide(peer.ip(), &head.headers, &self.shared.settings.trusted_proxies);
-        let mut arrival = Arrival::new(&mut head, addr, peer, now);
+        let addr = client_addr::decide(downstream.peer, &head.headers, &self.shared.settings.trusted_proxies);
+        let mut arrival = Arrival::new(&mut head, addr, downstream, now);
         // From here every way out leaves a record.
         let exchange = match caught_now(|| self.open(&head, &arrival, in_flight)) {
             Ok(Ok(exchange)) => exchange,
@@ -263,11 +265,11 @@ impl Service {
 // === impl Arrival ===
 
 impl Arrival {
-    fn new(head: &mut request::Parts, addr: Result<ClientAddr, Reason>, peer: SocketAddr, now: Moment) -> Self {
+    fn new(head: &mut request::Parts, addr: Result<ClientAddr, Reason>, downstream: &Downstream, now: Moment) -> Self {
         let request_id = RequestId::choose(&head.headers, addr.ok(), now.wall);
         let trace = Trace::choose(&mut head.headers);
-        let addr = addr.unwrap_or_else(|_| ClientAddr::unproven(peer.ip()));
-        Self { now, judged: now, is_overloaded: false, addr, request_id, trace }
+        let addr = addr.unwrap_or_else(|_| ClientAddr::unproven(downstream.peer));
+        Self { now, judged: now, is_overloaded: false, addr, scheme: downstream.scheme(), request_id, trace }
     }
 
     /// A refusal without a record of its own.

@@ -1,26 +1,25 @@
 //! A client's socket, watched: the library has no deadline for silence and none for a client that takes no bytes.
 
 use super::registry::ConnState;
-use crate::proxy::gather::GatheringStream;
+use crate::proxy::transport::Stream;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 /// A socket that tells its connection's state when bytes arrive and when they are not taken.
 #[derive(Debug)]
 pub struct WatchedStream {
-    stream: GatheringStream,
+    stream: Stream,
     state: Rc<ConnState>,
 }
 
 // === impl WatchedStream ===
 
 impl WatchedStream {
-    pub const fn new(stream: TcpStream, state: Rc<ConnState>) -> Self {
-        Self { stream: GatheringStream(stream), state }
+    pub const fn new(stream: Stream, state: Rc<ConnState>) -> Self {
+        Self { stream, state }
     }
 
     fn note<T>(&self, result: Poll<T>) -> Poll<T> {
@@ -32,8 +31,7 @@ impl WatchedStream {
 impl Drop for WatchedStream {
     fn drop(&mut self) {
         if self.state.is_reset() {
-            // Closed either way, by a reset or without one.
-            _ = self.stream.0.set_zero_linger();
+            self.stream.reset_on_close();
         }
     }
 }

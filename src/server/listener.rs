@@ -47,7 +47,15 @@ fn bind_one(address: SocketAddr) -> io::Result<StdListener> {
 pub struct Spread {
     pub mine: usize,
     pub open: Arc<[AtomicUsize]>,
-    pub senders: Arc<[mpsc::UnboundedSender<(StdStream, SocketAddr)>]>,
+    pub senders: Arc<[mpsc::UnboundedSender<HandedOver>]>,
+}
+
+/// A connection for another worker to serve.
+pub struct HandedOver {
+    /// Which `[[listen]]` it came by, first is 0.
+    pub listen: usize,
+    pub stream: StdStream,
+    pub peer: SocketAddr,
 }
 
 // === impl Spread ===
@@ -68,17 +76,18 @@ impl Spread {
         }
     }
 
-    fn hand_over(&self, to: usize, stream: TcpStream, peer: SocketAddr) -> Option<()> {
-        self.senders.get(to)?.send((stream.into_std().ok()?, peer)).ok()
+    fn hand_over(&self, to: usize, listen: usize, stream: TcpStream, peer: SocketAddr) -> Option<()> {
+        self.senders.get(to)?.send(HandedOver { listen, stream: stream.into_std().ok()?, peer }).ok()
     }
 }
 
-/// Accepts until the task is dropped; `serve` is given each connection that stays here.
+/// Accepts at the `[[listen]]` of number `listen` until the task is dropped; `serve` is given each connection that stays here.
 pub async fn accept(
+    listen: usize,
     listener: TcpListener,
     registry: Rc<Registry>,
     spread: Spread,
-    serve: impl Fn(TcpStream, SocketAddr),
+    serve: impl Fn(usize, TcpStream, SocketAddr),
 ) {
     loop {
         registry.room().await;
@@ -87,9 +96,9 @@ pub async fn accept(
                 spread.publish(registry.open());
                 let to = spread.choose();
                 if to == spread.mine {
-                    serve(stream, peer);
+                    serve(listen, stream, peer);
                 } else {
-                    spread.hand_over(to, stream, peer);
+                    spread.hand_over(to, listen, stream, peer);
                 }
             }
             Err(error) if is_exhausted(&error) => {

@@ -1,6 +1,8 @@
 //! Worker threads, listeners, connections, drain.
 
 pub mod connection;
+pub mod greeting;
+pub mod http1;
 pub mod io;
 pub mod listener;
 pub mod registry;
@@ -12,10 +14,16 @@ use std::time::Duration;
 /// `[[listen]]` and the connection part of `[limits]`.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<Listen>,
     /// `[gateway] workers`; default: one a core.
     pub workers: usize,
     pub limits: Limits,
+}
+
+/// One `[[listen]]` table: where clients connect, and how.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    pub address: SocketAddr,
 }
 
 /// `[limits]`, the connection's part.

@@ -1,9 +1,10 @@
 //! A worker: one OS thread, one `current_thread` runtime, its own listeners and upstream connections. A request lives and
 //! dies on one worker.
 
-use super::listener::{Spread, accept};
+use super::connection::{self, Serving};
+use super::listener::{HandedOver, Spread, accept};
 use super::registry::Registry;
-use super::{Limits, connection};
+use super::{Limits, Listen};
 use crate::audit::{ConnectionEvents, Recorder};
 use crate::key::Digest;
 use crate::proxy::catch::{Panicked, caught};
@@ -12,7 +13,7 @@ use crate::proxy::service::{Service, Shared};
 use std::collections::HashSet;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -36,8 +37,9 @@ pub struct CutOrder {
 /// Everything a worker is given when it starts.
 pub struct Parts {
     pub index: usize,
-    pub listeners: Vec<StdListener>,
-    pub handed_over: mpsc::UnboundedReceiver<(StdStream, SocketAddr)>,
+    /// By `[[listen]]` table.
+    pub listeners: Vec<(Listen, StdListener)>,
+    pub handed_over: mpsc::UnboundedReceiver<HandedOver>,
     pub spread: Spread,
     pub limits: Limits,
     pub connections_max: usize,
@@ -109,24 +111,29 @@ async fn work(parts: Parts) -> io::Result<()> {
     let registry = Registry::new(connections_max);
     let service = Service::new(Arc::clone(&shared), recorder);
     let limits = Rc::new(limits);
+    let (listens, listeners): (Vec<_>, Vec<_>) =
+        listeners.into_iter().map(|(listen, listener)| (Rc::new(listen), listener)).unzip();
+    let serving = Serving { service: Rc::clone(&service), limits: Rc::clone(&limits), events };
     let serve = {
-        let (registry, service, limits) = (Rc::clone(&registry), Rc::clone(&service), Rc::clone(&limits));
-        move |stream: TcpStream, peer| {
+        let (registry, listens) = (Rc::clone(&registry), Rc::new(listens));
+        move |listen, stream: TcpStream, peer: SocketAddr| {
+            // It names one of the listeners, whoever accepted.
+            let Some(listen) = listens.get(listen).map(Rc::clone) else { return };
             // Without it small responses would wait for the client's acknowledgement.
             _ = stream.set_nodelay(true);
-            let (service, limits, events) = (Rc::clone(&service), Rc::clone(&limits), events.clone());
-            tokio::task::spawn_local(connection::serve(stream, peer, service, registry.register(), limits, events));
+            let registered = registry.register();
+            tokio::task::spawn_local(connection::serve(stream, peer, listen, registered, serving.clone()));
         }
     };
     let mut accepting = tokio::task::JoinSet::new();
-    for listener in listeners {
+    for (listen, listener) in listeners.into_iter().enumerate() {
         let listener = TcpListener::from_std(listener)?;
-        accepting.spawn_local(accept(listener, Rc::clone(&registry), spread.clone(), serve.clone()));
+        accepting.spawn_local(accept(listen, listener, Rc::clone(&registry), spread.clone(), serve.clone()));
     }
     accepting.spawn_local(async move {
-        while let Some((stream, peer)) = handed_over.recv().await {
+        while let Some(HandedOver { listen, stream, peer }) = handed_over.recv().await {
             if let Ok(stream) = TcpStream::from_std(stream) {
-                serve(stream, peer);
+                serve(listen, stream, peer);
             }
         }
     });

@@ -6,6 +6,7 @@ use super::sending::{Interrupted, Sending};
 use crate::clock::Instant;
 use crate::proxy::body::BodyError;
 use crate::proxy::h1::{self, BodyReader, Malformed, Piece, ResponseHead};
+use crate::proxy::transport::Stream;
 use crate::reason::Reason;
 use bytes::{Bytes, BytesMut};
 use http::{Response, StatusCode};
@@ -14,7 +15,6 @@ use std::io;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
 
 /// Room for a response head and a small body.
 const READ_MIN: usize = 8 * 1024;
@@ -26,7 +26,7 @@ const INTERIM_MAX: usize = 16;
 /// A connection to an upstream, and what was read of it and not used yet.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     buf: BytesMut,
 }
 
@@ -53,14 +53,13 @@ pub enum Failure {
 // === impl Connection ===
 
 impl Connection {
-    pub fn new(stream: TcpStream) -> Self {
+    pub fn new(stream: Stream) -> Self {
         Self { stream, buf: BytesMut::new() }
     }
 
-    /// Nothing has arrived, not even the end: an unused connection that says anything is of no use. Asks the kernel only
-    /// when the runtime was told of an event.
+    /// Nothing has arrived, not even the end: an unused connection that says anything is of no use.
     pub fn is_quiet(&self) -> bool {
-        self.buf.is_empty() && would_block(self.stream.try_read(&mut [0]))
+        self.buf.is_empty() && self.stream.is_quiet()
     }
 
     /// Reads once.
@@ -77,10 +76,6 @@ impl Connection {
             self.buf = BytesMut::new();
         }
     }
-}
-
-fn would_block(read: io::Result<usize>) -> bool {
-    read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Sends on a connection and waits for the head of the final response. `sending` stays with the caller until a head is

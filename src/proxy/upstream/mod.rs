@@ -7,6 +7,7 @@ use super::{Endpoint, Limits, UpstreamSettings};
 use crate::clock::Instant;
 use crate::key::Mode;
 use crate::policy::UpstreamId;
+use crate::proxy::transport::Stream;
 use crate::reason::Reason;
 use conversation::{Connection, Conversation, Failure};
 use http::{HeaderValue, Response};
@@ -204,7 +205,7 @@ impl EndpointPool {
         let connected = tokio::time::timeout(limits.upstream_connect, TcpStream::connect(address)).await;
         let stream = connected.map_err(|_| "timed out".to_owned())?.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        Ok(Connection::new(stream))
+        Ok(Connection::new(Stream::Tcp(stream)))
     }
 }
 

@@ -1,13 +1,13 @@
 //! A request on its way to an upstream: a head, and a body that is framed anew.
 
 use crate::proxy::body::{BodyError, RequestBody};
+use crate::proxy::transport::Stream;
 use bytes::{Buf as _, Bytes};
 use http_body::Body as _;
 use std::io::{self, IoSlice, Write as _};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
 
 /// Pieces of a body up to this length are copied behind what is still to be sent: one plain `send` is cheaper for the kernel
 /// than a vectored one. Longer ones are sent from where they lie.
@@ -61,7 +61,7 @@ impl Sending {
     }
 
     /// Sends as much as the body gives and the connection takes; ready when the request is sent.
-    pub fn poll(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), Interrupted>> {
+    pub fn poll(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), Interrupted>> {
         loop {
             let filled = self.poll_fill(cx).map_err(Interrupted::Body)?;
             if self.is_flushed() {
@@ -116,7 +116,7 @@ impl Sending {
         }
     }
 
-    fn poll_write(&self, stream: Pin<&mut TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn poll_write(&self, stream: Pin<&mut Stream>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let rest = self.buf.get(self.sent..).unwrap_or_default();
         let written = ready!(match (rest.is_empty(), self.piece.is_empty()) {
             (false, true) => stream.poll_write(cx, rest),

@@ -1,0 +1,104 @@
+//! The byte stream under a connection, to a client or to an upstream.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+/// Messages longer than this are written from where they lie: copying them costs more than the vectored write does.
+const GATHERED_MAX: usize = 4096;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(GATHERED_MAX));
+}
+
+/// A socket, or TLS over one.
+#[derive(Debug)]
+pub enum Stream {
+    Tcp(TcpStream),
+    /// Boxed: its buffers and keys are many times a socket's size.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+// === impl Stream ===
+
+impl Stream {
+    /// Nothing has arrived, not even the end. Asks the kernel only when the runtime was told of an event. What arrived is
+    /// lost then: such a stream is of no further use.
+    pub fn is_quiet(&self) -> bool {
+        let read = self.socket().try_read(&mut [0]);
+        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Closing it from now on drops what the kernel still holds, and tells the peer by a reset.
+    pub fn reset_on_close(&self) {
+        // Closed either way, by a reset or without one.
+        _ = self.socket().set_zero_linger();
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Tcp(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    /// A small message, head and body, goes out with one plain `send`: cheaper for the kernel than a vectored one.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let stream = match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream),
+            Self::Tls(stream) => return Pin::new(stream).poll_write_vectored(cx, bufs),
+        };
+        if bufs.iter().map(|buf| buf.len()).sum::<usize>() > GATHERED_MAX {
+            return stream.poll_write_vectored(cx, bufs);
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.clear();
+            bufs.iter().for_each(|buf| buffer.extend_from_slice(buf));
+            stream.poll_write(cx, buffer)
+        })
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
