@@ -85,6 +85,25 @@ impl Code {
         }
     }
 
+    /// The refusal's status in gRPC (contract, section 3).
+    pub const fn grpc_status(self) -> u8 {
+        match self {
+            Self::MissingApiKey | Self::InvalidApiKey | Self::ExpiredApiKey | Self::ModeMismatch => 16,
+            Self::IpNotAllowlisted | Self::EntityMismatch | Self::InsufficientScope => 7,
+            Self::NotFound => 12,
+            Self::KeyStoreUnavailable | Self::AuditUnavailable | Self::Overloaded | Self::UpstreamUnreachable => 14,
+            Self::UpstreamTimeout => 4,
+            Self::MethodNotAllowed
+            | Self::BadRequest
+            | Self::PayloadTooLarge
+            | Self::UriTooLong
+            | Self::HeadersTooLarge
+            | Self::RequestTimeout
+            | Self::ExpectationFailed
+            | Self::InternalError => 13,
+        }
+    }
+
     /// The `type` member of the refusal's body.
     pub const fn error_type(self) -> &'static str {
         match self {

@@ -139,8 +139,8 @@ impl Pending {
     }
 
     /// The gateway's own answer.
-    pub fn refused(&mut self, reason: Reason) {
-        self.status = Some(reason.code().status());
+    pub const fn refused(&mut self, status: StatusCode) {
+        self.status = Some(status);
     }
 
     pub const fn set_bytes(&mut self, bytes_in: u64, bytes_out: u64) {

@@ -7,7 +7,7 @@ use crate::key::Vocabulary;
 use crate::key::scope::SCOPES_MAX;
 use crate::policy::{Access, Requirement, RouteSpec, UpstreamId};
 use crate::proxy::{Endpoint, UpstreamSettings};
-use http::{HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use toml::de::DeValue;
@@ -177,6 +177,7 @@ fn route(
     let access = access(&mut section, known.vocabulary);
     let body_bytes_max = section.size("body_max", 1..=BODY_MAX);
     let strict = section.boolean("strict");
+    let trailers = section.list("trailers", trailer);
     if !has_path {
         section.missing("path", "such as path = \"/v1/entities/{entity_id}/orders/**\"");
     }
@@ -194,7 +195,18 @@ fn route(
         access: access?,
         body_bytes_max,
         strict: strict.is_some_and(|strict| strict.value),
+        trailers: trailers.into_iter().map(|name| name.value).collect(),
     })
+}
+
+/// A field that may follow a body.
+fn trailer(text: &str) -> Result<HeaderName, String> {
+    let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| format!("'{text}' is not a header's name"))?;
+    if crate::proxy::headers::may_trail(&name) {
+        Ok(name)
+    } else {
+        Err(format!("'{text}' decides how a request is read, or is the gateway's own: it cannot follow a body"))
+    }
 }
 
 fn find_upstream(section: &Section<'_, '_>, name: Located<String>, known: &[UpstreamSettings]) -> Option<UpstreamId> {

@@ -202,6 +202,7 @@ mod tests {
             access,
             body_bytes_max: None,
             strict: false,
+            trailers: Vec::new(),
         };
         let keyed = Access::Keyed(vec![(Method::POST, requirement.clone()), (Method::GET, requirement)]);
         RouteTable::build(vec![spec("/e/{entity_id}/**", keyed), spec("/open", Access::Public)]).unwrap()

@@ -1,7 +1,7 @@
 //! Routes: which scopes a path and method need, and which upstream they reach.
 
 use crate::key::ScopeSet;
-use http::{HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
 use std::sync::Arc;
 
 /// A route's place in gateway.toml, first is 0.
@@ -23,6 +23,8 @@ pub struct RouteSpec {
     pub body_bytes_max: Option<u64>,
     /// `strict`: served only while the key store answers, not for `max_stale` after it was last heard of.
     pub strict: bool,
+    /// `trailers`: the fields that may follow a request's body.
+    pub trailers: Vec<HeaderName>,
 }
 
 /// Who may pass.
@@ -51,6 +53,7 @@ pub struct Route {
     access: Access,
     body_bytes_max: Option<u64>,
     strict: bool,
+    trailers: Vec<HeaderName>,
     /// The methods it takes, sorted, for `Allow`.
     allow: HeaderValue,
     /// Which segment of the path is `{entity_id}`, first is 0.
@@ -115,6 +118,7 @@ impl Route {
             access: spec.access,
             body_bytes_max: spec.body_bytes_max,
             strict: spec.strict,
+            trailers: spec.trailers,
             allow,
             entity_segment,
         }
@@ -140,6 +144,11 @@ impl Route {
     /// Whether it needs a key store that answers now (protocols I1).
     pub const fn is_strict(&self) -> bool {
         self.strict
+    }
+
+    /// The fields that may follow a request's body.
+    pub fn trailers(&self) -> &[HeaderName] {
+        &self.trailers
     }
 
     pub const fn allow(&self) -> &HeaderValue {
@@ -298,6 +307,7 @@ mod tests {
             access: Access::Public,
             body_bytes_max: None,
             strict: false,
+            trailers: Vec::new(),
         };
         RouteTable::build(paths.iter().map(spec).collect())
     }

@@ -1,12 +1,14 @@
 //! Bodies, both ways: streamed with back-pressure, never buffered, watched for standing still.
 
 use super::exchange::Exchange;
+use super::headers::clean_trailers;
 use super::incoming::Incoming;
 use super::upstream::conversation::Conversation;
 use crate::audit::NotSynced;
 use crate::clock::{Instant, monotonic};
 use crate::reason::Reason;
 use bytes::Bytes;
+use http::{HeaderMap, HeaderName};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use std::cell::Cell;
 use std::pin::Pin;
@@ -33,6 +35,8 @@ pub struct RequestBody {
     incoming: Incoming,
     upload: Rc<Upload>,
     bytes_max: u64,
+    /// The trailers that pass.
+    trailers: Vec<HeaderName>,
     watch: IdleWatch,
 }
 
@@ -101,21 +105,45 @@ impl Upload {
 // === impl RequestBody ===
 
 impl RequestBody {
-    pub fn new(incoming: Incoming, upload: Rc<Upload>, bytes_max: Option<u64>, idle_max: Duration) -> Self {
-        Self { incoming, upload, bytes_max: bytes_max.unwrap_or(u64::MAX), watch: IdleWatch::new(idle_max) }
+    /// `trailers` are those that pass.
+    pub fn new(
+        incoming: Incoming,
+        upload: Rc<Upload>,
+        bytes_max: Option<u64>,
+        trailers: Vec<HeaderName>,
+        idle_max: Duration,
+    ) -> Self {
+        let bytes_max = bytes_max.unwrap_or(u64::MAX);
+        Self { incoming, upload, bytes_max, trailers, watch: IdleWatch::new(idle_max) }
     }
 
-    /// Counts a frame. Trailers are dropped: no route allows them.
+    /// Counts a frame; trailers that do not pass are dropped.
     fn accept(&self, frame: Frame<Bytes>) -> Option<Result<Frame<Bytes>, BodyError>> {
-        let data = frame.into_data().ok()?;
-        let within = self.upload.add(data.len()) <= self.bytes_max;
-        Some(if within { Ok(Frame::data(data)) } else { Err(self.fail(Reason::BodyTooLarge)) })
+        match frame.into_data() {
+            Ok(data) => {
+                let within = self.upload.add(data.len()) <= self.bytes_max;
+                Some(if within { Ok(Frame::data(data)) } else { Err(self.fail(Reason::BodyTooLarge)) })
+            }
+            Err(frame) => {
+                let trailers = passing(&frame.into_trailers().ok()?, &self.trailers);
+                (!trailers.is_empty()).then(|| Ok(Frame::trailers(trailers)))
+            }
+        }
     }
 
     fn fail(&self, reason: Reason) -> BodyError {
         self.upload.failure.set(Some(reason));
         BodyError(reason)
     }
+}
+
+/// Those of `received` whose names are `allowed`.
+fn passing(received: &HeaderMap, allowed: &[HeaderName]) -> HeaderMap {
+    let mut passing = HeaderMap::new();
+    for (name, value) in received.iter().filter(|(name, _)| allowed.contains(name)) {
+        passing.append(name, value.clone());
+    }
+    passing
 }
 
 impl HttpBody for RequestBody {
@@ -219,8 +247,9 @@ impl HttpBody for ResponseBody {
                 ready!(this.watch.poll_expired(cx, this.exchange.upload_progress()));
                 this.abort(Reason::UpstreamAborted, cx)
             }
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
                 this.watch.moved();
+                frame.trailers_mut().into_iter().for_each(clean_trailers);
                 this.exchange.add_bytes_out(frame.data_ref().map_or(0, Bytes::len));
                 if conversation.is_done() { this.last(Some(frame), cx) } else { Poll::Ready(Some(Ok(frame))) }
             }

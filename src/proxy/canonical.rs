@@ -18,6 +18,8 @@ pub struct Judged {
     pub version: Version,
     /// Every field of the head but `Host` and those that `Connection` listed.
     pub headers: HeaderMap,
+    /// What `Connection` listed: the fields of these names, wherever they stand, are the client's connection's alone.
+    pub listed: Vec<HeaderName>,
     /// The client can take response trailers (`TE: trailers`).
     pub takes_trailers: bool,
 }
@@ -37,6 +39,17 @@ impl Judged {
         self.target.path()
     }
 
+    /// Those of `allowed` that may follow this request's body.
+    pub fn trailers(&self, allowed: &[HeaderName]) -> Vec<HeaderName> {
+        allowed.iter().filter(|name| !self.listed.contains(name)).cloned().collect()
+    }
+
+    /// Those of `trailers` that the client announces.
+    pub fn announced<'a>(&self, trailers: &'a [HeaderName]) -> impl Iterator<Item = &'a HeaderName> {
+        let is_announced = |name: &&HeaderName| lists(&self.headers, &header::TRAILER, name.as_str().as_bytes());
+        trailers.iter().filter(is_announced)
+    }
+
     /// Judges a head.
     ///
     /// # Errors
@@ -53,9 +66,9 @@ impl Judged {
         }
         check_framing(&headers)?;
         check_expectation(&mut headers)?;
-        let takes_trailers = headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-        remove_listed(&mut headers)?;
-        Ok(Self { method, target, host, version, headers, takes_trailers })
+        let takes_trailers = lists(&headers, &header::TE, b"trailers");
+        let listed = remove_listed(&mut headers)?;
+        Ok(Self { method, target, host, version, headers, listed, takes_trailers })
     }
 }
 
@@ -299,28 +312,29 @@ fn check_expectation(headers: &mut HeaderMap) -> Result<(), Reason> {
 }
 
 /// Removes what the client's `Connection` lists, before anything reads the rest.
-fn remove_listed(headers: &mut HeaderMap) -> Result<(), Reason> {
-    if headers.contains_key(header::CONNECTION) {
-        for name in listed(headers) {
-            let name = name?;
-            if is_relied_on(&name) {
-                return Err(Reason::ConnectionInvalid);
-            }
-            headers.remove(&name);
-        }
+fn remove_listed(headers: &mut HeaderMap) -> Result<Vec<HeaderName>, Reason> {
+    if !headers.contains_key(header::CONNECTION) {
+        return Ok(Vec::new());
     }
-    Ok(())
+    let names = elements(headers, &header::CONNECTION).map(HeaderName::from_bytes);
+    let listed = names.collect::<Result<Vec<_>, _>>().map_err(|_| Reason::ConnectionInvalid)?;
+    if listed.iter().any(is_relied_on) {
+        return Err(Reason::ConnectionInvalid);
+    }
+    listed.iter().for_each(|name| _ = headers.remove(name));
+    Ok(listed)
 }
 
-/// The names that `Connection` lists.
-fn listed(headers: &HeaderMap) -> Vec<Result<HeaderName, Reason>> {
-    let lines = headers.get_all(header::CONNECTION).iter();
-    lines
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-        .map(<[u8]>::trim_ascii)
-        .filter(|name| !name.is_empty())
-        .map(|name| HeaderName::from_bytes(name).map_err(|_| Reason::ConnectionInvalid))
-        .collect()
+/// The elements of a field that is a list.
+fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let lines = headers.get_all(name).iter();
+    let elements = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    elements.map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
+}
+
+/// Whether a list has this element.
+fn lists(headers: &HeaderMap, name: &HeaderName, wanted: &[u8]) -> bool {
+    headers.contains_key(name) && elements(headers, name).any(|element| element.eq_ignore_ascii_case(wanted))
 }
 
 /// Fields that a client may not have removed: the gateway reads them, or sets them for the upstream.

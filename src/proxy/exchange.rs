@@ -2,9 +2,8 @@
 
 use super::body::{Body, Upload};
 use super::in_flight::{Admitted, InFlight};
-use super::request_id::RequestId;
 use super::respond::Refusal;
-use super::service::Worker;
+use super::service::{Arrival, Worker};
 use crate::audit::{Pending, Recorder};
 use crate::clock::{Instant, monotonic};
 use crate::key::Principal;
@@ -102,11 +101,11 @@ impl Exchange {
     }
 
     /// Commits the record of a refusal and makes its response.
-    pub fn refuse(mut self, refusal: Refusal, request_id: &RequestId) -> Response<Body> {
+    pub fn refuse(mut self, refusal: Refusal, arrival: &Arrival) -> Response<Body> {
         let reason = refusal.reason;
-        let response = refusal.into_response(request_id);
+        let response = refusal.into_response(arrival);
         self.0.bytes_out = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
-        self.0.pending.refused(reason);
+        self.0.pending.refused(response.status());
         self.end(reason);
         response
     }

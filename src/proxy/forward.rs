@@ -6,7 +6,6 @@ use super::deadline::Deadlines;
 use super::exchange::Exchange;
 use super::headers::{self, Forwarded, Vouched};
 use super::incoming::Incoming;
-use super::request_id::RequestId;
 use super::respond::Refusal;
 use super::service::Arrival;
 use super::upstream::conversation::Conversation;
@@ -17,7 +16,7 @@ use crate::clock::monotonic;
 use crate::policy::Permit;
 use crate::reason::Reason;
 use http::header;
-use http::{HeaderValue, Method, Response};
+use http::{HeaderValue, Method, Response, Version};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -37,6 +36,8 @@ pub struct Call {
     sending: Sending,
     upload: Option<Rc<Upload>>,
     is_head: bool,
+    /// The client takes trailers of those names alone that the response's head announces.
+    announces_grpc: bool,
     exchange: Exchange,
 }
 
@@ -73,11 +74,14 @@ impl Call {
         let Outgoing { judged, incoming, forwarded } = outgoing;
         let framing = Framing::of(&judged, &incoming);
         let head = write_head(&judged, framing, &forwarded, permit, arrival, settings, pool.host.as_ref());
-        let body =
-            upload.clone().map(|upload| RequestBody::new(incoming, upload, bytes_max, settings.limits.body_idle));
+        let body = upload.clone().map(|upload| {
+            let trailers = judged.trailers(permit.route().trailers());
+            RequestBody::new(incoming, upload, bytes_max, trailers, settings.limits.body_idle)
+        });
         let sending = Sending::new(head, body, framing == Framing::Chunked);
         let is_head = judged.method == Method::HEAD;
-        Ok(Box::new(Self { pool: Rc::clone(pool), sending, upload, is_head, exchange }))
+        let announces_grpc = judged.takes_trailers && judged.version <= Version::HTTP_11;
+        Ok(Box::new(Self { pool: Rc::clone(pool), sending, upload, is_head, announces_grpc, exchange }))
     }
 
     /// Sends it, and answers with the upstream's response, whose body owns the exchange from here on.
@@ -90,7 +94,7 @@ impl Call {
         deadlines: &Rc<Deadlines>,
         arrival: &Arrival,
     ) -> Result<Response<Body>, Unanswered> {
-        let Self { pool, sending, upload, is_head, exchange } = *self;
+        let Self { pool, sending, upload, is_head, announces_grpc, exchange } = *self;
         // Counted from the head, or from when the request's body last moved: a long upload is not a slow upstream.
         let deadline = || upload.as_deref().map_or(arrival.now.mono, Upload::progress) + limits.upstream_head;
         let answer = std::pin::pin!(pool.send(sending, is_head, arrival.now.mono));
@@ -100,7 +104,13 @@ impl Call {
             Err(refusal) => return Err(Unanswered { refusal, exchange }),
         };
         match sent {
-            Ok((response, conversation)) => Ok(accept(response, conversation, exchange, &arrival.request_id, limits)),
+            Ok((mut response, conversation)) => {
+                headers::clean_response(response.headers_mut(), &arrival.request_id);
+                if announces_grpc {
+                    headers::announce_grpc(response.headers_mut());
+                }
+                Ok(accept(response, conversation, exchange, limits))
+            }
             Err(reason) => {
                 // What went wrong with the request's body explains why the upstream did not answer.
                 let failure = upload.as_deref().and_then(Upload::failure);
@@ -114,8 +124,8 @@ impl Call {
 
 impl Unanswered {
     /// The refusal in the upstream's stead.
-    pub fn refuse(self, request_id: &RequestId) -> Response<Body> {
-        self.exchange.refuse(self.refusal, request_id)
+    pub fn refuse(self, arrival: &Arrival) -> Response<Body> {
+        self.exchange.refuse(self.refusal, arrival)
     }
 }
 
@@ -173,7 +183,12 @@ fn write_head(
     match framing {
         Framing::Unsaid => {}
         Framing::Length(length) => headers::push_length(&mut head, length),
-        Framing::Chunked => headers::push(&mut head, "transfer-encoding: ", b"chunked"),
+        Framing::Chunked => {
+            headers::push(&mut head, "transfer-encoding: ", b"chunked");
+            for name in judged.announced(&judged.trailers(permit.route().trailers())) {
+                headers::push(&mut head, "trailer: ", name.as_str().as_bytes());
+            }
+        }
     }
     head.extend_from_slice(b"\r\n");
     head
@@ -184,10 +199,8 @@ fn accept(
     mut response: Response<()>,
     mut conversation: Conversation,
     mut exchange: Exchange,
-    request_id: &RequestId,
     limits: &Limits,
 ) -> Response<Body> {
-    headers::clean_response(response.headers_mut(), request_id);
     let now = monotonic();
     exchange.answered(response.status(), now);
     let Some(whole) = conversation.take_whole() else {

@@ -56,6 +56,34 @@ pub fn is_reserved(name: &HeaderName) -> bool {
     framing.contains(name) || is_hop_by_hop(name.as_str()) || is_stripped(name.as_str())
 }
 
+/// What decides how a message is read: too late behind its body (RFC 9110, section 6.5.1).
+const NEVER_TRAILING: [&str; 9] = [
+    "content-type",
+    "content-encoding",
+    "content-range",
+    "range",
+    "cache-control",
+    "max-forwards",
+    "set-cookie",
+    "www-authenticate",
+    "authentication-info",
+];
+
+/// Whether a route may let a field of this name follow a request's body.
+pub fn may_trail(name: &HeaderName) -> bool {
+    let plain = name.as_str().replace('_', "-");
+    let is_condition = plain.starts_with("if-") || plain.starts_with("proxy-") || plain.starts_with("x-forwarded-");
+    let is_reserved = HeaderName::from_bytes(plain.as_bytes()).map_or(true, |name| is_reserved(&name));
+    !is_condition && !is_reserved && !NEVER_TRAILING.contains(&plain.as_str())
+}
+
+/// Whether a message is one of gRPC.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.as_bytes().get(..GRPC.len()));
+    kind.is_some_and(|kind| kind.eq_ignore_ascii_case(GRPC))
+}
+
 /// Fields of one connection only (RFC 9110, section 7.6.1), besides those that `Connection` lists.
 fn is_hop_by_hop(name: &str) -> bool {
     matches!(
@@ -149,7 +177,8 @@ fn write_identity(out: &mut Vec<u8>, received: &HeaderMap, principal: &Principal
     }
 }
 
-fn push_received(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
+/// Writes a field as it was received.
+pub fn push_received(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
     out.extend_from_slice(name.as_str().as_bytes());
     push(out, ": ", value.as_bytes());
 }
@@ -209,14 +238,74 @@ pub fn clean_response(headers: &mut HeaderMap, request_id: &RequestId) {
             headers.remove(name);
         }
     }
-    // `Trailer` stays: the library sends only the trailers that it announces.
+    // `Trailer` stays: towards HTTP/1.1 the library sends only the trailers that it announces.
     remove_all(headers, |name| is_hop_by_hop(name) && name != "trailer");
     headers.insert(X_REQUEST_ID, request_id.to_header());
+}
+
+/// Announces the trailers of a gRPC response to a client of HTTP/1.1 that takes them: from HTTP/2 they come unannounced, and
+/// the library sends only those that were.
+pub fn announce_grpc(headers: &mut HeaderMap) {
+    const TRAILERS: HeaderValue = HeaderValue::from_static("grpc-status, grpc-message, grpc-status-details-bin");
+    if is_grpc(headers) {
+        headers.append(header::TRAILER, TRAILERS);
+    }
+}
+
+/// Removes from a response's trailers what has no place behind a body, and what the gateway says itself.
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    remove_all(trailers, |name| is_hop_by_hop(name) || matches!(name, "content-length" | "host" | "x-request-id"));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_decides_how_a_request_is_read_does_not_follow_it() {
+        for name in ["x-checksum", "grpc-status", "digest", "server-timing", "x_sum", "etag"] {
+            assert!(may_trail(&HeaderName::from_static(name)), "{name}");
+        }
+        for name in [
+            "content-length",
+            "content_length",
+            "transfer-encoding",
+            "transfer_encoding",
+            "host",
+            "authorization",
+            "cookie",
+            "x-key-id",
+            "x_key_id",
+            "x-entity-id",
+            "x-forwarded-for",
+            "x_forwarded_host",
+            "x-real-ip",
+            "x-api-key",
+            "x_api_key",
+            "x-request-id",
+            "x-http-method-override",
+            "connection",
+            "upgrade",
+            "te",
+            "trailer",
+            "expect",
+            "if-match",
+            "if-none-match",
+            "range",
+            "content-type",
+            "content-encoding",
+            "content_type",
+            "via",
+            "proxy-authorization",
+            "set-cookie",
+            "forwarded",
+            "traceparent",
+            "keep-alive",
+            "cache-control",
+        ] {
+            assert!(!may_trail(&HeaderName::from_static(name)), "{name}");
+        }
+    }
 
     #[test]
     fn underscores_do_not_hide_a_name() {

@@ -3,15 +3,18 @@
 use super::body::Body;
 use super::headers::X_REQUEST_ID;
 use super::request_id::RequestId;
+use super::service::Arrival;
 use crate::policy::Denial;
 use crate::reason::{Code, Reason};
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Response};
 use std::borrow::Cow;
 
 /// What a client should wait before it tries again, in seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// A refusal on its way to becoming a response.
 #[derive(Debug)]
@@ -38,8 +41,12 @@ impl From<Denial> for Refusal {
 }
 
 impl Refusal {
-    /// The refusal's response.
-    pub fn into_response(self, request_id: &RequestId) -> Response<Body> {
+    /// The refusal's response, as the client that sent `arrival` can read it.
+    pub fn into_response(self, arrival: &Arrival) -> Response<Body> {
+        if arrival.is_grpc { self.into_trailers_only(&arrival.request_id) } else { self.into_json(&arrival.request_id) }
+    }
+
+    fn into_json(self, request_id: &RequestId) -> Response<Body> {
         let code = self.reason.code();
         let body = Bytes::from(self.body(request_id));
         let mut response = Response::new(Body::Own(Some(body)));
@@ -49,6 +56,27 @@ impl Refusal {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(X_REQUEST_ID, request_id.to_header());
         self.add_fields(code, headers);
+        response
+    }
+
+    /// A gRPC call that fails at once: its trailers in the place of a head, with a status of HTTP that says nothing
+    /// ("Responses" in gRPC's PROTOCOL-HTTP2).
+    fn into_trailers_only(self, request_id: &RequestId) -> Response<Body> {
+        let code = self.reason.code();
+        let mut response = Response::new(Body::Own(None));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(code.grpc_status())));
+        if let Ok(message) = HeaderValue::try_from(percent_encoded(&self.hint())) {
+            headers.insert(GRPC_MESSAGE, message);
+        }
+        headers.insert(X_REQUEST_ID, request_id.to_header());
+        if let Some(challenge) = self.challenge(code) {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        if closes(code) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     }
 
@@ -119,10 +147,33 @@ impl Refusal {
     }
 }
 
+/// The form of `grpc-message`: printable ASCII, everything else and `%` escaped.
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'$' | b'&'..=b'~' => encoded.push(char::from(byte)),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
 /// After these the connection is not trusted to be in step with the client any more.
 const fn closes(code: Code) -> bool {
     matches!(
         code,
         Code::BadRequest | Code::PayloadTooLarge | Code::UriTooLong | Code::HeadersTooLarge | Code::RequestTimeout
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_message_is_printable_ascii_without_a_bare_percent_sign() {
+        assert_eq!(percent_encoded("Send 'a' at 100%."), "Send 'a' at 100%25.");
+        assert_eq!(percent_encoded("\u{e4}\n~"), "%C3%A4%0A~");
+    }
 }

@@ -9,7 +9,7 @@ use super::deadline::Deadlines;
 use super::downstream::Downstream;
 use super::exchange::Exchange;
 use super::forward::{Call, Outgoing};
-use super::headers::Forwarded;
+use super::headers::{self, Forwarded};
 use super::in_flight::{Admitted, InFlight};
 use super::incoming::Incoming;
 use super::request_id::RequestId;
@@ -80,6 +80,8 @@ pub struct Arrival {
     pub scheme: &'static str,
     pub request_id: RequestId,
     pub trace: Trace,
+    /// The client speaks gRPC, and reads a refusal of that kind.
+    pub is_grpc: bool,
 }
 
 // === impl Service ===
@@ -119,7 +121,7 @@ impl Service {
                 let run = caught(call.run(&self.shared.settings.limits, &self.deadlines, &arrival));
                 match Box::pin(run).await {
                     Ok(Ok(response)) => response,
-                    Ok(Err(unanswered)) => unanswered.refuse(&arrival.request_id),
+                    Ok(Err(unanswered)) => unanswered.refuse(&arrival),
                     Err(Panicked) => arrival.refuse(Reason::Internal),
                 }
             }
@@ -155,12 +157,12 @@ impl Service {
         let forwarded = Forwarded::take(&head.headers, arrival.addr);
         let (judged, permit) = match self.admit(head, addr, arrival, &mut exchange) {
             Ok(admitted) => admitted,
-            Err(refusal) => return Prepared::Refused(exchange.refuse(refusal, &arrival.request_id)),
+            Err(refusal) => return Prepared::Refused(exchange.refuse(refusal, arrival)),
         };
         let outgoing = Outgoing { judged, incoming, forwarded };
         match Call::new(&self.upstreams, &self.shared.settings, &permit, outgoing, arrival, exchange) {
             Ok(call) => Prepared::Call(call),
-            Err(unanswered) => Prepared::Refused(unanswered.refuse(&arrival.request_id)),
+            Err(unanswered) => Prepared::Refused(unanswered.refuse(arrival)),
         }
     }
 
@@ -269,11 +271,12 @@ impl Arrival {
         let request_id = RequestId::choose(&head.headers, addr.ok(), now.wall);
         let trace = Trace::choose(&mut head.headers);
         let addr = addr.unwrap_or_else(|_| ClientAddr::unproven(downstream.peer));
-        Self { now, judged: now, is_overloaded: false, addr, scheme: downstream.scheme(), request_id, trace }
+        let (scheme, is_grpc) = (downstream.scheme(), headers::is_grpc(&head.headers));
+        Self { now, judged: now, is_overloaded: false, addr, scheme, request_id, trace, is_grpc }
     }
 
     /// A refusal without a record of its own.
     fn refuse(&self, reason: Reason) -> Response<Body> {
-        Refusal::from(reason).into_response(&self.request_id)
+        Refusal::from(reason).into_response(self)
     }
 }

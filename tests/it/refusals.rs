@@ -40,7 +40,7 @@ fn closing(method: &str, target: &str, lines: &[&str]) -> String {
 }
 
 /// Sends `request` and compares every byte of the answer, its ids and date masked, with the golden file.
-fn check(gateway: &Gateway, name: &str, request: &str) {
+pub fn check(gateway: &Gateway, name: &str, request: &str) {
     compare(name, &answer(gateway, request));
 }
 
@@ -259,6 +259,8 @@ fn a_journal_that_cannot_be_written_refuses_requests() {
     };
     eventually("requests are refused", refused);
     check(&gateway, "audit_unavailable", &closing("GET", &orders, &[&key.bearer()]));
+    let grpc = closing("GET", &orders, &[&key.bearer(), "Content-Type: application/grpc"]);
+    check(&gateway, "grpc_audit_unavailable", &grpc);
     std::fs::remove_file(&ballast).unwrap();
     let served = || (gateway.client().request("GET", &orders, &[&key.bearer()]).status == 200).then_some(());
     eventually("requests are served again", served);

@@ -222,6 +222,7 @@ fn shared(authenticator: Authenticator, clock: Clock) -> Shared {
         access: Access::Keyed(methods),
         body_bytes_max: None,
         strict: false,
+        trailers: Vec::new(),
     };
     Shared {
         settings: keygate::proxy::Settings {

@@ -1,8 +1,10 @@
 //! A request on its way to an upstream: a head, and a body that is framed anew.
 
 use crate::proxy::body::{BodyError, RequestBody};
+use crate::proxy::headers::push_received;
 use crate::proxy::transport::Stream;
 use bytes::{Buf as _, Bytes};
+use http::HeaderMap;
 use http_body::Body as _;
 use std::io::{self, IoSlice, Write as _};
 use std::pin::Pin;
@@ -79,9 +81,12 @@ impl Sending {
                 return Poll::Pending;
             }
             match ready!(Pin::new(body).poll_frame(cx)) {
-                Some(Ok(frame)) => frame.into_data().into_iter().for_each(|data| self.push(data)),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.push(data),
+                    Err(frame) => self.end(frame.trailers_ref()),
+                },
                 Some(Err(error)) => return Poll::Ready(Err(error)),
-                None => self.end(),
+                None => self.end(None),
             }
         }
         Poll::Ready(Ok(()))
@@ -109,10 +114,13 @@ impl Sending {
         }
     }
 
-    fn end(&mut self) {
+    /// Trailers have a place behind chunks alone (RFC 9112, section 7.1.2): behind a length they are dropped.
+    fn end(&mut self, trailers: Option<&HeaderMap>) {
         self.body = None;
         if self.is_chunked {
-            self.buf.extend_from_slice(b"0\r\n\r\n");
+            self.buf.extend_from_slice(b"0\r\n");
+            trailers.into_iter().flatten().for_each(|(name, value)| push_received(&mut self.buf, name, value));
+            self.buf.extend_from_slice(b"\r\n");
         }
     }
 

@@ -13,6 +13,8 @@ pub struct Received {
     pub head: String,
     /// The body, chunks joined.
     pub body: Vec<u8>,
+    /// The lines behind the last chunk.
+    pub trailers: Vec<String>,
     pub at: Instant,
     /// Which connection it came on, first is 0.
     pub connection: usize,
@@ -160,9 +162,9 @@ fn read_request(reader: &mut BufReader<TcpStream>, connection: usize) -> Option<
         }
     }
     let head = String::from_utf8_lossy(&head).into_owned();
-    let mut received = Received { head, body: Vec::new(), at: Instant::now(), connection };
+    let mut received = Received { head, body: Vec::new(), trailers: Vec::new(), at: Instant::now(), connection };
     if received.header("transfer-encoding").is_some() {
-        read_chunks(reader, &mut received.body)?;
+        received.trailers = read_chunks(reader, &mut received.body)?;
     } else if let Some(length) = received.header("content-length") {
         let length: u64 = length.parse().ok()?;
         reader.take(length).read_to_end(&mut received.body).ok()?;
@@ -173,7 +175,8 @@ fn read_request(reader: &mut BufReader<TcpStream>, connection: usize) -> Option<
     Some(received)
 }
 
-fn read_chunks(reader: &mut BufReader<TcpStream>, body: &mut Vec<u8>) -> Option<()> {
+/// Reads chunks into `body`, and gives the trailers.
+fn read_chunks(reader: &mut BufReader<TcpStream>, body: &mut Vec<u8>) -> Option<Vec<String>> {
     loop {
         let mut line = String::new();
         reader.read_line(&mut line).ok()?;
@@ -188,14 +191,15 @@ fn read_chunks(reader: &mut BufReader<TcpStream>, body: &mut Vec<u8>) -> Option<
         let mut end = String::new();
         reader.read_line(&mut end).ok()?;
         if size == 0 {
-            // Trailers, if any, up to an empty line.
+            let mut trailers = Vec::new();
             while end != "\r\n" {
+                trailers.push(end.trim_end().to_owned());
                 end.clear();
                 if reader.read_line(&mut end).ok()? == 0 {
                     return None;
                 }
             }
-            return Some(());
+            return Some(trailers);
         }
     }
 }
