@@ -14,6 +14,10 @@ pub enum Cause {
     HeadTimeout,
     WriteStall,
     Evicted,
+    /// Not done with what comes before a first request in time.
+    HandshakeTimeout,
+    /// HTTP/2: far more frames or resets than its requests explain.
+    Flooded,
 }
 
 /// One worker's counts of connections that ended without a request, by cause; told to the journal once a second.
@@ -64,8 +68,15 @@ pub struct Changes {
 // === impl Cause ===
 
 impl Cause {
-    pub const ALL: [Self; 5] =
-        [Self::Unparseable, Self::HeadTooLarge, Self::HeadTimeout, Self::WriteStall, Self::Evicted];
+    pub const ALL: [Self; 7] = [
+        Self::Unparseable,
+        Self::HeadTooLarge,
+        Self::HeadTimeout,
+        Self::WriteStall,
+        Self::Evicted,
+        Self::HandshakeTimeout,
+        Self::Flooded,
+    ];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -74,6 +85,8 @@ impl Cause {
             Self::HeadTimeout => "head_timeout",
             Self::WriteStall => "write_stall",
             Self::Evicted => "evicted",
+            Self::HandshakeTimeout => "handshake_timeout",
+            Self::Flooded => "flooded",
         }
     }
 }

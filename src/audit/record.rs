@@ -221,7 +221,7 @@ impl Pending {
             object.text("query", allowed_query(query, query_names).as_bytes(), QUERY_MAX);
         }
         text_or_null(object, "route", self.route.as_ref().map(|route| route.as_bytes()), ROUTE_MAX);
-        object.plain("protocol", if self.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" });
+        object.plain("protocol", protocol(self.version));
         text_or_null(object, "user_agent", self.user_agent.as_ref().map(HeaderValue::as_bytes), USER_AGENT_MAX);
     }
 
@@ -255,6 +255,15 @@ impl Drop for Pending {
 fn allowed_query(query: &str, names: &[String]) -> String {
     let is_allowed = |part: &&str| names.iter().any(|name| part.split('=').next() == Some(name));
     query.split('&').filter(is_allowed).collect::<Vec<_>>().join("&")
+}
+
+/// HTTP/1.1 is what is spoken unless it is said otherwise.
+const fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2.0",
+        _ => "HTTP/1.1",
+    }
 }
 
 fn text_or_null(object: &mut ObjectWriter<'_>, name: &str, value: Option<&[u8]>, bytes_max: usize) {

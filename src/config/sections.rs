@@ -178,6 +178,7 @@ pub fn limits(mut section: Section<'_, '_>) -> Limits {
     let (server, proxy) = (server::Limits::default(), proxy::Limits::default());
     let mut deadline = |key, default| section.duration(key, DEADLINE).unwrap_or(default);
     let head_timeout = deadline("head_timeout", server.head_timeout);
+    let handshake_timeout = deadline("handshake_timeout", server.handshake_timeout);
     let idle_timeout = deadline("idle_timeout", server.idle_timeout);
     let write_stall = deadline("write_stall", server.write_stall);
     let drain = deadline("drain", server.drain);
@@ -186,6 +187,7 @@ pub fn limits(mut section: Section<'_, '_>) -> Limits {
     let upstream_head = deadline("upstream_head", proxy.upstream_head);
     let upstream_idle = deadline("upstream_idle", proxy.upstream_idle);
     let connections_max = count(section.number("connections_max", 1..=1_000_000), server.connections_max);
+    let streams_max = section.number("streams_max", 1..=10_000).and_then(|max| u32::try_from(max).ok());
     let head_bytes_max = count(section.size("head_max", 1024..=256 * 1024), server.head_bytes_max);
     let head_fields_max = count(section.number("fields_max", 8..=1000), server.head_fields_max);
     let target_bytes_max = count(section.size("target_max", 256..=32 * 1024), proxy.target_bytes_max);
@@ -198,6 +200,8 @@ pub fn limits(mut section: Section<'_, '_>) -> Limits {
             head_bytes_max,
             head_fields_max,
             head_timeout,
+            handshake_timeout,
+            streams_max: streams_max.unwrap_or(server.streams_max),
             idle_timeout,
             write_stall,
             drain,

@@ -72,6 +72,24 @@ impl Judged {
     }
 }
 
+/// Gives a head of HTTP/2 the form that one of HTTP/1.1 has, before anything reads it: `:authority` is the `Host` where there is
+/// no other (RFC 9113, section 8.3.1; where there is, they are compared as with an absolute target), and a `Cookie` that was
+/// sent in crumbs is one line again (section 8.2.3).
+pub fn gather(head: &mut request::Parts) {
+    if !head.headers.contains_key(header::HOST)
+        && let Some(authority) = head.uri.authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        head.headers.insert(header::HOST, host);
+    }
+    let crumbs: Vec<&[u8]> = head.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        head.headers.insert(header::COOKIE, cookie);
+    }
+}
+
 /// TRACE echoes credentials, CONNECT makes tunnels: never, on no route.
 fn check_method(method: &Method) -> Result<(), Reason> {
     let forbidden = *method == Method::TRACE || *method == Method::CONNECT || method.as_str() == "TRACK";

@@ -119,7 +119,10 @@ impl Account {
             return;
         }
         self.closed = true;
-        self.in_flight.end();
+        match reason {
+            None => self.in_flight.complete(),
+            Some(_) => self.in_flight.end(),
+        }
         let bytes_in = self.upload.as_ref().map_or(0, |upload| upload.bytes());
         self.pending.set_bytes(bytes_in, self.bytes_out);
         let duration = self.pending.commit(reason, now);

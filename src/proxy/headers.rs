@@ -252,9 +252,19 @@ pub fn announce_grpc(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes from a response's trailers what has no place behind a body, and what the gateway says itself.
+/// Removes from a response what HTTP/2 has no use for, and forbids (RFC 9113, section 8.2.2).
+pub fn clean_for_http2(headers: &mut HeaderMap) {
+    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
+        headers.remove(name);
+    }
+}
+
+/// Removes from a response's trailers what frames a message, belongs to one connection or is ours to say (RFC 9110, section
+/// 6.5.1).
 pub fn clean_trailers(trailers: &mut HeaderMap) {
-    remove_all(trailers, |name| is_hop_by_hop(name) || matches!(name, "content-length" | "host" | "x-request-id"));
+    remove_all(trailers, |name| {
+        is_hop_by_hop(name) || is_vouched_for(name) || matches!(name, "content-length" | "host" | "set-cookie")
+    });
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-/// The exchange of one connection, as its worker can reach it.
+/// The exchange of one connection, or of one HTTP/2 stream, as its worker can reach it.
 #[derive(Debug, Default)]
 pub struct InFlight {
     admitted: RefCell<Option<Admitted>>,
@@ -29,6 +29,8 @@ pub struct InFlight {
     cut: RefCell<Option<Refusal>>,
     /// The upstream's head has been handed over: too late for a refusal, the connection itself must go.
     is_answering: Cell<bool>,
+    /// It is one stream's, and ends with it: what was handed over and waits for the client's window can still be cut.
+    is_stream: bool,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -54,6 +56,11 @@ pub struct Admitted {
 // === impl InFlight ===
 
 impl InFlight {
+    /// For one stream, and no other after it.
+    pub fn of_stream() -> Self {
+        Self { is_stream: true, ..Self::default() }
+    }
+
     /// Registers a keyed exchange.
     pub fn admit(&self, admitted: Admitted) {
         *self.admitted.borrow_mut() = Some(admitted);
@@ -62,6 +69,13 @@ impl InFlight {
     /// The upstream's head is about to be handed over.
     pub fn begin_answer(&self) {
         self.is_answering.set(true);
+    }
+
+    /// All of the response was handed over.
+    pub fn complete(&self) {
+        if !self.is_stream {
+            self.end();
+        }
     }
 
     /// The exchange is over, one way or the other.
@@ -97,7 +111,7 @@ impl InFlight {
         self.is_answering.get() && self.cut.borrow().is_some()
     }
 
-    /// Keeps the waker of the connection's task.
+    /// Keeps the waker of the connection's task, or of the stream's.
     pub fn set_waker(&self, waker: &Waker) {
         let mut slot = self.waker.borrow_mut();
         if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {

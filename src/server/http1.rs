@@ -1,15 +1,14 @@
 //! A connection that speaks HTTP/1.1: the messages by hyper, deadlines and drain by us.
 
-use super::Limits;
 use super::connection::Serving;
+use super::deadline::DeadlineTimer;
+use super::greeting::Greeted;
 use super::io::WatchedStream;
 use super::registry::{ExchangeGuard, Expiry, Registered};
+use super::{HEAD_SLACK, Limits};
 use crate::audit::Cause;
-use crate::clock::{Instant, monotonic};
 use crate::proxy::body::{Body, BodyError};
-use crate::proxy::downstream::Downstream;
 use crate::proxy::incoming::Incoming;
-use crate::proxy::transport::Stream;
 use bytes::Bytes;
 use http::Request;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -19,20 +18,17 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use tokio::time::Sleep;
 
-/// Heads up to these multiples of the operator's limits are still parsed, so that their refusal is one the client can read;
-/// beyond them the library answers 431 by itself.
-const HEAD_SLACK: usize = 2;
 /// The smallest read buffer the library takes.
 const BUF_MIN: usize = 8 * 1024;
 
 /// Serves one connection until it ends, misses a deadline, is evicted or drained.
-pub async fn serve(stream: Stream, downstream: Downstream, registered: Registered, serving: Serving) {
+pub async fn serve(greeted: Greeted, registered: Registered, serving: Serving) {
+    let Greeted { stream, read, downstream, .. } = greeted;
     let Serving { service, limits, events } = serving;
     let downstream = Rc::new(downstream);
     let state = Rc::clone(&registered.state);
-    let io = TokioIo::new(WatchedStream::new(stream, Rc::clone(&state)));
+    let io = TokioIo::new(WatchedStream::new(stream, read, Rc::clone(&state)));
     let handler = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let guard = state.begin_exchange(request.version());
         let (service, downstream) = (Rc::clone(&service), Rc::clone(&downstream));
@@ -47,9 +43,8 @@ pub async fn serve(stream: Stream, downstream: Downstream, registered: Registere
         .max_buf_size((limits.head_bytes_max * HEAD_SLACK).max(BUF_MIN))
         .serve_connection(io, handler);
     let connection = Box::pin(connection);
-    let armed = monotonic() + limits.head_timeout;
-    let timer = Box::pin(tokio::time::sleep(limits.head_timeout));
-    let supervised = Supervised { connection, registered, limits, timer, armed, draining: false };
+    let deadline = DeadlineTimer::new(&limits);
+    let supervised = Supervised { connection, registered, limits, deadline, draining: false };
     if let Some(cause) = supervised.await {
         events.count(cause);
     }
@@ -61,15 +56,12 @@ struct Guarded {
     _guard: ExchangeGuard,
 }
 
-/// A connection and the deadlines that the library does not have. One timer serves all of them; on the usual path, where a
-/// request arrives whole and is answered at once, it is never touched.
+/// A connection and the deadlines that the library does not have.
 struct Supervised<S: hyper::service::HttpService<hyper::body::Incoming>> {
     connection: Pin<Box<http1::Connection<TokioIo<WatchedStream>, S>>>,
     registered: Registered,
     limits: Rc<Limits>,
-    timer: Pin<Box<Sleep>>,
-    /// What the timer is set to, on our clock.
-    armed: Instant,
+    deadline: DeadlineTimer,
     draining: bool,
 }
 
@@ -85,27 +77,6 @@ where
             self.draining = true;
             self.connection.as_mut().graceful_shutdown();
         }
-    }
-
-    /// The missed deadline, if one was; arms the timer for the next otherwise.
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Expiry> {
-        loop {
-            let Some((deadline, expiry)) = self.registered.state.deadline(&self.limits) else { return Poll::Pending };
-            if deadline < self.armed {
-                self.arm(deadline, monotonic());
-            }
-            std::task::ready!(self.timer.as_mut().poll(cx));
-            let now = monotonic();
-            if deadline <= now {
-                return Poll::Ready(expiry);
-            }
-            self.arm(deadline, now);
-        }
-    }
-
-    fn arm(&mut self, deadline: Instant, now: Instant) {
-        self.armed = deadline;
-        self.timer.set(tokio::time::sleep(deadline.saturating_duration_since(now)));
     }
 }
 
@@ -137,7 +108,7 @@ where
                 cause_of(&error)
             }));
         }
-        this.poll_deadline(cx).map(|expiry| match expiry {
+        this.deadline.poll(&this.registered.state, &this.limits, cx).map(|expiry| match expiry {
             Expiry::HeadTimeout => Some(Cause::HeadTimeout),
             Expiry::WriteStall => Some(Cause::WriteStall),
             Expiry::IdleTimeout => None,

@@ -1,7 +1,9 @@
-//! A client's socket, watched: the library has no deadline for silence and none for a client that takes no bytes.
+//! A client's socket, watched: the libraries have no deadline for silence and none for a client that takes no bytes.
 
+use super::http2::Meter;
 use super::registry::ConnState;
 use crate::proxy::transport::Stream;
+use bytes::Bytes;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -12,19 +14,46 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 #[derive(Debug)]
 pub struct WatchedStream {
     stream: Stream,
+    /// Was read before, and comes first.
+    read: Bytes,
     state: Rc<ConnState>,
+    /// HTTP/2: the account of the client's frames.
+    meter: Option<Rc<Meter>>,
 }
 
 // === impl WatchedStream ===
 
 impl WatchedStream {
-    pub const fn new(stream: Stream, state: Rc<ConnState>) -> Self {
-        Self { stream, state }
+    pub const fn new(stream: Stream, read: Bytes, state: Rc<ConnState>) -> Self {
+        Self { stream, read, state, meter: None }
     }
 
-    fn note<T>(&self, result: Poll<T>) -> Poll<T> {
+    /// One that speaks HTTP/2: a request begins with its frame, not with any byte.
+    pub const fn metered(stream: Stream, read: Bytes, state: Rc<ConnState>, meter: Rc<Meter>) -> Self {
+        Self { stream, read, state, meter: Some(meter) }
+    }
+
+    fn note(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.state.on_write(result.is_pending());
+        if let (Some(meter), Poll::Ready(Ok(bytes))) = (&self.meter, &result) {
+            meter.wrote(*bytes);
+        }
         result
+    }
+
+    fn note_read(&self, bytes: &[u8]) {
+        match &self.meter {
+            None => self.state.on_read(),
+            Some(meter) => meter.read(bytes, &self.state),
+        }
+    }
+
+    /// Gives what was read before.
+    fn reread(&mut self, buf: &mut ReadBuf<'_>) {
+        let bytes = self.read.len().min(buf.remaining());
+        let again = self.read.split_to(bytes);
+        buf.put_slice(&again);
+        self.note_read(&again);
     }
 }
 
@@ -38,10 +67,18 @@ impl Drop for WatchedStream {
 
 impl AsyncRead for WatchedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.read.is_empty() {
+            self.reread(buf);
+            return Poll::Ready(Ok(()));
+        }
+        if self.meter.as_ref().is_some_and(|meter| meter.is_exhausted()) {
+            // Nothing more of it is read: whoever polls ends the connection.
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.state.on_read();
+        if let Some(bytes) = buf.filled().get(before..).filter(|bytes| !bytes.is_empty()) {
+            self.note_read(bytes);
         }
         result
     }

@@ -1,8 +1,10 @@
 //! Worker threads, listeners, connections, drain.
 
 pub mod connection;
+pub mod deadline;
 pub mod greeting;
 pub mod http1;
+pub mod http2;
 pub mod io;
 pub mod listener;
 pub mod registry;
@@ -10,6 +12,10 @@ pub mod worker;
 
 use std::net::SocketAddr;
 use std::time::Duration;
+
+/// Heads up to these multiples of the operator's limits are still parsed, so that their refusal is one the client can read;
+/// beyond them the library answers 431 by itself.
+const HEAD_SLACK: usize = 2;
 
 /// `[[listen]]` and the connection part of `[limits]`.
 #[derive(Clone, Debug)]
@@ -24,6 +30,14 @@ pub struct Settings {
 #[derive(Clone, Debug)]
 pub struct Listen {
     pub address: SocketAddr,
+    pub protocols: Protocols,
+}
+
+/// `protocols` in `[[listen]]`: what clients may speak. Without TLS, HTTP/2 is spoken with prior knowledge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protocols {
+    pub http1: bool,
+    pub http2: bool,
 }
 
 /// `[limits]`, the connection's part.
@@ -37,12 +51,22 @@ pub struct Limits {
     pub head_fields_max: usize,
     /// `head_timeout`: from a request's first byte, or from accept, to its complete head.
     pub head_timeout: Duration,
+    /// `handshake_timeout`: from accept until the first request may begin.
+    pub handshake_timeout: Duration,
+    /// `streams_max`: requests at the same time on one HTTP/2 connection.
+    pub streams_max: u32,
     /// `idle_timeout`: how long a kept-alive connection may stay silent between requests.
     pub idle_timeout: Duration,
     /// `write_stall`: how long a client may refuse to take a byte.
     pub write_stall: Duration,
     /// `drain`: how long SIGTERM lets requests in flight finish.
     pub drain: Duration,
+}
+
+// === impl Protocols ===
+
+impl Protocols {
+    pub const HTTP1: Self = Self { http1: true, http2: false };
 }
 
 // === impl Limits ===
@@ -54,6 +78,8 @@ impl Default for Limits {
             head_bytes_max: 16 * 1024,
             head_fields_max: 64,
             head_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(5),
+            streams_max: 100,
             idle_timeout: Duration::from_secs(60),
             write_stall: Duration::from_secs(30),
             drain: Duration::from_secs(25),

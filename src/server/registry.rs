@@ -32,6 +32,8 @@ pub struct ConnState {
     /// The connection is to be reset: not even what the kernel holds may arrive.
     reset: Cell<bool>,
     ends_by_close: Cell<bool>,
+    /// HTTP/2: what is being served on each stream.
+    streams: RefCell<Vec<Option<Rc<InFlight>>>>,
 }
 
 /// The part of a connection's life that decides which deadline holds.
@@ -64,6 +66,14 @@ pub struct Registered {
 /// Held by what sends last: while it lives, the connection is serving a request.
 #[derive(Debug)]
 pub struct ExchangeGuard(Rc<ConnState>);
+
+/// A request on a stream of its own, among others of its connection. Held by what sends last.
+#[derive(Debug)]
+pub struct StreamGuard {
+    state: Rc<ConnState>,
+    index: usize,
+    in_flight: Rc<InFlight>,
+}
 
 // === impl Registry ===
 
@@ -109,7 +119,10 @@ impl Registry {
 
     /// Judges what is in flight again, after keys have changed or when nothing about them is known any more.
     pub fn judge_again(&self, shared: &Shared, why: Again<'_>, now: Moment) {
-        self.slots.borrow().iter().flatten().for_each(|state| state.in_flight.judge_again(shared, why, now));
+        self.slots.borrow().iter().flatten().for_each(|state| {
+            state.in_flight.judge_again(shared, why, now);
+            state.streams.borrow().iter().flatten().for_each(|stream| stream.judge_again(shared, why, now));
+        });
     }
 
     /// Waits until there is room for one more, closing the connection that has been idle longest if that helps.
@@ -172,6 +185,7 @@ impl ConnState {
             in_flight: Rc::default(),
             reset: Cell::new(false),
             ends_by_close: Cell::new(false),
+            streams: RefCell::default(),
         }
     }
 
@@ -203,6 +217,24 @@ impl ConnState {
         self.ends_by_close.set(version == Version::HTTP_10);
         self.phase.set(Phase::Exchange);
         ExchangeGuard(Rc::clone(self))
+    }
+
+    /// A request's head is complete, on a stream of its own.
+    pub fn begin_stream(self: &Rc<Self>) -> StreamGuard {
+        self.phase.set(Phase::Exchange);
+        let in_flight = Rc::new(InFlight::of_stream());
+        let mut streams = self.streams.borrow_mut();
+        let index = streams.iter().position(Option::is_none).unwrap_or(streams.len());
+        match streams.get_mut(index) {
+            Some(place) => *place = Some(Rc::clone(&in_flight)),
+            None => streams.push(Some(Rc::clone(&in_flight))),
+        }
+        StreamGuard { state: Rc::clone(self), index, in_flight }
+    }
+
+    /// Whether a request is being served.
+    pub fn is_serving(&self) -> bool {
+        self.phase.get() == Phase::Exchange
     }
 
     /// The client takes no bytes although there are some for it: it is not idle, whatever was handed over.
@@ -252,5 +284,28 @@ impl ConnState {
 impl Drop for ExchangeGuard {
     fn drop(&mut self) {
         self.0.phase.set(Phase::Idle(monotonic()));
+    }
+}
+
+// === impl StreamGuard ===
+
+impl StreamGuard {
+    pub const fn in_flight(&self) -> &Rc<InFlight> {
+        &self.in_flight
+    }
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        let mut streams = self.state.streams.borrow_mut();
+        if let Some(place) = streams.get_mut(self.index) {
+            *place = None;
+        }
+        if streams.iter().all(Option::is_none) {
+            streams.clear();
+            self.state.phase.set(Phase::Idle(monotonic()));
+            // Another deadline holds now.
+            self.state.wake();
+        }
     }
 }

@@ -17,6 +17,7 @@ mod fill;
 mod grpc_refusals;
 mod harness;
 mod history;
+mod http2;
 mod hygiene;
 mod journal;
 mod lifecycle;

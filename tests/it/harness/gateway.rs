@@ -66,6 +66,8 @@ pub struct Builder {
     live: Vec<SocketAddr>,
     test: Vec<SocketAddr>,
     sections: String,
+    /// Lines of its [[listen]].
+    listen: String,
     workers: usize,
     upstreams: Vec<Upstream>,
     id: &'static str,
@@ -114,6 +116,13 @@ impl Builder {
         self
     }
 
+    /// Adds a line to its [[listen]].
+    pub fn listen(mut self, line: &str) -> Self {
+        self.listen.push_str(line);
+        self.listen.push('\n');
+        self
+    }
+
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
@@ -159,8 +168,9 @@ impl Builder {
             addresses.iter().map(|address| format!("\"http://{address}\"")).collect::<Vec<_>>().join(", ")
         };
         format!(
-            "[[listen]]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n[gateway]\nid = \"{}\"\nworkers = {}\n\
+            "[[listen]]\naddress = \"127.0.0.1:0\"\n{}[admin]\naddress = \"127.0.0.1:0\"\n[gateway]\nid = \"{}\"\nworkers = {}\n\
              {BASE}\n[upstreams.erp]\nlive = [{}]\ntest = [{}]\n{}",
+            self.listen,
             self.id,
             self.workers,
             list(&self.live),
@@ -176,6 +186,7 @@ impl Gateway {
             live: Vec::new(),
             test: Vec::new(),
             sections: String::new(),
+            listen: String::new(),
             workers: 2,
             upstreams: Vec::new(),
             id: "edge-1",

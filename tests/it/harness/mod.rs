@@ -7,6 +7,7 @@ pub mod client;
 pub mod cluster;
 pub mod fault_proxy;
 pub mod gateway;
+pub mod http2;
 pub mod redis;
 pub mod resp;
 pub mod sentinel;
@@ -18,6 +19,7 @@ pub use canary::Canary;
 pub use client::{Client, Response};
 pub use fault_proxy::{FaultProxy, Network, Way};
 pub use gateway::{Gateway, Key};
+pub use http2::Http2;
 pub use trace::Trace;
 pub use upstream::{Received, Reply, Upstream};
 
