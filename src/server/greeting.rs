@@ -55,8 +55,11 @@ async fn detect(mut stream: Stream, downstream: Downstream, protocols: Protocols
             break Protocol::Http1;
         }
     };
-    if protocol == Protocol::Http1 && !protocols.http1 {
-        return Err(Cause::Unparseable);
-    }
+    let protocol = match protocol {
+        Protocol::Http1 if protocols.http1 => Protocol::Http1,
+        Protocol::Http1 if !read.is_empty() => return Err(Cause::Unparseable),
+        // Who went away without a word is no mistake.
+        Protocol::Http1 | Protocol::Http2 => Protocol::Http2,
+    };
     Ok(Greeted { stream, read: read.freeze(), downstream, protocol })
 }

@@ -37,7 +37,7 @@ const FIELD_WEIGHT: usize = 32;
 const PENDING_RESETS_MAX: usize = 20;
 /// Streams that were reset for the client's mistakes, in the life of a connection.
 const ERROR_RESETS_MAX: usize = 64;
-/// How long a client is waited for once it was told that the connection ends.
+/// How long one that floods is waited for once it was told that the connection ends.
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// Serves one connection until it ends, misses a deadline, is evicted or drained.
@@ -157,7 +157,8 @@ impl Supervised {
             if let Phase::Open(connection) = &mut self.phase {
                 connection.abrupt_shutdown(reason);
             }
-            self.closing = Some(Closing { cause, timer: Box::pin(tokio::time::sleep(CLOSING)) });
+            let bound = if reason == Reason::NO_ERROR { self.limits.write_stall } else { CLOSING };
+            self.closing = Some(Closing { cause, timer: Box::pin(tokio::time::sleep(bound)) });
         }
     }
 

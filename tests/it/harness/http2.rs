@@ -112,6 +112,17 @@ impl Exchange {
         Some(data)
     }
 
+    /// How the gateway has reset it, once its body can no longer be sent.
+    pub fn reset(&mut self) -> h2::Reason {
+        let upload = &mut self.upload;
+        block(&self.handle, std::future::poll_fn(|cx| upload.poll_reset(cx))).expect("a reset")
+    }
+
+    /// Takes the request back.
+    pub fn take_back(mut self) {
+        self.upload.send_reset(h2::Reason::CANCEL);
+    }
+
     pub fn answer(&mut self) -> Result<Answer, h2::Error> {
         let head = self.head()?;
         let mut received = Vec::new();
