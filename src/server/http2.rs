@@ -44,7 +44,7 @@ const CLOSING: Duration = Duration::from_secs(1);
 pub async fn serve(greeted: Greeted, registered: Registered, serving: Serving) {
     let Greeted { stream, read, downstream, .. } = greeted;
     let Serving { service, limits, events } = serving;
-    let meter = Rc::new(Meter::new());
+    let meter = Rc::<Meter>::default();
     let io = WatchedStream::metered(stream, read, Rc::clone(&registered.state), Rc::clone(&meter));
     let phase = Phase::Handshake(builder(&limits).handshake(io));
     let deadline = DeadlineTimer::new(&limits);

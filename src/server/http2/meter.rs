@@ -55,8 +55,8 @@ struct Allowance {
 
 // === impl Meter ===
 
-impl Meter {
-    pub fn new() -> Self {
+impl Default for Meter {
+    fn default() -> Self {
         let now = monotonic();
         Self {
             scanner: RefCell::new(Scanner { head: [0; FRAME_HEAD_BYTES], filled: 0, skip: PREFACE_BYTES }),
@@ -66,7 +66,9 @@ impl Meter {
             is_exhausted: Cell::new(false),
         }
     }
+}
 
+impl Meter {
     /// The client has sent more than its requests explain.
     pub const fn is_exhausted(&self) -> bool {
         self.is_exhausted.get()
