@@ -15,7 +15,9 @@ use crate::manage::reporter;
 use crate::policy::{RouteTable, UpstreamModes};
 use crate::proxy::canonical::HeadLimits;
 use crate::proxy::service::Shared;
-use crate::server::listener::{self, Spread};
+use crate::server::Address;
+use crate::server::listener::{self, Bound, Spread};
+use crate::server::unix::SocketFile;
 use crate::server::worker::{self, CutOrder};
 use crate::store::{Change, KeyStore, Member, StoreError, codec};
 use crate::telemetry::{self, Page};
@@ -49,7 +51,7 @@ pub enum StartError {
     #[error("{0}")]
     Audit(#[from] audit::AuditError),
     #[error("cannot listen on {address}: {error}")]
-    Bind { address: SocketAddr, error: io::Error },
+    Bind { address: Address, error: io::Error },
     #[error("{0}")]
     Other(String),
 }
@@ -57,7 +59,7 @@ pub enum StartError {
 /// A running gateway.
 pub struct Gateway {
     /// The addresses that are listened on, ports filled in.
-    pub listening: Vec<SocketAddr>,
+    pub listening: Vec<Address>,
     pub admin: SocketAddr,
     stop: watch::Sender<bool>,
     workers: Workers,
@@ -67,7 +69,8 @@ pub struct Gateway {
     shipper: Shipper,
     store: Arc<dyn KeyStore>,
     control: tokio::runtime::Runtime,
-    _place: Place,
+    /// Given back when it ends.
+    _kept: (Place, Vec<SocketFile>),
 }
 
 /// Where this process stands: the snapshot's directory, which one process at a time holds by a lock.
@@ -109,10 +112,10 @@ impl Gateway {
         let clock = Clock::system();
         let page = Page::install().map_err(StartError::Other)?;
         let gateway = gateway_id(&config)?;
-        let bound = config.server.listen.iter().map(|listen| bind(listen.address, config.server.workers));
-        let bound = bound.collect::<Result<Vec<_>, _>>()?;
+        let bound = config.server.listen.iter().map(|listen| bind(&listen.address, config.server.workers));
+        let mut bound = bound.collect::<Result<Vec<_>, _>>()?;
         let admin_listener = std::net::TcpListener::bind(config.admin.address)
-            .map_err(|error| StartError::Bind { address: config.admin.address, error })?;
+            .map_err(|error| StartError::Bind { address: Address::Tcp(config.admin.address), error })?;
         let workers = config.server.workers;
         let requests_max = config.server.limits.connections_max.div_ceil(workers);
         let (journal, tellers) =
@@ -150,7 +153,8 @@ impl Gateway {
         let (stop, stopped) = watch::channel(false);
         let authenticator = Authenticator::new(config.auth.prefix.clone(), cache, fills);
         let shared = Arc::new(shared(&config, authenticator, clock)?);
-        let listening = bound.iter().map(|(address, _)| *address).collect();
+        let listening = bound.iter().map(|bound| bound.address.clone()).collect();
+        let sockets = bound.iter_mut().filter_map(|bound| bound.file.take()).collect();
         let workers = spawn_workers(&config, bound, &shared, tellers, cuts, &stopped)?;
         let control = control_plane(admin_listener, &state)?;
         let admin = control.1;
@@ -158,7 +162,8 @@ impl Gateway {
         let follower = spawn_follower(follower, Arc::clone(&state))?;
         let control = control.0;
         let store = told;
-        Ok(Self { listening, admin, stop, workers, follower, state, journal, shipper, store, control, _place: place })
+        let _kept = (place, sockets);
+        Ok(Self { listening, admin, stop, workers, follower, state, journal, shipper, store, control, _kept })
     }
 
     /// Lets what is in flight finish within the drain's bound, flushes the journal, and ends.
@@ -244,8 +249,8 @@ fn make_gateway_id(path: &Path) -> io::Result<String> {
     Ok(id)
 }
 
-fn bind(address: SocketAddr, workers: usize) -> Result<(SocketAddr, Vec<std::net::TcpListener>), StartError> {
-    listener::bind(address, workers).map_err(|error| StartError::Bind { address, error })
+fn bind(address: &Address, workers: usize) -> Result<Bound, StartError> {
+    listener::bind(address, workers).map_err(|error| StartError::Bind { address: address.clone(), error })
 }
 
 fn shared(config: &Config, authenticator: Authenticator, clock: Clock) -> Result<Shared, StartError> {
@@ -267,7 +272,7 @@ fn shared(config: &Config, authenticator: Authenticator, clock: Clock) -> Result
 
 fn spawn_workers(
     config: &Config,
-    bound: Vec<(SocketAddr, Vec<std::net::TcpListener>)>,
+    bound: Vec<Bound>,
     shared: &Arc<Shared>,
     tellers: Vec<Tellers>,
     cuts: Vec<mpsc::UnboundedReceiver<CutOrder>>,
@@ -278,7 +283,7 @@ fn spawn_workers(
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
     let senders: Arc<[_]> = senders.into();
     // By address, then by worker; wanted by worker.
-    let mut by_address: Vec<_> = bound.into_iter().map(|(_, listeners)| listeners.into_iter()).collect();
+    let mut by_address: Vec<_> = bound.into_iter().map(|bound| bound.listeners.into_iter()).collect();
     let mut threads = Vec::with_capacity(workers);
     for (index, ((tellers, handed_over), cuts)) in tellers.into_iter().zip(receivers).zip(cuts).enumerate() {
         let parts = worker::Parts {

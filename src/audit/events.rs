@@ -18,6 +18,10 @@ pub enum Cause {
     HandshakeTimeout,
     /// HTTP/2: far more frames or resets than its requests explain.
     Flooded,
+    /// Whoever is not a trusted proxy has no say in whose connection it is.
+    ProxyUntrusted,
+    ProxyHeaderMissing,
+    ProxyHeaderMalformed,
 }
 
 /// One worker's counts of connections that ended without a request, by cause; told to the journal once a second.
@@ -68,7 +72,7 @@ pub struct Changes {
 // === impl Cause ===
 
 impl Cause {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Unparseable,
         Self::HeadTooLarge,
         Self::HeadTimeout,
@@ -76,6 +80,9 @@ impl Cause {
         Self::Evicted,
         Self::HandshakeTimeout,
         Self::Flooded,
+        Self::ProxyUntrusted,
+        Self::ProxyHeaderMissing,
+        Self::ProxyHeaderMalformed,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -87,6 +94,9 @@ impl Cause {
             Self::Evicted => "evicted",
             Self::HandshakeTimeout => "handshake_timeout",
             Self::Flooded => "flooded",
+            Self::ProxyUntrusted => "proxy_untrusted",
+            Self::ProxyHeaderMissing => "proxy_header_missing",
+            Self::ProxyHeaderMalformed => "proxy_header_malformed",
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::exit;
 use crate::config::Config;
 use crate::policy::Access;
+use crate::server::Listen;
 use crate::store::{Settings, redis};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -35,7 +36,7 @@ fn warn(config: &Config) {
 /// What an operator wants to see once more: where it listens, and what is open.
 fn summary(config: &Config) -> String {
     let mut text = format!("{}: no mistakes\n", config.path.display());
-    let listen: Vec<_> = config.server.listen.iter().map(|listen| listen.address.to_string()).collect();
+    let listen: Vec<_> = config.server.listen.iter().map(listening).collect();
     // Writing to a string cannot fail.
     _ = writeln!(text, "listens on {}; admin on {}", listen.join(", "), config.admin.address);
     _ = writeln!(text, "{} routes to {} upstreams", config.routes.len(), config.proxy.upstreams.len());
@@ -44,4 +45,9 @@ fn summary(config: &Config) -> String {
         _ = writeln!(text, "open to everybody, without a key: {}", route.path);
     }
     text.trim_end().to_owned()
+}
+
+fn listening(listen: &Listen) -> String {
+    let proxies = if listen.proxies.is_some() { " (PROXY protocol)" } else { "" };
+    format!("{}{proxies}", listen.address)
 }

@@ -70,7 +70,7 @@ fn demo(args: &Args, as_json: bool) -> Result<ExitCode, Failure> {
     let store = store::open(&config.store)?;
     let (entity_id, test_key, live_key) = make(&config, store.as_ref())?;
     let (gateway, signals) = serve::start(config)?;
-    let address = gateway.listening.first().copied().ok_or("the gateway listens nowhere")?;
+    let address = gateway.listening.first().ok_or("the gateway listens nowhere")?;
     let made = Made {
         url: format!("http://{address}"),
         admin_url: format!("http://{}", gateway.admin),

@@ -3,12 +3,18 @@
 use super::diagnostics::Diagnostic;
 use super::reader::{Located, Section};
 use super::sections::socket_address;
-use crate::server::{Listen, Protocols};
+use crate::net::Networks;
+use crate::server::unix::PATH_BYTES_MAX;
+use crate::server::{Address, Listen, Protocols};
 use std::net::SocketAddr;
+use std::path::Path;
 
-/// `[[listen]]`.
-pub fn listen(root: &mut Section<'_, '_>, admin: SocketAddr) -> Vec<Listen> {
-    let mut addresses: Vec<Located<SocketAddr>> = Vec::new();
+/// What an address on the file system begins with.
+const UNIX: &str = "unix:";
+
+/// `[[listen]]`. Paths are relative to `dir`; `trusted` are `[client_ip] trusted_proxies`.
+pub fn listen(root: &mut Section<'_, '_>, admin: SocketAddr, dir: &Path, trusted: &Networks) -> Vec<Listen> {
+    let mut known: Vec<Located<Address>> = Vec::new();
     let mut listens = Vec::new();
     let given = root.has("listen");
     for mut section in root.tables("listen", "listen") {
@@ -16,10 +22,21 @@ pub fn listen(root: &mut Section<'_, '_>, admin: SocketAddr) -> Vec<Listen> {
             section.missing("address", "such as address = \"0.0.0.0:8080\"");
         }
         let protocols = protocols(&mut section);
-        if let Some(address) = section.parsed("address", socket_address) {
-            check_address(&section, &address, &addresses, admin);
-            listens.push(Listen { address: address.value, protocols });
-            addresses.push(address);
+        let address = section.parsed("address", |text| read_address(text, dir));
+        let proxies = section.boolean("proxy_protocol").filter(|asked| asked.value);
+        if let Some(address) = address {
+            check_address(&section, &address, &known, admin);
+            if let (Some(asked), Address::Tcp(_), true) = (&proxies, &address.value, trusted.is_empty()) {
+                let message = "nobody may name the client here: [client_ip] trusted_proxies is empty";
+                let help = "write the addresses of the proxies that connect here into trusted_proxies";
+                section.report().add(Diagnostic::new(asked.span.clone(), message).help(help));
+            }
+            if let Address::Unix(_) = address.value {
+                refuse_tls(&mut section);
+            }
+            let proxies = proxies.is_some().then(|| trusted.clone());
+            listens.push(Listen { address: address.value.clone(), protocols, proxies });
+            known.push(address);
         }
         section.finish();
     }
@@ -49,16 +66,32 @@ fn protocols(section: &mut Section<'_, '_>) -> Protocols {
     Protocols { http1: named.iter().any(|protocol| protocol.http1), http2: named.iter().any(|protocol| protocol.http2) }
 }
 
-fn check_address(
-    section: &Section<'_, '_>,
-    address: &Located<SocketAddr>,
-    known: &[Located<SocketAddr>],
-    admin: SocketAddr,
-) {
-    if address.value.port() == 0 {
-        return;
+/// Nobody can read on the way to a socket of this machine.
+fn refuse_tls(section: &mut Section<'_, '_>) {
+    if let Some(raw) = section.take("tls") {
+        let message = "a Unix socket is not listened on with TLS";
+        section
+            .report()
+            .add(Diagnostic::new(raw.span(), message).help("remove it: what is sent there stays on this machine"));
     }
-    if let Some(first) = known.iter().find(|known| overlap(known.value, address.value)) {
+}
+
+fn read_address(text: &str, dir: &Path) -> Result<Address, String> {
+    let Some(path) = text.strip_prefix(UNIX) else { return socket_address(text).map(Address::Tcp) };
+    let path = dir.join(path);
+    if text.len() == UNIX.len() || path.as_os_str().as_encoded_bytes().contains(&0) {
+        return Err("unix: is followed by the socket's path, such as \"unix:run/keygate.sock\"".to_owned());
+    }
+    let length = path.as_os_str().len();
+    if length > PATH_BYTES_MAX {
+        let path = path.display();
+        return Err(format!("{path} has {length} bytes; the path of a socket has at most {PATH_BYTES_MAX}"));
+    }
+    Ok(Address::Unix(path))
+}
+
+fn check_address(section: &Section<'_, '_>, address: &Located<Address>, known: &[Located<Address>], admin: SocketAddr) {
+    if let Some(first) = known.iter().find(|known| overlap(&known.value, &address.value)) {
         let message = match first.value == address.value {
             true => format!("{} is listened on twice", address.value),
             false => format!("{} and {} overlap", address.value, first.value),
@@ -66,7 +99,8 @@ fn check_address(
         let diagnostic = Diagnostic::new(address.span.clone(), message);
         section.report().add(diagnostic.other(first.span.clone(), "first here"));
     }
-    if overlap(address.value, admin) {
+    let admin = Address::Tcp(admin);
+    if overlap(&address.value, &admin) {
         let message = match address.value == admin {
             true => format!("{admin} is the admin listener's address too"),
             false => format!("{} takes in the admin listener's address, {admin}", address.value),
@@ -75,10 +109,16 @@ fn check_address(
     }
 }
 
-/// Whether the system would not give both: the same port, and one address takes in the other. `[::]` takes in IPv4 too.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+/// Whether the system would not give both: the same path or port, and one address takes in the other. `[::]` takes in IPv4
+/// too. Of port 0 it gives as many as are wanted.
+fn overlap(one: &Address, other: &Address) -> bool {
+    let (one, other) = match (one, other) {
+        (Address::Tcp(one), Address::Tcp(other)) => (*one, *other),
+        (Address::Unix(one), Address::Unix(other)) => return one == other,
+        (Address::Tcp(_), Address::Unix(_)) | (Address::Unix(_), Address::Tcp(_)) => return false,
+    };
     let takes_in = |wide: SocketAddr, address: SocketAddr| {
         wide.ip().is_unspecified() && (wide.is_ipv6() || address.is_ipv4()) || wide.ip() == address.ip()
     };
-    one.port() == other.port() && (takes_in(one, other) || takes_in(other, one))
+    one.port() == other.port() && one.port() != 0 && (takes_in(one, other) || takes_in(other, one))
 }

@@ -113,7 +113,8 @@ fn short_hash(text: &str) -> String {
 fn build(mut root: Section<'_, '_>, path: &Path, text: &str) -> Option<Config> {
     let dir = path.parent().map(Path::to_owned).unwrap_or_default();
     let admin = sections::admin(root.table("admin"));
-    let listen = listen::listen(&mut root, admin.address);
+    let trusted_proxies = sections::client_ip(root.table("client_ip"));
+    let listen = listen::listen(&mut root, admin.address, &dir, &trusted_proxies);
     let (gateway_id, workers) = sections::gateway(root.table("gateway"));
     let store = key_store::store(root.table("store"), &dir);
     let prefix = sections::keys(root.table("keys"));
@@ -121,7 +122,6 @@ fn build(mut root: Section<'_, '_>, path: &Path, text: &str) -> Option<Config> {
     let mut audit = root.table("audit");
     let sinks = sinks::sinks(&mut audit, store.as_ref(), &dir);
     let audit = sections::audit(audit, &dir);
-    let trusted_proxies = sections::client_ip(root.table("client_ip"));
     let (version_header, api_version) = sections::versions(root.table("versions"));
     let limits = sections::limits(root.table("limits"));
     let vocabulary = routes::vocabulary(root.table("scopes"));

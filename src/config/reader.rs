@@ -8,7 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Settings of the product that this version does not have: refused by name, not as a typing mistake.
-const NOT_YET: [&str; 5] = ["tls", "lease", "upgrades", "tiers", "proxy_protocol"];
+const NOT_YET: [&str; 4] = ["tls", "lease", "upgrades", "tiers"];
 
 /// A table that is being read.
 pub struct Section<'r, 't> {

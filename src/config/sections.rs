@@ -177,8 +177,8 @@ pub fn versions(mut section: Section<'_, '_>) -> (Option<HeaderName>, Option<Str
 pub fn limits(mut section: Section<'_, '_>) -> Limits {
     let (server, proxy) = (server::Limits::default(), proxy::Limits::default());
     let mut deadline = |key, default| section.duration(key, DEADLINE).unwrap_or(default);
-    let head_timeout = deadline("head_timeout", server.head_timeout);
     let handshake_timeout = deadline("handshake_timeout", server.handshake_timeout);
+    let head_timeout = deadline("head_timeout", server.head_timeout);
     let idle_timeout = deadline("idle_timeout", server.idle_timeout);
     let write_stall = deadline("write_stall", server.write_stall);
     let drain = deadline("drain", server.drain);
@@ -199,8 +199,8 @@ pub fn limits(mut section: Section<'_, '_>) -> Limits {
             connections_max,
             head_bytes_max,
             head_fields_max,
-            head_timeout,
             handshake_timeout,
+            head_timeout,
             streams_max: streams_max.unwrap_or(server.streams_max),
             idle_timeout,
             write_stall,

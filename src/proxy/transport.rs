@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
 /// Messages longer than this are written from where they lie: copying them costs more than the vectored write does.
@@ -19,6 +19,7 @@ thread_local! {
 #[derive(Debug)]
 pub enum Stream {
     Tcp(TcpStream),
+    Unix(UnixStream),
     /// Boxed: its buffers and keys are many times a socket's size.
     Tls(Box<TlsStream<TcpStream>>),
 }
@@ -29,21 +30,22 @@ impl Stream {
     /// Nothing has arrived, not even the end. Asks the kernel only when the runtime was told of an event. What arrived is
     /// lost then: such a stream is of no further use.
     pub fn is_quiet(&self) -> bool {
-        let read = self.socket().try_read(&mut [0]);
+        let read = match self {
+            Self::Tcp(stream) => stream.try_read(&mut [0]),
+            Self::Unix(stream) => stream.try_read(&mut [0]),
+            Self::Tls(stream) => stream.get_ref().0.try_read(&mut [0]),
+        };
         read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Closing it from now on drops what the kernel still holds, and tells the peer by a reset.
+    /// Closing it from now on drops what the kernel still holds, and tells the peer by a reset. A Unix socket knows neither.
     pub fn reset_on_close(&self) {
         // Closed either way, by a reset or without one.
-        _ = self.socket().set_zero_linger();
-    }
-
-    fn socket(&self) -> &TcpStream {
-        match self {
-            Self::Tcp(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
-        }
+        _ = match self {
+            Self::Tcp(stream) => stream.set_zero_linger(),
+            Self::Unix(_) => Ok(()),
+            Self::Tls(stream) => stream.get_ref().0.set_zero_linger(),
+        };
     }
 }
 
@@ -51,6 +53,7 @@ impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -60,6 +63,7 @@ impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -72,6 +76,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         let stream = match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream),
+            Self::Unix(stream) => return Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Tls(stream) => return Pin::new(stream).poll_write_vectored(cx, bufs),
         };
         if bufs.iter().map(|buf| buf.len()).sum::<usize>() > GATHERED_MAX {
@@ -91,6 +96,7 @@ impl AsyncWrite for Stream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -98,6 +104,7 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

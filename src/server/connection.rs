@@ -1,13 +1,13 @@
 //! One downstream connection, from accept to its end.
 
-use super::greeting::{Protocol, greet};
+use super::greeting::{Protocol, Ungreeted, greet};
+use super::listener::Accepted;
 use super::registry::Registered;
 use super::{Limits, Listen, http1, http2};
 use crate::audit::ConnectionEvents;
 use crate::proxy::service::Service;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::rc::Rc;
-use tokio::net::TcpStream;
 
 /// What a worker's connections are served with.
 #[derive(Clone)]
@@ -18,13 +18,14 @@ pub struct Serving {
 }
 
 /// Serves one connection until it ends, misses a deadline, is evicted or drained.
-pub async fn serve(stream: TcpStream, peer: SocketAddr, listen: Rc<Listen>, registered: Registered, serving: Serving) {
-    match greet(stream, peer, &listen, &serving.limits).await {
+pub async fn serve(socket: Accepted, peer: IpAddr, listen: Rc<Listen>, registered: Registered, serving: Serving) {
+    match greet(socket, peer, &listen, &serving.limits).await {
         Ok(greeted) => match greeted.protocol {
             Protocol::Http1 => http1::serve(greeted, registered, serving).await,
             // Boxed: its state is larger, and most connections need none of it.
             Protocol::Http2 => Box::pin(http2::serve(greeted, registered, serving)).await,
         },
-        Err(cause) => serving.events.count(cause),
+        Err(Ungreeted::Counted(cause)) => serving.events.count(cause),
+        Err(Ungreeted::Left) => {}
     }
 }

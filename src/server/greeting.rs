@@ -1,13 +1,14 @@
 //! What comes between a connection's accept and its first request: who the peer is, and what it speaks.
 
+use super::listener::Accepted;
+use super::proxy_header::{self, Fault, Source};
 use super::{Limits, Listen, Protocols};
 use crate::audit::Cause;
 use crate::proxy::downstream::Downstream;
 use crate::proxy::transport::Stream;
 use bytes::{Bytes, BytesMut};
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
 
 /// What an HTTP/2 client says first (RFC 9113, section 3.4). No HTTP/1.1 client does.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -28,22 +29,69 @@ pub enum Protocol {
     Http2,
 }
 
-/// Learns what a listener wants to know of a connection before its first request.
+/// Why there will be no request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ungreeted {
+    Counted(Cause),
+    /// The client went away without a byte, as whoever looks whether a port is open does.
+    Left,
+}
+
+/// Learns what a listener wants to know of a connection before its first request, within `limits.handshake_timeout`.
 ///
 /// # Errors
-/// Why there will be none.
-pub async fn greet(stream: TcpStream, peer: SocketAddr, listen: &Listen, limits: &Limits) -> Result<Greeted, Cause> {
-    let downstream = Downstream { peer: peer.ip(), tls: None };
-    let stream = Stream::Tcp(stream);
-    if listen.protocols == Protocols::HTTP1 {
+/// [`Ungreeted`].
+pub async fn greet(socket: Accepted, peer: IpAddr, listen: &Listen, limits: &Limits) -> Result<Greeted, Ungreeted> {
+    let is_unix = matches!(socket, Accepted::Unix(_));
+    let stream = match socket {
+        Accepted::Tcp(stream) => {
+            // Without it small responses would wait for the client's acknowledgement.
+            _ = stream.set_nodelay(true);
+            Stream::Tcp(stream)
+        }
+        Accepted::Unix(stream) => Stream::Unix(stream),
+    };
+    if listen.is_plain() {
+        let downstream = Downstream { peer, tls: None };
         return Ok(Greeted { stream, read: Bytes::new(), downstream, protocol: Protocol::Http1 });
     }
-    let greeting = tokio::time::timeout(limits.handshake_timeout, detect(stream, downstream, listen.protocols));
-    greeting.await.unwrap_or(Err(Cause::HandshakeTimeout))
+    match tokio::time::timeout(limits.handshake_timeout, introduce(stream, peer, is_unix, listen)).await {
+        Ok(result) => result,
+        Err(_) => Err(Ungreeted::Counted(Cause::HandshakeTimeout)),
+    }
+}
+
+async fn introduce(mut stream: Stream, peer: IpAddr, is_unix: bool, listen: &Listen) -> Result<Greeted, Ungreeted> {
+    let peer = match &listen.proxies {
+        Some(proxies) if is_unix || proxies.contains(peer) => client_behind(&mut stream, peer).await?,
+        Some(_) => return Err(Ungreeted::Counted(Cause::ProxyUntrusted)),
+        None => peer,
+    };
+    let downstream = Downstream { peer, tls: None };
+    detect(stream, downstream, listen.protocols).await
+}
+
+/// For whom the proxy at `peer` has made the connection.
+async fn client_behind(stream: &mut Stream, peer: IpAddr) -> Result<IpAddr, Ungreeted> {
+    match proxy_header::read(stream).await {
+        Ok(Source::Client(client)) => Ok(client),
+        Ok(Source::Unsaid) => Ok(peer),
+        Err(fault) => {
+            tracing::debug!(%peer, %fault, "a connection is closed");
+            Err(match fault {
+                Fault::Silent => Ungreeted::Left,
+                Fault::Missing => Ungreeted::Counted(Cause::ProxyHeaderMissing),
+                Fault::Malformed => Ungreeted::Counted(Cause::ProxyHeaderMalformed),
+            })
+        }
+    }
 }
 
 /// Tells HTTP/2 with prior knowledge from HTTP/1.1 by its first bytes.
-async fn detect(mut stream: Stream, downstream: Downstream, protocols: Protocols) -> Result<Greeted, Cause> {
+async fn detect(mut stream: Stream, downstream: Downstream, protocols: Protocols) -> Result<Greeted, Ungreeted> {
+    if protocols == Protocols::HTTP1 {
+        return Ok(Greeted { stream, read: Bytes::new(), downstream, protocol: Protocol::Http1 });
+    }
     let mut read = BytesMut::with_capacity(PREFACE.len());
     let protocol = loop {
         if read.len() == PREFACE.len() {
@@ -57,7 +105,7 @@ async fn detect(mut stream: Stream, downstream: Downstream, protocols: Protocols
     };
     let protocol = match protocol {
         Protocol::Http1 if protocols.http1 => Protocol::Http1,
-        Protocol::Http1 if !read.is_empty() => return Err(Cause::Unparseable),
+        Protocol::Http1 if !read.is_empty() => return Err(Ungreeted::Counted(Cause::Unparseable)),
         // Who went away without a word is no mistake.
         Protocol::Http1 | Protocol::Http2 => Protocol::Http2,
     };

@@ -7,10 +7,15 @@ pub mod http1;
 pub mod http2;
 pub mod io;
 pub mod listener;
+pub mod proxy_header;
 pub mod registry;
+pub mod unix;
 pub mod worker;
 
+use crate::net::Networks;
+use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Heads up to these multiples of the operator's limits are still parsed, so that their refusal is one the client can read;
@@ -29,8 +34,10 @@ pub struct Settings {
 /// One `[[listen]]` table: where clients connect, and how.
 #[derive(Clone, Debug)]
 pub struct Listen {
-    pub address: SocketAddr,
+    pub address: Address,
     pub protocols: Protocols,
+    /// `proxy_protocol`: every connection begins with a header that names the client; from whom it is believed.
+    pub proxies: Option<Networks>,
 }
 
 /// `protocols` in `[[listen]]`: what clients may speak. Without TLS, HTTP/2 is spoken with prior knowledge.
@@ -38,6 +45,14 @@ pub struct Listen {
 pub struct Protocols {
     pub http1: bool,
     pub http2: bool,
+}
+
+/// Where a listener listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    Tcp(SocketAddr),
+    /// `unix:PATH`.
+    Unix(PathBuf),
 }
 
 /// `[limits]`, the connection's part.
@@ -67,6 +82,26 @@ pub struct Limits {
 
 impl Protocols {
     pub const HTTP1: Self = Self { http1: true, http2: false };
+}
+
+// === impl Listen ===
+
+impl Listen {
+    /// Whether a connection begins with its first request.
+    pub const fn is_plain(&self) -> bool {
+        self.proxies.is_none() && self.protocols.http1 && !self.protocols.http2
+    }
+}
+
+// === impl Address ===
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 // === impl Limits ===

@@ -2,7 +2,7 @@
 //! dies on one worker.
 
 use super::connection::{self, Serving};
-use super::listener::{HandedOver, Spread, accept};
+use super::listener::{Accepted, HandedOver, Listener, Spread, StdListener, accept};
 use super::registry::Registry;
 use super::{Limits, Listen};
 use crate::audit::{ConnectionEvents, Recorder};
@@ -13,13 +13,12 @@ use crate::proxy::service::{Service, Shared};
 use std::collections::HashSet;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 /// `EX_SOFTWARE` of sysexits.h.
@@ -116,24 +115,23 @@ async fn work(parts: Parts) -> io::Result<()> {
     let serving = Serving { service: Rc::clone(&service), limits: Rc::clone(&limits), events };
     let serve = {
         let (registry, listens) = (Rc::clone(&registry), Rc::new(listens));
-        move |listen, stream: TcpStream, peer: SocketAddr| {
+        move |listen, socket: Accepted, peer: IpAddr| {
             // It names one of the listeners, whoever accepted.
             let Some(listen) = listens.get(listen).map(Rc::clone) else { return };
-            // Without it small responses would wait for the client's acknowledgement.
-            _ = stream.set_nodelay(true);
             let registered = registry.register();
-            tokio::task::spawn_local(connection::serve(stream, peer, listen, registered, serving.clone()));
+            tokio::task::spawn_local(connection::serve(socket, peer, listen, registered, serving.clone()));
         }
     };
     let mut accepting = tokio::task::JoinSet::new();
     for (listen, listener) in listeners.into_iter().enumerate() {
-        let listener = TcpListener::from_std(listener)?;
+        let listener = Listener::new(listener)?;
         accepting.spawn_local(accept(listen, listener, Rc::clone(&registry), spread.clone(), serve.clone()));
     }
     accepting.spawn_local(async move {
-        while let Some(HandedOver { listen, stream, peer }) = handed_over.recv().await {
-            if let Ok(stream) = TcpStream::from_std(stream) {
-                serve(listen, stream, peer);
+        while let Some(handed) = handed_over.recv().await {
+            let (listen, peer) = (handed.listen, handed.peer);
+            if let Ok(socket) = handed.into_socket() {
+                serve(listen, socket, peer);
             }
         }
     });

@@ -248,6 +248,13 @@ impl Gateway {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{args:?}: {error}: {errors}"))
     }
 
+    /// The addresses it says it listens on, in the order of gateway.toml.
+    pub fn listening(&self) -> Vec<String> {
+        let log = self.log_text();
+        let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.filter_map(|event| event["address"].as_str().map(str::to_owned)).collect()
+    }
+
     /// A page of the admin listener.
     pub fn admin_page(&self, path: &str) -> super::Response {
         Client::connect(self.admin).request("GET", path, &[])
