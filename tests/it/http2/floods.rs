@@ -83,6 +83,25 @@ fn requests_that_are_taken_back_at_once_never_reach_the_upstream() {
 }
 
 #[test]
+fn a_request_that_is_taken_back_before_it_was_looked_at_is_never_begun() {
+    let upstream = Upstream::named("live");
+    let (gateway, key) = start(&upstream, "");
+    let (path, bearer) = (gateway.path("orders"), authorized(&key));
+    let mut wire = Wire::connect(gateway.address, &[]);
+    wire.wait_for(kind::SETTINGS).unwrap();
+    wire.wait_for(kind::SETTINGS).unwrap();
+    let get = |stream| http2::get(stream, &path, &[("authorization", &bearer)]);
+    let pair = |stream| [get(stream), frame(kind::RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat();
+    let mut all: Vec<u8> = (0..10).flat_map(|index| pair(index * 2 + 1)).collect();
+    all.extend(get(21));
+    wire.send(&all);
+    assert_eq!(wire.wait_for(kind::DATA).unwrap().stream, 21);
+    assert_eq!(upstream.received().len(), 1);
+    let of_http2 = |record: &&serde_json::Value| record["protocol"] == "HTTP/2.0";
+    assert_eq!(gateway.records().iter().filter(of_http2).count(), 1, "the others were no requests yet");
+}
+
+#[test]
 fn requests_that_are_taken_back_once_they_have_begun_end_the_connection() {
     let upstream = Upstream::start(|_| Reply::Custom(Box::new(|stream| _ = stream.read(&mut [0; 64]))));
     let (gateway, key) = start(&upstream, "");
@@ -91,7 +110,12 @@ fn requests_that_are_taken_back_once_they_have_begun_end_the_connection() {
     let began = Instant::now();
     let mut stream = 1;
     while wire.send(&http2::get(stream, &path, &[("authorization", &bearer)])) {
-        std::thread::sleep(Duration::from_millis(2));
+        // Each reaches the upstream first, or the connection has ended.
+        let reached = (stream as usize).div_ceil(2);
+        let until = Instant::now() + Duration::from_millis(500);
+        while upstream.received().len() < reached && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         wire.send(&frame(kind::RST_STREAM, 0, stream, &[0, 0, 0, 8]));
         stream += 2;
         assert!(began.elapsed() < PATIENCE, "it is never ended");
