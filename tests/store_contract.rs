@@ -179,7 +179,7 @@ fn a_database_of_an_older_version_takes_what_was_added() {
     let store = SqliteStore::open(&path).unwrap();
     rusqlite::Connection::open(&path).unwrap().execute_batch(older).unwrap();
     // Also for a reader that meets the file first.
-    assert!(store.changes().unwrap().page(0, 9).unwrap().is_empty());
+    assert!(store.changes().unwrap().page(0, 9).unwrap().records.is_empty());
     let entity = entity("acme");
     apply(&store, vec![create(&entity), create(&key(&entity, 1))]).unwrap();
     assert_eq!(store.until_quiet().unwrap().len(), 1);
@@ -307,6 +307,8 @@ fn pages_give_every_record_once_by_version_while_records_change() {
         let (mut after, mut seen) = (0, Vec::new());
         loop {
             let page = changes.page(after, 6).unwrap();
+            assert_eq!(page.head, changes.head().unwrap());
+            let page = page.records;
             let Some(last) = page.last() else { break };
             after = last.version();
             seen.extend(page.iter().map(Record::version));
@@ -340,7 +342,7 @@ proptest! {
             prop_assert_eq!(&outcomes[0], &outcomes[1]);
             prop_assert_eq!(&outcomes[0], &outcomes[2]);
         }
-        let all = stores.map(|store| store.changes().unwrap().page(0, 100).unwrap());
+        let all = stores.map(|store| store.changes().unwrap().page(0, 100).unwrap().records);
         prop_assert_eq!(&all[0], &all[1]);
         prop_assert_eq!(&all[0], &all[2]);
     }

@@ -23,6 +23,8 @@ pub struct Applier {
     ended: Option<Ended>,
     /// A key was left out because there was no room: a miss proves nothing any more.
     overflowed: bool,
+    /// Some of what is known goes once the whole set has been read anew, unless the store has it.
+    outgoing: bool,
 }
 
 /// Something that was in force is not any more: what it let through is to be judged again. An entry that has ended says so
@@ -55,6 +57,7 @@ impl Applier {
             position: Position::default(),
             ended: None,
             overflowed: false,
+            outgoing: false,
         }
     }
 
@@ -96,7 +99,7 @@ impl Applier {
         if record.imported {
             self.cache.note_imported();
         }
-        if known.is_none() && self.cache.records() >= self.settings.keys_max {
+        if known.is_none() && !self.has_room() {
             self.overflow();
             if origin == Origin::Page {
                 return;
@@ -112,13 +115,39 @@ impl Applier {
         }
     }
 
-    /// Forgets everything but what was revoked: it may be another store's.
+    /// Whether one more key may be held. What is to go makes room.
+    fn has_room(&mut self) -> bool {
+        let is_full = |cache: &KeyCache, keys_max| cache.records() >= keys_max;
+        if is_full(&self.cache, self.settings.keys_max) {
+            self.drop_outgoing();
+        }
+        !is_full(&self.cache, self.settings.keys_max)
+    }
+
+    /// Forgets everything but what was revoked.
     pub fn forget(&mut self) {
         self.cache.end_all();
         self.cache.clear();
         self.entities.clear();
-        self.overflowed = false;
+        (self.overflowed, self.outgoing) = (false, false);
         self.ended = Some(Ended::default());
+    }
+
+    /// The whole set is read anew, from a store with another history: whatever that has is newer, and what it has not goes in the
+    /// end, by [`Self::drop_outgoing`]. Until then it is served as long as it may be.
+    pub fn renew(&mut self) {
+        self.cache.lower(0);
+        self.cache.forget_overflow();
+        self.entities.retain(|_, entity| !entity.is_deleted());
+        (self.overflowed, self.outgoing) = (false, true);
+    }
+
+    /// The whole set has been read anew: what it lacks goes, except that what was revoked stays so.
+    pub fn drop_outgoing(&mut self) {
+        if std::mem::take(&mut self.outgoing) {
+            let gone = self.cache.drop_outgoing();
+            self.ended.get_or_insert_default().extend(gone);
+        }
     }
 
     /// The store's history parted from this gateway's at `seq`: what it has from there on is newer than what is known.

@@ -266,6 +266,23 @@ impl KeyCache {
         lost
     }
 
+    /// Loses every entry whose version is 0, and ends it; their digests. What was revoked stays so beside the map.
+    pub(super) fn drop_outgoing(&self) -> Vec<Digest> {
+        let outgoing = |(digest, principal): (Arc<Digest>, Arc<Principal>)| {
+            (principal.version() == 0).then(|| {
+                principal.end();
+                *digest
+            })
+        };
+        let outgoing: Vec<_> = self.map.iter().filter_map(outgoing).collect();
+        sync::will_write(&self.map);
+        for digest in &outgoing {
+            self.map.invalidate(digest);
+        }
+        self.census.records.fetch_sub(outgoing.len() as u64, Ordering::Relaxed);
+        outgoing
+    }
+
     /// Ends all entries: what they let through is to be judged again.
     pub(super) fn end_all(&self) {
         self.map.iter().for_each(|(_, principal)| principal.end());
@@ -302,7 +319,7 @@ impl KeyCache {
         sync::will_write(&self.map);
         self.map.invalidate_all();
         self.census.records.store(0, Ordering::Relaxed);
-        self.census.overflowed.store(false, Ordering::SeqCst);
+        self.forget_overflow();
     }
 
     pub(super) fn note_imported(&self) {
@@ -335,6 +352,11 @@ impl KeyCache {
     pub(super) fn set_overflowed(&self) {
         self.census.overflowed.store(true, Ordering::SeqCst);
         self.set_incomplete();
+    }
+
+    /// Whether there are more keys than room is found out anew.
+    pub(super) fn forget_overflow(&self) {
+        self.census.overflowed.store(false, Ordering::SeqCst);
     }
 
     pub(super) fn set_incomplete(&self) {

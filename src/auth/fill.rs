@@ -178,6 +178,8 @@ impl Filler {
         let flight = self.fills.end(digest);
         match found {
             Ok(_) if flight.changed || flight.trust != self.cache.trust() => Filled::Outdated,
+            // Of a change that the log has not told yet, and may never tell: a store may forget.
+            Ok(Some(key)) if key.version > applier.position().seq => Filled::Outdated,
             Ok(Some(key)) => {
                 applier.apply(&Record::Key(key), Origin::Fill);
                 Filled::Found

@@ -180,7 +180,7 @@ impl Follower {
             self.begin_load(reason)?;
         }
         if self.loading.is_some() {
-            self.go_on_loading()?;
+            self.go_on_loading(turn == Turn::CaughtUp)?;
             return Ok(Turn::Behind);
         }
         Ok(turn)
@@ -246,11 +246,12 @@ impl Follower {
         }
         if reason == Reload::Start {
             // By these it is found out later from where on a store that has lost changes goes another way.
+            self.kept.lineage.cut(0);
             self.kept.lineage.extend(self.changes.past(PAST)?);
             self.kept.lineage.cut(since.seq);
             self.kept.lineage.extend([since]);
         }
-        let load = Load::begin(self.store.changes()?, self.kept.draft(), since, reason)?;
+        let load = Load::begin(self.store.changes()?, self.kept.draft(since), since, reason)?;
         if reason == Reload::Eviction {
             self.cache.set_incomplete();
             self.cache.forget_eviction();
@@ -262,21 +263,20 @@ impl Follower {
     }
 
     /// Applies pages for a while, and cuts what they ended.
-    fn go_on_loading(&mut self) -> Result<(), StoreError> {
+    fn go_on_loading(&mut self, is_caught_up: bool) -> Result<(), StoreError> {
         let Some(mut load) = self.loading.take() else { return Ok(()) };
-        let is_done = load.go_on(&self.applier, &self.clock);
+        let (since, reason) = (load.since, load.reason);
+        let gone_on = load.go_on(&self.applier, &self.kept.lineage, is_caught_up, &self.clock);
         self.cut_ended()();
-        if !is_done {
+        if !gone_on.inspect_err(|_| self.repeat(reason))? {
             self.loading = Some(load);
             return Ok(());
         }
-        let (since, reason) = (load.since, load.reason);
         let draft = load.end().inspect_err(|_| self.repeat(reason))?;
+        self.applier().drop_outgoing();
+        self.cut_ended()();
         self.loaded = true;
-        if self.kept.replace(draft, since)? {
-            self.stand_at(since);
-        }
-        Ok(())
+        self.kept.replace(draft, since)
     }
 
     /// A load came to nothing: it is still due.
@@ -284,7 +284,7 @@ impl Follower {
         match reason {
             Reload::Start => {
                 self.position = None;
-                self.applier().forget();
+                self.applier().renew();
             }
             Reload::Eviction => self.cache.note_eviction(),
             Reload::Snapshot => {}

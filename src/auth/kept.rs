@@ -96,32 +96,29 @@ impl Kept {
         self.volatile_since.is_some_and(retry) || self.snapshot.as_ref().is_some_and(Snapshot::is_to_be_replaced)
     }
 
-    /// Begins another snapshot, if this process owns one and the disk takes it.
-    pub fn draft(&mut self) -> Option<Draft> {
+    /// Begins another snapshot, of everything up to `since`, if this process owns one and the disk takes it.
+    pub fn draft(&mut self, since: Position) -> Option<Draft> {
         self.volatile_since = self.volatile_since.map(|_| self.clock.moment().mono);
-        let draft = self.snapshot.as_ref()?.draft();
+        let draft = self.snapshot.as_mut()?.draft(since, self.lineage.fleet);
         draft.inspect_err(|error| tracing::error!(%error, "no snapshot of the keys can be written")).ok()
     }
 
-    /// Makes `draft`, which holds everything up to `since`, the snapshot. Whether what came through the log since then is to be
-    /// read again, for the log beside it: where nothing was kept before.
+    /// Makes `draft`, which holds everything up to `since`, the snapshot.
     ///
     /// # Errors
     /// As of [`Self::append`].
-    pub fn replace(&mut self, draft: Option<Draft>, since: Position) -> Result<bool, StoreError> {
-        let Some(snapshot) = &mut self.snapshot else { return Ok(false) };
-        let was_kept = snapshot.is_kept();
+    pub fn replace(&mut self, draft: Option<Draft>, since: Position) -> Result<(), StoreError> {
+        let Some(snapshot) = &mut self.snapshot else { return Ok(()) };
         let replaced = match draft {
             Some(draft) => snapshot.replace(draft, since, &self.lineage),
-            None if was_kept => return Ok(false),
+            None if snapshot.is_kept() => return Ok(()),
             None => Err(io::Error::other("there is no snapshot")),
         };
-        if let Err(error) = replaced {
-            self.give_up(&error)?;
-            return Ok(false);
+        replaced.or_else(|error| self.give_up(&error))?;
+        if !self.is_volatile() {
+            self.volatile_since = None;
         }
-        self.volatile_since = None;
-        Ok(!was_kept)
+        Ok(())
     }
 
     /// Keeps `entries`, or keeps nothing any more: what is on disk is what is known when this returns.

@@ -32,6 +32,12 @@ impl Lineage {
         self.positions.back().copied().unwrap_or_default()
     }
 
+    /// Whether this is one of the positions that are remembered.
+    pub fn holds(&self, position: Position) -> bool {
+        let index = self.positions.partition_point(|known| known.seq < position.seq);
+        self.positions.get(index) == Some(&position)
+    }
+
     /// Forgets every position after this `seq`.
     pub fn cut(&mut self, seq: u64) {
         let kept = self.positions.partition_point(|position| position.seq <= seq);
@@ -104,6 +110,8 @@ mod tests {
         let at = |seq: u64| Position { seq, token: 1 };
         lineage.extend((1..=70_000).map(at));
         assert_eq!((lineage.up_to(u64::MAX).count(), lineage.last()), (POSITIONS_MAX, at(70_000)));
+        assert!(lineage.holds(at(70_000)) && !lineage.holds(at(1)) && !lineage.holds(at(70_001)));
+        assert!(!lineage.holds(Position { seq: 70_000, token: 2 }));
         lineage.cut(69_990);
         lineage.extend([at(69_990), at(69_991)]);
         assert_eq!(lineage.last(), at(69_991));

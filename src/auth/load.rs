@@ -1,10 +1,14 @@
 //! The whole set on its way into the cache: read on a thread of its own while the follower applies it, since the two cost
 //! about the same.
+//!
+//! A store may forget while it is read. Hence a page counts only once the log has led to the head that the page was read at: what
+//! it holds, and what it lacks because it was changed meanwhile, is then of the history that is followed.
 
 use super::applier::{Applier, Origin};
+use super::lineage::Lineage;
 use super::snapshot::Draft;
 use crate::clock::Clock;
-use crate::store::{Changes, Position, Record, StoreError};
+use crate::store::{Changes, Page, Position, Record, StoreError};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, Receiver, SyncSender, sync_channel};
 use std::sync::PoisonError;
@@ -16,7 +20,7 @@ const PAGE: usize = 1024;
 /// Pages that may wait to be applied.
 const PAGES_AHEAD: usize = 4;
 /// How long the follower goes on with a load before it looks at the log again.
-const SLICE: Duration = Duration::from_millis(20);
+const SLICE: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 20 });
 
 /// Why the whole set is read: the label of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +35,9 @@ pub enum Reload {
 
 /// The set on its way from the store.
 pub struct Load {
-    pages: Receiver<Vec<Record>>,
+    pages: Receiver<Page>,
+    /// The log has not led to its head yet.
+    early: Option<Page>,
     reader: JoinHandle<Result<Option<Draft>, StoreError>>,
     /// Where the log stood before the first page was read: from there, the log tells what the pages may lack.
     pub since: Position,
@@ -84,20 +90,42 @@ impl Load {
         let (sender, pages) = sync_channel(PAGES_AHEAD);
         let reader = thread::Builder::new().name("load".into()).spawn(move || read_pages(changes, draft, &sender));
         let reader = reader.map_err(|error| StoreError::Unavailable(format!("no thread to load the keys: {error}")))?;
-        Ok(Self { pages, reader, since, reason })
+        Ok(Self { pages, early: None, reader, since, reason })
     }
 
-    /// Applies pages for a while; whether all have been.
-    pub fn go_on(&mut self, applier: &Mutex<Applier>, clock: &Clock) -> bool {
+    /// Applies pages for a while, as far as `lineage` leads, which ends with the log if `is_caught_up`; whether all have been.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], when a page is of another history: the whole set is to be read again.
+    pub fn go_on(
+        &mut self,
+        applier: &Mutex<Applier>,
+        lineage: &Lineage,
+        is_caught_up: bool,
+        clock: &Clock,
+    ) -> Result<bool, StoreError> {
         let begun = clock.moment().mono;
-        while clock.moment().mono.saturating_duration_since(begun) < SLICE {
-            match self.pages.recv_timeout(SLICE) {
-                Ok(page) => apply(applier, &page),
-                Err(RecvTimeoutError::Timeout) => return false,
-                Err(RecvTimeoutError::Disconnected) => return true,
-            }
+        // The end of the log was asked for after this page was read.
+        if is_caught_up && self.early.as_ref().is_some_and(|page| page.head.seq > lineage.last().seq) {
+            return Err(lost());
         }
-        false
+        while clock.moment().mono.saturating_duration_since(begun) < SLICE {
+            let page = match self.early.take().map_or_else(|| self.pages.recv_timeout(SLICE), Ok) {
+                Ok(page) => page,
+                Err(RecvTimeoutError::Timeout) => return Ok(false),
+                Err(RecvTimeoutError::Disconnected) => return Ok(true),
+            };
+            if page.head.seq > lineage.last().seq {
+                self.early = Some(page);
+                return Ok(false);
+            }
+            let is_followed = page.head == self.since || page.head.seq > self.since.seq && lineage.holds(page.head);
+            if !is_followed {
+                return Err(lost());
+            }
+            apply(applier, &page.records);
+        }
+        Ok(false)
     }
 
     /// What was written down, once every page has been applied.
@@ -141,18 +169,24 @@ impl Drop for Batches {
 fn read_pages(
     mut changes: Box<dyn Changes>,
     mut draft: Option<Draft>,
-    pages: &SyncSender<Vec<Record>>,
+    pages: &SyncSender<Page>,
 ) -> Result<Option<Draft>, StoreError> {
     let mut after = 0;
     loop {
         let page = changes.page(after, PAGE)?;
-        let Some(last) = page.last() else { return Ok(draft) };
-        after = last.version();
-        draft = draft.and_then(|draft| written(draft, &page));
+        let last = page.records.last().map(Record::version);
+        draft = draft.and_then(|draft| written(draft, &page.records));
+        // The last one as well, which is empty: that nothing is left is true only at its head.
         if pages.send(page).is_err() {
             return Ok(None);
         }
+        let Some(last) = last else { return Ok(draft) };
+        after = last;
     }
+}
+
+fn lost() -> StoreError {
+    StoreError::Unavailable("the key store has lost changes while all keys were read: they are read again".to_owned())
 }
 
 fn written(mut draft: Draft, page: &[Record]) -> Option<Draft> {

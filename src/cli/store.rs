@@ -77,7 +77,7 @@ fn disk(store: &dyn KeyStore, fleet: Option<FleetId>, kept: &Kept) -> Result<Str
     let Kept { position, lineage, records } = kept;
     let whose = lineage.fleet.map_or_else(|| "no fleet".to_owned(), |fleet| format!("fleet {fleet}"));
     let stands = if lineage.fleet != fleet {
-        "another fleet than the store's"
+        "another fleet than the store's, in which commands beside it change nothing: put store.url right, or run them where no gateway of another fleet has its snapshot"
     } else if store.holds(*position)? {
         "the store's history"
     } else {
@@ -219,7 +219,7 @@ fn missing(store: &dyn KeyStore, records: &[Record]) -> Result<Vec<Record>, Fail
     let mut missing: HashMap<_, _> = records.iter().map(|record| (Name::of(record), record)).collect();
     let (mut changes, mut after, mut others) = (store.changes()?, 0, Vec::new());
     loop {
-        let page = changes.page(after, PAGE)?;
+        let page = changes.page(after, PAGE)?.records;
         let Some(last) = page.last() else { break };
         after = last.version();
         for record in page {
@@ -287,17 +287,23 @@ fn write(store: &dyn KeyStore, writes: Vec<Write>) -> Result<(), StoreError> {
 
 // === What is on this gateway's disk ===
 
-/// Has a command that writes begin no fleet in an empty store beside the snapshot of a gateway that knows another one's keys.
+/// Has a command that writes beside the snapshot of a gateway change nothing in the store of another fleet than that gateway's, and
+/// begin none in an empty one.
 ///
 /// # Errors
-/// The store's, and those of reading the snapshot.
+/// The store's, when it is not the snapshot's fleet's; and those of reading the snapshot, when the store is nobody's.
 pub fn expect_known(store: &dyn KeyStore, config: &Config) -> Result<(), Failure> {
-    if store.fleet_id()?.is_none()
-        && let Some(fleet) = known(config)?.and_then(|kept| kept.lineage.fleet)
-    {
+    let stored = store.fleet_id()?;
+    let known = match Snapshot::at(config.snapshot.clone()).fleet() {
+        Ok(known) => known,
+        Err(error) if stored.is_none() => return Err(format!("the snapshot cannot be read: {error}").into()),
+        // A key must be revoked also beside a snapshot that is damaged, or somebody else's to read.
+        Err(_) => None,
+    };
+    if let Some(fleet) = known {
         store.expect_fleet(fleet);
     }
-    Ok(())
+    Ok(store.check_fleet()?)
 }
 
 fn known(config: &Config) -> Result<Option<Kept>, Failure> {

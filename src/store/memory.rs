@@ -3,7 +3,7 @@
 use super::fleet::Expected;
 use super::{
     Account, Accounts, Change, Changes, Conflict, Feed, Fleet, FleetId, Held, JournalAccount, KeyFilter, KeyStore,
-    LastUses, Member, Mutation, OperationId, Position, Record, StoreError, Write,
+    LastUses, Member, Mutation, OperationId, Page, Position, Record, StoreError, Write,
 };
 use crate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use std::collections::{BTreeMap, HashMap};
@@ -118,6 +118,10 @@ impl KeyStore for MemoryStore {
         self.expected.set(id);
     }
 
+    fn check_fleet(&self) -> Result<(), StoreError> {
+        super::check_fleet(self.data().fleet_id, self.expected.get())
+    }
+
     fn note_fork(&self) -> Result<(), StoreError> {
         Ok(())
     }
@@ -150,6 +154,7 @@ impl KeyStore for MemoryStore {
 
     fn account(&self, account: &Account) -> Result<(), StoreError> {
         let mut data = self.data();
+        super::check_fleet(data.fleet_id, self.expected.get())?;
         account.uses.iter().for_each(|(key, uses)| data.uses.entry(*key).or_default().merge(uses));
         let told = &account.journal;
         data.journals.entry(told.journal.clone()).or_insert_with(|| told.clone()).merge(told);
@@ -217,14 +222,14 @@ impl Changes for MemoryChanges {
         Ok(Feed::Entries { head: data.head(), entries })
     }
 
-    fn page(&mut self, after: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
+    fn page(&mut self, after: u64, limit: usize) -> Result<Page, StoreError> {
         let data = self.store.data();
         let keys = data.keys.values().cloned().map(Record::Key);
         let mut records: Vec<_> = keys.chain(data.entities.values().cloned().map(Record::Entity)).collect();
         records.retain(|record| record.version() > after);
         records.sort_by_key(Record::version);
         records.truncate(limit);
-        Ok(records)
+        Ok(Page { head: data.head(), records })
     }
 }
 

@@ -159,6 +159,14 @@ pub struct Position {
     pub token: u64,
 }
 
+/// Current records in the order of their versions, and the log's head, as of one moment: what is not among them is told of by
+/// the log up to there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    pub head: Position,
+    pub records: Vec<Record>,
+}
+
 /// The answer to a poll.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Feed {
@@ -221,9 +229,14 @@ pub trait KeyStore: Send + Sync {
     fn fleet_id(&self) -> Result<Option<FleetId>, StoreError>;
     /// Begins a fleet under this id, unless one was begun: gives the one that counts from now on.
     fn begin_fleet(&self, id: FleetId) -> Result<FleetId, StoreError>;
-    /// Has [`Self::apply`] refuse to write to any other fleet's store, or to one without: what this process knows came from that
-    /// fleet's.
+    /// Has [`Self::apply`] and [`Self::account`] refuse to write to any other fleet's store, or to one without: what this process
+    /// knows came from that fleet's.
     fn expect_fleet(&self, id: FleetId);
+    /// Whether the store is the expected fleet's, if one is expected.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`], when it is not.
+    fn check_fleet(&self) -> Result<(), StoreError>;
     /// Whoever joins must not take this store's word for the whole truth until all gateways had the time to tell what it has
     /// lost (protocols, Settle): another time of settling begins.
     fn note_fork(&self) -> Result<(), StoreError>;
@@ -242,6 +255,9 @@ pub trait KeyStore: Send + Sync {
 
     /// Takes a gateway's report of its journal: of two things told the greater stays. Written in steps of a bounded size, the
     /// journal last: after an error some of the uses may be stored, and reporting again is harmless.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when the store is not the [expected](Self::expect_fleet) fleet's.
     fn account(&self, account: &Account) -> Result<(), StoreError>;
     /// How far the journals of all gateways are reported.
     fn accounts(&self) -> Result<Accounts, StoreError>;
@@ -288,7 +304,7 @@ pub trait Changes: Send {
 
     /// Current records with a version above `after`, in the order of their versions, at most `limit`: the full load,
     /// page by page. Absence is never deletion (invariant I6).
-    fn page(&mut self, after: u64, limit: usize) -> Result<Vec<Record>, StoreError>;
+    fn page(&mut self, after: u64, limit: usize) -> Result<Page, StoreError>;
 }
 
 // === impl Record ===
@@ -350,6 +366,14 @@ fn fleet_of(stored: Option<FleetId>, expected: Option<FleetId>) -> Result<FleetI
         (Some(stored), Some(expected)) if stored == expected => Ok(stored),
         (Some(_) | None, Some(expected)) => Err(foreign(stored, expected)),
         (None, None) => FleetId::random(),
+    }
+}
+
+/// Refuses a store that is not the expected fleet's, if one is expected.
+fn check_fleet(stored: Option<FleetId>, expected: Option<FleetId>) -> Result<(), StoreError> {
+    match expected {
+        Some(expected) if stored != Some(expected) => Err(foreign(stored, expected)),
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -18,7 +18,7 @@ use keygate::reason::Reason;
 use keygate::store::memory::MemoryStore;
 use keygate::store::{
     Account, Accounts, Action, Changes, Feed, Fleet, FleetId, Held, KeyFilter, KeyStore, LastUses, Member, Mutation,
-    OperationId, Position, Record, StoreError, Write,
+    OperationId, Page, Position, Record, StoreError, Write,
 };
 use keygate::sync::{AtomicBool, Receiver, Sender, channel, will_read, will_write};
 use keygate::ulid::Ulid;
@@ -367,6 +367,10 @@ impl KeyStore for Watched {
 
     fn expect_fleet(&self, _: FleetId) {}
 
+    fn check_fleet(&self) -> Result<(), StoreError> {
+        self.inner.check_fleet()
+    }
+
     fn note_fork(&self) -> Result<(), StoreError> {
         self.inner.note_fork()
     }
@@ -426,7 +430,7 @@ impl Changes for WatchedChanges {
         self.inner.past(limit)
     }
 
-    fn page(&mut self, after: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
+    fn page(&mut self, after: u64, limit: usize) -> Result<Page, StoreError> {
         will_read(&*self.keys);
         self.inner.page(after, limit)
     }

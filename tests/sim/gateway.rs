@@ -309,14 +309,6 @@ impl Machine {
         (knows && self.snapshot.exists() && oracle.fleet_of(process) == Some(fleet)).then_some(process)
     }
 
-    /// Nobody runs here, or somebody who is past loading.
-    pub fn is_past_loading(&self, world: &World) -> bool {
-        let state = lock(&self.state);
-        let Some(running) = &state.running else { return true };
-        let row = world.server(Caller::Gateway(running.process)).row(&running.instance);
-        running.is_serving && !running.is_held && row.is_some_and(|row| row.pos > 0)
-    }
-
     pub fn is_held(&self) -> bool {
         lock(&self.state).running.as_ref().is_some_and(|running| running.is_held)
     }

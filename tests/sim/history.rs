@@ -167,6 +167,13 @@ impl World {
         history.copies.push(copy);
     }
 
+    /// Between two pages of a load it forgets more often than at any other time.
+    pub fn forget_while_read(self: &Arc<Self>) {
+        if self.weather.forgets > 0 && !self.is_calm() && self.one_in(12) {
+            self.forget();
+        }
+    }
+
     /// The store forgets.
     pub fn forget(self: &Arc<Self>) {
         let is_busy = {
@@ -183,12 +190,10 @@ impl World {
         let witness = witnesses.swap_remove(self.below(witnesses.len() as u64) as usize);
         match self.below(100) {
             0..45 => self.roll_back(witness, true),
-            45..65 if self.machines.iter().all(|machine| machine.is_past_loading(self)) => {
-                self.roll_back(witness, false)
-            }
+            45..65 => self.roll_back(witness, false),
             65..80 if self.engine == Engine::Beats && server.is_up() => self.split(witness),
-            80..90 => self.put_in_place(Copy::of(MemoryStore::default()), "an empty one"),
-            90..100 => {
+            80..88 => self.put_in_place(Copy::of(MemoryStore::default()), "an empty one"),
+            88..100 => {
                 if let Some(foreign) = self.foreign() {
                     self.put_in_place(Copy::of(foreign), "another fleet's");
                 }
@@ -345,7 +350,7 @@ impl World {
         let records = if self.one_in(2) {
             let history = lock(&self.history);
             let old = history.copies.get(self.below(history.copies.len().max(1) as u64) as usize)?;
-            old.store.changes().and_then(|mut changes| changes.page(0, usize::MAX)).unwrap()
+            old.store.changes().and_then(|mut changes| changes.page(0, usize::MAX)).unwrap().records
         } else {
             Vec::new()
         };
@@ -403,9 +408,10 @@ impl World {
         let (there, fleet) = (server.store.fleet_id().unwrap(), right.store.fleet_id().unwrap());
         let is_empty = self.server(Caller::Nobody).copy().changes().is_empty();
         let kept = self.machines.iter().filter_map(|machine| machine.all_of(self, fleet?)).next();
-        match (self.below(3), there, kept) {
-            (0, Some(_), kept) => {
-                if let Some(kept) = kept.filter(|_| self.one_in(2)) {
+        match (self.below(4), there, kept) {
+            (0 | 3, Some(_), kept) => {
+                // Else it has keys in force that had ended, which must not come back with it.
+                if let Some(kept) = kept.filter(|_| self.one_in(3)) {
                     self.end_what_has_ended(&kept);
                 }
                 lock(&self.history).copies.clear();

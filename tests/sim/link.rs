@@ -6,8 +6,8 @@ use super::world::{Late, World};
 use super::{lock, roster::Roster};
 use keygate::key::{Digest, EntityId, EntityRecord, KeyId, KeyRecord};
 use keygate::store::{
-    Account, Accounts, Changes, Feed, Fleet, FleetId, Held, KeyFilter, KeyStore, LastUses, Member, Mutation, Position,
-    Record, StoreError,
+    Account, Accounts, Changes, Feed, Fleet, FleetId, Held, KeyFilter, KeyStore, LastUses, Member, Mutation, Page,
+    Position, Record, StoreError,
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -72,7 +72,7 @@ struct RemoteChanges {
 
 /// The whole set, as it was read page by page while other things happened. It is read by a thread of its own: what that finds
 /// must not depend on when it runs.
-struct Pages(HashMap<u64, Result<Vec<Record>, String>>);
+struct Pages(HashMap<u64, Result<Page, String>>);
 
 // === impl Link ===
 
@@ -224,6 +224,14 @@ impl KeyStore for RemoteStore {
         }
     }
 
+    fn check_fleet(&self) -> Result<(), StoreError> {
+        let expected = *lock(&self.expected);
+        self.ask("check_fleet", |store| {
+            expected.into_iter().for_each(|fleet| store.expect_fleet(fleet));
+            store.check_fleet()
+        })
+    }
+
     fn note_fork(&self) -> Result<(), StoreError> {
         let world = &self.link.world;
         self.link.call("note_fork", |server| {
@@ -316,7 +324,7 @@ impl Changes for RemoteChanges {
         self.roster.settles_in()
     }
 
-    fn page(&mut self, _: u64, _: usize) -> Result<Vec<Record>, StoreError> {
+    fn page(&mut self, _: u64, _: usize) -> Result<Page, StoreError> {
         Err(StoreError::Unavailable("the whole set has a reader of its own".to_owned()))
     }
 }
@@ -332,9 +340,12 @@ impl Pages {
             let limit = if pages.len() + 1 == PAGES { usize::MAX } else { size };
             let page = link.call("page", |server| server.store.changes()?.page(after, limit));
             let page = page.and_then(|page| page).map_err(|error| error.to_string());
-            let next = page.as_ref().ok().and_then(|page| page.last()).map(Record::version);
+            link.world.forget_while_read();
+            let next = page.as_ref().ok().and_then(|page| page.records.last()).map(Record::version);
+            // What came after the last of them the log tells.
             let is_last = pages.len() == PAGES;
-            pages.insert(after, if is_last { Ok(Vec::new()) } else { page });
+            let end = |page: Page| Page { records: Vec::new(), ..page };
+            pages.insert(after, if is_last { page.map(end) } else { page });
             match next.filter(|_| !is_last) {
                 Some(next) => after = next,
                 None => return Self(pages),
@@ -344,8 +355,9 @@ impl Pages {
 }
 
 impl Changes for Pages {
-    fn page(&mut self, after: u64, _: usize) -> Result<Vec<Record>, StoreError> {
-        self.0.remove(&after).unwrap_or_else(|| Ok(Vec::new())).map_err(StoreError::Unavailable)
+    fn page(&mut self, after: u64, _: usize) -> Result<Page, StoreError> {
+        let page = self.0.remove(&after).unwrap_or_else(|| Err("there is no such page".to_owned()));
+        page.map_err(StoreError::Unavailable)
     }
 
     fn head(&mut self) -> Result<Position, StoreError> {

@@ -2,8 +2,12 @@
 
 use super::server::RedisServer;
 use super::{apply, create, entity, key, on_every_engine, redis, write};
+use keygate::clock::Timestamp;
 use keygate::store::sqlite::SqliteStore;
-use keygate::store::{Changes, Feed, FleetId, Held, KeyStore, Member, Mutation, OperationId, Position, StoreError};
+use keygate::store::{
+    Account, Accounts, Changes, Feed, FleetId, Held, JournalAccount, KeyStore, Member, Mutation, OperationId, Position,
+    StoreError,
+};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,7 +16,7 @@ const OTHERS: FleetId = FleetId::from_bits(u128::MAX);
 /// 2 L of the protocols.
 const SETTLE: Duration = Duration::from_secs(4);
 
-fn refused(result: Result<Vec<u64>, StoreError>) -> String {
+fn refused<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {
     match result {
         Err(StoreError::Refused(message)) => message,
         other => panic!("{other:?}"),
@@ -83,6 +87,28 @@ fn i4_who_expects_a_fleet_writes_to_no_other_store() {
 
         store.expect_fleet(OTHERS);
         apply(store, vec![create(&acme)]).unwrap();
+    });
+}
+
+#[test]
+fn i4_who_expects_a_fleet_tells_no_other_store_what_its_keys_are_used_for() {
+    on_every_engine(|store| {
+        let account = Account::new(JournalAccount::new("edge-1/0".into(), Timestamp::from_micros(1)));
+        store.check_fleet().unwrap();
+        store.expect_fleet(OURS);
+        let check_refused = |whose: &str| {
+            let messages = [refused(store.account(&account)), refused(store.check_fleet())];
+            let is_named = |message: &String| message.contains(whose) && message.contains(&OURS.to_string());
+            assert!(messages.iter().all(is_named), "{messages:?}");
+            assert_eq!(store.accounts().unwrap(), Accounts::default());
+        };
+        check_refused("is empty");
+        store.begin_fleet(OTHERS).unwrap();
+        check_refused(&OTHERS.to_string());
+        store.expect_fleet(OTHERS);
+        store.check_fleet().unwrap();
+        store.account(&account).unwrap();
+        assert_eq!(store.accounts().unwrap().journals, [account.journal.clone()]);
     });
 }
 

@@ -39,7 +39,6 @@ impl Follower {
         self.step_back()?;
         if !self.loaded {
             // Nothing was confirmed: there is nothing to give back, and all is to be loaded anew.
-            self.kept.lineage.cut(0);
             self.repeat(Reload::Start);
             return Ok(Turn::Behind);
         }
@@ -91,6 +90,10 @@ impl Follower {
             );
         }
         self.member.held = Some(held);
+        if self.kept.lineage.fleet.is_none() {
+            // It is not known whose keys these are: nobody's store is written to.
+            self.store.expect_fleet(held.fleet);
+        }
         self.step_back()?;
         if self.store.is_adopted(&held)?
             && let Some(fleet) = self.store.fleet_id()?
@@ -100,17 +103,19 @@ impl Follower {
         Ok(Turn::Held)
     }
 
-    /// Takes the store as it is: everything but what was revoked is forgotten, and loaded from it.
+    /// Takes the store as it is: its keys are loaded in place of those that are known, of which only what was revoked stays. Until
+    /// all are loaded, those that are known are served as long as they may be.
     fn adopt(&mut self, fleet: FleetId) -> Result<Turn, StoreError> {
+        // Told before any of its keys is loaded: whoever changes one waits for this gateway from now on.
+        self.member.held = None;
+        self.tell_of(Position::default())?;
         tracing::warn!(%fleet, "a person has said that the key store counts as it is: its keys are loaded in place of those that were known");
         self.kept.forget()?;
-        self.applier().forget();
-        self.cut_ended()();
+        self.applier().renew();
         self.kept.lineage = Default::default();
         self.kept.lineage.fleet = Some(fleet);
         self.store.expect_fleet(fleet);
         (self.position, self.loaded, self.heard_to) = (None, false, 0);
-        self.member.held = None;
         Ok(Turn::Behind)
     }
 

@@ -5,10 +5,11 @@ use super::*;
 use crate::auth::cache::Lookup;
 use crate::key::{EntityId, EntityRecord, KeyId, KeyRecord};
 use crate::store::memory::MemoryStore;
-use crate::store::{Action, FleetId, Held, Mutation, OperationId, Record, Write};
+use crate::store::{Action, FleetId, Held, Mutation, OperationId, Page, Record, Write};
 use crate::ulid::Ulid;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
+use std::sync::mpsc;
 
 fn apply(store: &dyn KeyStore, action: Action, expected: Option<u64>, record: Record) -> bool {
     let writes = vec![Write { action, expected, record }];
@@ -59,10 +60,12 @@ fn gateway(store: &Arc<MemoryStore>, dir: &tempfile::TempDir) -> (Arc<KeyCache>,
 
 fn catch_up(follower: &mut Follower) {
     for _ in 0..1000 {
-        match follower.turn().unwrap() {
-            Turn::CaughtUp => return,
-            Turn::Behind => {}
-            Turn::Held => panic!("held"),
+        match follower.turn() {
+            Ok(Turn::CaughtUp) => return,
+            Ok(Turn::Behind) => {}
+            Ok(Turn::Held) => panic!("held"),
+            // A load of a history that is lost begins anew.
+            Err(error) => assert!(error.to_string().contains("they are read again"), "{error}"),
         }
     }
     panic!("never caught up");
@@ -185,6 +188,154 @@ fn i4_a_load_of_a_history_that_is_lost_meanwhile_begins_anew() {
     assert!(matches!(look(&cache, 2), Lookup::Absent));
 }
 
+#[test]
+fn i4_known_keys_are_served_until_an_adopted_store_is_loaded_and_what_was_revoked_never_comes_back() {
+    let (dir, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::default()));
+    begin(&store);
+    (1..=3).for_each(|number| assert!(create(store.as_ref(), number)));
+    let (cache, mut follower) = gateway(&store, &dir);
+    assert!(revoke(store.as_ref(), 2));
+    catch_up(&mut follower);
+    let other = MemoryStore::default();
+    begin(&other);
+    // The second one is in force there.
+    assert!((1..=2).all(|number| create(&other, number)) && create(&other, 4));
+    store.put_back(&other);
+    assert_eq!(follower.turn().unwrap(), Turn::Held);
+    store.adopt(&[store.fleet().unwrap().members[0].held.unwrap()]).unwrap();
+    let mut loads = 0;
+    loop {
+        assert!(matches!(look(&cache, 2), Lookup::Ended(_)));
+        if follower.loaded {
+            break;
+        }
+        assert!([1, 3].iter().all(|number| matches!(look(&cache, *number), Lookup::Known(_))), "{loads}");
+        if follower.loading.is_some() && loads < 3 {
+            // As if the store had failed in the middle.
+            let loading = follower.loading.take().unwrap();
+            follower.repeat(loading.reason);
+            loads += 1;
+        } else {
+            assert_eq!(follower.turn().unwrap(), Turn::Behind);
+        }
+    }
+    catch_up(&mut follower);
+    assert!([1, 4].iter().all(|number| matches!(look(&cache, *number), Lookup::Known(_))));
+    assert!(matches!(look(&cache, 3), Lookup::Absent) && matches!(look(&cache, 2), Lookup::Absent | Lookup::Ended(_)));
+    assert_eq!(cache.records(), 2);
+}
+
+#[test]
+fn i4_what_an_adopted_store_has_finds_room_where_what_it_has_not_goes() {
+    let store = Arc::new(MemoryStore::default());
+    begin(&store);
+    (1..=4).for_each(|number| assert!(create(store.as_ref(), number)));
+    let (cache, mut follower) = follow_with(Arc::clone(&store) as _, 4, Clock::system(), None);
+    let other = MemoryStore::default();
+    begin(&other);
+    assert!((5..=8).all(|number| create(&other, number)));
+    store.put_back(&other);
+    assert_eq!(follower.turn().unwrap(), Turn::Held);
+    store.adopt(&[store.fleet().unwrap().members[0].held.unwrap()]).unwrap();
+    catch_up(&mut follower);
+    assert!((5..=8).all(|number| matches!(look(&cache, number), Lookup::Known(_))));
+    assert!((1..=4).all(|number| matches!(look(&cache, number), Lookup::Absent)));
+}
+
+/// A reader of the whole set that reads its next page when it is told to.
+struct Gated {
+    inner: Box<dyn Changes>,
+    go: mpsc::Receiver<()>,
+    read: mpsc::Sender<()>,
+}
+
+/// Tells it to. Dropped: it goes on by itself.
+type Gate = (mpsc::Sender<()>, mpsc::Receiver<()>);
+
+impl Gated {
+    fn reader(store: &MemoryStore) -> (Box<dyn Changes>, Gate) {
+        let ((go, told), (read, done)) = (mpsc::channel(), mpsc::channel());
+        (Box::new(Self { inner: store.changes().unwrap(), go: told, read }), (go, done))
+    }
+}
+
+impl Changes for Gated {
+    fn page(&mut self, after: u64, _: usize) -> Result<Page, StoreError> {
+        _ = self.go.recv();
+        let page = self.inner.page(after, 3);
+        _ = self.read.send(());
+        page
+    }
+
+    fn head(&mut self) -> Result<Position, StoreError> {
+        self.inner.head()
+    }
+
+    fn poll(&mut self, from: Position, fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
+        self.inner.poll(from, fleet, limit)
+    }
+
+    fn past(&mut self, limit: usize) -> Result<Vec<Position>, StoreError> {
+        self.inner.past(limit)
+    }
+
+    fn wait(&mut self, from: Position) {
+        self.inner.wait(from);
+    }
+
+    fn tell(&mut self, member: &Member) -> Result<(), StoreError> {
+        self.inner.tell(member)
+    }
+
+    fn leave(&mut self, member: &Member) {
+        self.inner.leave(member);
+    }
+
+    fn outlives_process(&self) -> bool {
+        false
+    }
+}
+
+/// Loses every other key from the cache, and begins to read all of them again.
+fn reload(store: &MemoryStore, cache: &KeyCache, follower: &mut Follower) -> Option<Gate> {
+    let since = follower.position.filter(|_| follower.loaded && follower.loading.is_none())?;
+    let known = (0..20_u128).step_by(2).map(digest).filter(|digest| cache.peek(digest).is_some());
+    known.for_each(|digest| cache.lose(&digest));
+    let (reader, gate) = Gated::reader(store);
+    follower.loading = Some(Load::begin(reader, follower.kept.draft(since), since, Reload::Eviction).unwrap());
+    cache.set_incomplete();
+    cache.forget_eviction();
+    Some(gate)
+}
+
+fn next_page((go, read): &Gate) {
+    // Nobody reads any more, or it waits until what it has read is taken.
+    if go.send(()).is_ok() {
+        _ = read.recv_timeout(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn i4_what_a_load_has_read_of_a_lost_history_does_not_count() {
+    let store = Arc::new(MemoryStore::default());
+    begin(&store);
+    (1..=6).for_each(|number| assert!(create(store.as_ref(), number)));
+    let (cache, mut follower) = follow_with(Arc::clone(&store) as _, 1000, Clock::system(), None);
+    let gate = reload(&store, &cache, &mut follower).unwrap();
+    let copy = store.copy();
+    // The second key moves to the end of the set and another one is made: and both never were.
+    assert!(rename(store.as_ref(), 2, "lost") && create(store.as_ref(), 8));
+    (0..3).for_each(|_| next_page(&gate));
+    store.put_back(&copy);
+    assert!(create(store.as_ref(), 10) && create(store.as_ref(), 12) && create(store.as_ref(), 14));
+    drop(gate);
+    catch_up(&mut follower);
+    let Lookup::Known(second) = look(&cache, 2) else { panic!("the store has it: {:?}", look(&cache, 2)) };
+    assert_ne!(&*second.name, "lost");
+    assert!(matches!(look(&cache, 8), Lookup::Absent));
+    assert!([10, 12, 14].iter().all(|number| matches!(look(&cache, *number), Lookup::Known(_))));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Create(u8),
@@ -197,6 +348,10 @@ enum Step {
     /// It is promoted.
     PutBack,
     Restart(u8),
+    /// One of them begins to read the whole set again.
+    Load(u8),
+    /// It reads so many more pages.
+    Pages(u8, u8),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -208,6 +363,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Copy),
         1 => Just(Step::PutBack),
         1 => (0..3_u8).prop_map(Step::Restart),
+        1 => (0..3_u8).prop_map(Step::Load),
+        3 => (0..3_u8, 1..4_u8).prop_map(|(gateway, pages)| Step::Pages(gateway, pages)),
     ];
     prop::collection::vec(step, 1..60)
 }
@@ -239,6 +396,7 @@ proptest! {
         begin(&store);
         let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
         let mut gateways = dirs.each_ref().map(|dir| gateway(&store, dir));
+        let mut gates = [const { None }; 3];
         let (mut copy, mut confirmed) = (store.copy(), Confirmed::default());
         for step in &steps {
             match step {
@@ -248,7 +406,8 @@ proptest! {
                 Step::Turns(at, turns) => {
                     let (_, follower) = &mut gateways[usize::from(*at)];
                     for _ in 0..*turns {
-                        prop_assert!(follower.turn().unwrap() != Turn::Held);
+                        // A load whose history is lost fails.
+                        prop_assert!(follower.turn().is_ok_and(|turn| turn != Turn::Held) || gates[usize::from(*at)].is_some());
                         confirm(store.as_ref(), follower, &mut confirmed);
                     }
                 }
@@ -259,8 +418,19 @@ proptest! {
                     // As after a kill: nothing is told to anybody.
                     gateways[at] = gateway(&store, &dirs[at]);
                 }
+                Step::Load(at) => {
+                    let (cache, follower) = &mut gateways[usize::from(*at)];
+                    if let Some(gate) = reload(&store, cache, follower) {
+                        gates[usize::from(*at)] = Some(gate);
+                    }
+                }
+                Step::Pages(at, pages) => {
+                    let gate = gates[usize::from(*at)].iter();
+                    gate.for_each(|gate| (0..*pages).for_each(|_| next_page(gate)));
+                }
             }
         }
+        drop(gates);
         // Twice: what the last one gives back, the first one has yet to hear of.
         for _ in 0..2 {
             gateways.iter_mut().for_each(|(_, follower)| catch_up(follower));

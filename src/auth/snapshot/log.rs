@@ -68,6 +68,13 @@ impl Log {
         Ok(Self { path, file, len: ENTRIES_AT })
     }
 
+    /// Gives it another name.
+    pub fn rename(self, path: PathBuf) -> io::Result<Self> {
+        std::fs::rename(&self.path, &path)?;
+        super::sync_dir(&path)?;
+        Ok(Self { path, ..self })
+    }
+
     /// Goes on with a log that was read up to `len`; what is behind that was never confirmed.
     pub fn reopen(path: PathBuf, len: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(&path)?;

@@ -38,7 +38,7 @@ pub fn merge(path: &Path, position: Position, lineage: &Lineage) -> io::Result<(
     if reached != position.seq {
         return Err(damaged(path, &format!("its logs end at {reached}, not at {}", position.seq)));
     }
-    let mut draft = Draft::create(sibling(path, ".merged"))?;
+    let mut draft = Draft::create(sibling(path, ".merged"), lineage.fleet)?;
     let mut failed = None;
     read_snapshot(path, &mut |record| {
         if failed.is_none() && !latest.contains_key(&Name::of(&record)) {

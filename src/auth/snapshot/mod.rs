@@ -11,7 +11,7 @@ mod wire;
 
 use super::lineage::Lineage;
 use crate::clock::{Instant, Moment, boot_id};
-use crate::store::{Change, Position, Record};
+use crate::store::{Change, FleetId, Position, Record};
 use frames::{FrameReader, FrameWriter, Next};
 use log::{Contact, Log, Recorded};
 pub use merge::Name;
@@ -40,6 +40,8 @@ const PAST: usize = 4096;
 pub struct Snapshot {
     path: PathBuf,
     log: Option<Log>,
+    /// Where nothing is kept: what has changed since a draft was begun, for when it gets its name.
+    pending: Option<Log>,
     contact: Option<Contact>,
     /// A write has failed: what is on disk is not what is known, until it has been removed.
     is_broken: bool,
@@ -84,6 +86,7 @@ impl Snapshot {
         Self {
             path,
             log: None,
+            pending: None,
             contact: None,
             is_broken: false,
             boot: boot_id().unwrap_or(0),
@@ -144,31 +147,53 @@ impl Snapshot {
         read_after(&self.path, 0).or_else(|_| read_after(&self.path, 0))
     }
 
-    /// Begins another snapshot beside this one.
+    /// Of which fleet it is, without reading all of it; none when nothing is there, or it does not say so.
     ///
     /// # Errors
-    /// As of making a file.
-    pub fn draft(&self) -> io::Result<Draft> {
-        self.merge_failed.store(false, Ordering::SeqCst);
-        Draft::create(sibling(&self.path, ".draft"))
+    /// As of reading the files.
+    pub fn fleet(&self) -> io::Result<Option<FleetId>> {
+        let Some(mut frames) = open_frames(&self.path)? else { return Ok(None) };
+        if let Next::Frame(bytes) = frames.read()?
+            && let Ok(Frame::Fleet(fleet)) = wire::decode_frame(bytes)
+        {
+            return Ok(Some(fleet));
+        }
+        // An older version wrote it behind the records.
+        Ok(self.read()?.and_then(|kept| kept.lineage.fleet))
     }
 
-    /// Puts `draft` in place of the snapshot: everything up to `position`, to which that lineage led. Without a log another one begins there.
+    /// Begins another snapshot beside this one, of everything that a fleet has up to `position`.
+    ///
+    /// # Errors
+    /// As of making files.
+    pub fn draft(&mut self, position: Position, fleet: Option<FleetId>) -> io::Result<Draft> {
+        self.merge_failed.store(false, Ordering::SeqCst);
+        self.pending = None;
+        let draft = Draft::create(sibling(&self.path, ".draft"), fleet)?;
+        if self.log.is_none() {
+            self.pending = Some(Log::create(sibling(&self.path, ".draft.log"), position)?);
+        }
+        Ok(draft)
+    }
+
+    /// Puts `draft` in place of the snapshot: everything up to `position`, to which that lineage led. Beside it is what has
+    /// changed since then, which it may lack.
     ///
     /// # Errors
     /// As of writing.
     pub fn replace(&mut self, draft: Draft, position: Position, lineage: &Lineage) -> io::Result<()> {
         self.wait_for_merge();
-        draft.finish(position, lineage, &self.path)?;
         if self.log.is_some() {
             // It goes on from before that position, and holds what was confirmed since.
-            return Ok(());
+            return draft.finish(position, lineage, &self.path);
         }
-        let log = Log::create(log_path(&self.path, position), position)?;
-        let old = logs(&self.path)?;
-        old.iter().filter(|path| **path != log.path).try_for_each(fs::remove_file)?;
+        let pending = self.pending.take().ok_or_else(|| io::Error::other("there is no log for it"))?;
+        logs(&self.path)?.iter().try_for_each(fs::remove_file)?;
+        // Before the snapshot, which is never to be taken for whole without it.
+        let log = pending.rename(log_path(&self.path, position))?;
+        draft.finish(position, lineage, &self.path)?;
         (self.log, self.contact, self.is_broken) = (Some(log), None, false);
-        sync_dir(&self.path)
+        Ok(())
     }
 
     /// Goes over to another history. With nothing kept, does nothing.
@@ -177,6 +202,7 @@ impl Snapshot {
     /// As of reading and writing. What is on disk is not what is known any more then: [`Self::abandon`] it.
     pub fn rebase(&mut self, onto: Onto<'_>) -> io::Result<()> {
         self.wait_for_merge();
+        self.pending = None;
         if self.log.take().is_none() {
             return Ok(());
         }
@@ -198,6 +224,12 @@ impl Snapshot {
     pub fn append(&mut self, entries: &[Change], lineage: &Lineage) -> io::Result<()> {
         if self.is_broken {
             return Err(io::Error::other("an earlier write failed"));
+        }
+        if let Some(pending) = &mut self.pending
+            && let Err(error) = pending.append(entries)
+        {
+            tracing::error!(%error, "changes of keys cannot be written beside a snapshot that is being written");
+            self.pending = None;
         }
         let Some(log) = &mut self.log else { return Ok(()) };
         log.append(entries).inspect_err(|_| self.is_broken = true)?;
@@ -237,7 +269,7 @@ impl Snapshot {
     /// When it may still be there.
     pub fn abandon(&mut self) -> io::Result<()> {
         self.wait_for_merge();
-        self.is_broken = true;
+        (self.is_broken, self.pending) = (true, None);
         for path in std::iter::once(self.path.clone()).chain(logs(&self.path)?) {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -291,7 +323,7 @@ impl Snapshot {
 // === impl Draft ===
 
 impl Draft {
-    fn create(path: PathBuf) -> io::Result<Self> {
+    fn create(path: PathBuf, fleet: Option<FleetId>) -> io::Result<Self> {
         fs::create_dir_all(directory(&path))?;
         // Another file, not the same one emptied: an earlier writer that was given up may still hold that.
         match fs::remove_file(&path) {
@@ -300,7 +332,11 @@ impl Draft {
         }
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         io::Write::write_all(&mut &file, &MAGIC)?;
-        Ok(Self { path, frames: FrameWriter::new(file) })
+        let mut frames = FrameWriter::new(file);
+        if let Some(fleet) = fleet {
+            frames.write(&wire::encode_fleet(fleet).map_err(io::Error::other)?)?;
+        }
+        Ok(Self { path, frames })
     }
 
     /// Adds a record.
@@ -313,9 +349,6 @@ impl Draft {
 
     /// Gives it its name once it is whole and on disk.
     fn finish(mut self, position: Position, lineage: &Lineage, path: &Path) -> io::Result<()> {
-        if let Some(fleet) = lineage.fleet {
-            self.frames.write(&wire::encode_fleet(fleet).map_err(io::Error::other)?)?;
-        }
         let past: Vec<_> = lineage.up_to(position.seq).collect();
         for past in past.chunks(PAST) {
             self.frames.write(&wire::encode_past(past).map_err(io::Error::other)?)?;
@@ -343,16 +376,8 @@ fn read_after(path: &Path, seq: u64) -> io::Result<Option<Kept>> {
 
 /// Hands out a snapshot's records; its position and what led there, or none when there is no file.
 fn read_snapshot(path: &Path, each: &mut impl FnMut(Record)) -> io::Result<Option<(Position, Lineage)>> {
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut magic = [0; MAGIC.len()];
-    if file.read_exact(&mut magic).is_err() || magic != MAGIC {
-        return Err(damaged(path, "it is no snapshot of this version"));
-    }
-    let (mut frames, mut lineage) = (FrameReader::new(file, MAGIC.len() as u64), Lineage::default());
+    let Some(mut frames) = open_frames(path)? else { return Ok(None) };
+    let mut lineage = Lineage::default();
     loop {
         let offset = frames.offset();
         let Next::Frame(bytes) = frames.read()? else {
@@ -368,6 +393,20 @@ fn read_snapshot(path: &Path, each: &mut impl FnMut(Record)) -> io::Result<Optio
             }
         }
     }
+}
+
+/// What follows the head of a snapshot; none when there is no file.
+fn open_frames(path: &Path) -> io::Result<Option<FrameReader>> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut magic = [0; MAGIC.len()];
+    if file.read_exact(&mut magic).is_err() || magic != MAGIC {
+        return Err(damaged(path, "it is no snapshot of this version"));
+    }
+    Ok(Some(FrameReader::new(file, MAGIC.len() as u64)))
 }
 
 /// Hands out what a log adds after `position`; the position after that.

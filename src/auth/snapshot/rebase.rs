@@ -41,7 +41,7 @@ pub fn rebase(path: &Path, onto: Onto<'_>) -> io::Result<Log> {
         }
     }
     let is_kept = |record: &Record| !matches!(record, Record::Key(key) if refused.contains(&key.digest));
-    let mut draft = Draft::create(sibling(path, ".rebased"))?;
+    let mut draft = Draft::create(sibling(path, ".rebased"), lineage.fleet)?;
     let mut failed = None;
     read_snapshot(path, &mut |mut record| {
         if failed.is_none() && !changed.contains_key(&Name::of(&record)) && is_kept(&record) {

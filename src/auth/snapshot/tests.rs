@@ -31,7 +31,7 @@ fn lineage(seq: u64) -> Lineage {
 /// A snapshot of nothing at position 0.
 fn begin(dir: &Path) -> Snapshot {
     let mut snapshot = Snapshot::at(dir.join("keys.snapshot"));
-    let draft = snapshot.draft().unwrap();
+    let draft = snapshot.draft(at(0), lineage(0).fleet).unwrap();
     snapshot.replace(draft, at(0), &Lineage::default()).unwrap();
     snapshot
 }

@@ -116,6 +116,8 @@ impl Reporter {
     /// The store's.
     pub fn positions(&mut self) -> Result<BTreeMap<String, u64>, StoreError> {
         let journals = self.store.accounts()?.journals;
+        // Asked after that: what another fleet's store says of a journal is not where this one is to go on.
+        self.store.check_fleet()?;
         let known = self.known.insert(journals.into_iter().map(|journal| (journal.journal.clone(), journal)).collect());
         Ok(known.iter().map(|(name, journal)| (name.clone(), journal.seq)).collect())
     }

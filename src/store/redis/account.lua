@@ -1,9 +1,11 @@
 -- One step of a report: of two uses of a key the later stays, of two numbers of a journal the greater.
--- KEYS: schema, uses, uses:allowed, journals. ARGV: schema; how many uses; for each: which of the two (2 or 3), the key's id, the
--- use as JSON; then, if how far the journal is reported is told: journal, seq, seal (its number and hash, or empty), since,
--- whole_since, through, closed_seq.
+-- KEYS: schema, uses, uses:allowed, journals, fleet_id. ARGV: schema; the fleet that must be there (empty: any); how many uses; for
+-- each: which of the two (2 or 3), the key's id, the use as JSON; then, if how far the journal is reported is told: journal, seq,
+-- seal (its number and hash, or empty), since, whole_since, through, closed_seq.
 local stored = redis.call('GET', KEYS[1])
 if stored and stored ~= ARGV[1] then return {'schema', stored} end
+local fleet = redis.call('GET', KEYS[5]) or ''
+if ARGV[2] ~= '' and fleet ~= ARGV[2] then return {'foreign', fleet} end
 
 local function is_later(told, known)
   local read, old = pcall(cjson.decode, known)
@@ -17,8 +19,8 @@ local function is_later(told, known)
 end
 
 -- Two commands for each hash, however many uses are told: Redis does nothing else meanwhile.
-local at, told = 3, {[2] = {}, [3] = {}}
-for _ = 1, tonumber(ARGV[2]) do
+local at, told = 4, {[2] = {}, [3] = {}}
+for _ = 1, tonumber(ARGV[3]) do
   local uses = told[tonumber(ARGV[at])]
   uses[#uses + 1] = {ARGV[at + 1], ARGV[at + 2]}
   at = at + 3

@@ -1,10 +1,11 @@
 //! What gateways tell of their journals and of the last use of each key: one call of `account.lua` a step.
 
 use super::link::{self, Link};
-use super::{PAGE, StoreError, codec, schema};
+use super::{FleetId, PAGE, StoreError, codec, fleet, schema};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::store::account::{Account, Accounts, JournalAccount, LastUses, Seal, Step, Use};
+use crate::store::foreign;
 use std::collections::BTreeMap;
 
 const ACCOUNT: &str = include_str!("account.lua");
@@ -12,19 +13,19 @@ const ACCOUNT: &str = include_str!("account.lua");
 const ANY: &str = "uses";
 const ALLOWED: &str = "uses:allowed";
 
-/// Writes a report, step by step.
-pub fn account(link: &mut Link, account: &Account) -> Result<(), StoreError> {
-    account.steps().iter().try_for_each(|step| write(link, step))
+/// Writes a report, step by step, into the expected fleet's store.
+pub fn account(link: &mut Link, account: &Account, expected: Option<FleetId>) -> Result<(), StoreError> {
+    account.steps().iter().try_for_each(|step| write(link, step, expected))
 }
 
-fn write(link: &mut Link, step: &Step<'_>) -> Result<(), StoreError> {
+fn write(link: &mut Link, step: &Step<'_>, expected: Option<FleetId>) -> Result<(), StoreError> {
     let uses = step.uses.iter().flat_map(|(key, uses)| {
         let numbered = [("2", &uses.any), ("3", &uses.allowed)];
         numbered.into_iter().filter_map(move |(which, call)| call.as_ref().map(|call| (which, *key, call)))
     });
     let uses: Vec<_> = uses.collect();
-    let mut command = link::script(ACCOUNT, &["schema", ANY, ALLOWED, "journals"]);
-    command.arg(schema::VERSION).arg(uses.len());
+    let mut command = link::script(ACCOUNT, &["schema", ANY, ALLOWED, "journals", "fleet_id"]);
+    command.arg(schema::VERSION).arg(expected.map_or_else(String::new, |fleet| fleet.to_string())).arg(uses.len());
     for (which, key, call) in uses {
         command.arg(which).arg(key.to_string()).arg(call.to_text()?);
     }
@@ -36,7 +37,14 @@ fn write(link: &mut Link, step: &Step<'_>) -> Result<(), StoreError> {
         command.arg(journal.closed_seq);
     }
     let (answer, stored): (String, String) = link.call(&command)?;
-    if answer == "ok" { Ok(()) } else { Err(link::newer(&stored)) }
+    match (answer.as_str(), expected) {
+        ("ok", _) => Ok(()),
+        ("foreign", Some(expected)) => {
+            let stored = Some(stored.as_str()).filter(|id| !id.is_empty()).map(fleet::read_id).transpose()?;
+            Err(foreign(stored, expected))
+        }
+        _ => Err(link::newer(&stored)),
+    }
 }
 
 /// How far all journals are reported.

@@ -3,9 +3,9 @@
 use super::fleet;
 use super::link::{self, Link};
 use super::roster::Row;
-use super::{Member, REPLY_BYTES, Record, StoreError, codec, schema};
+use super::{Member, REPLY_BYTES, StoreError, codec, schema};
 use crate::clock::Timestamp;
-use crate::store::{Action, Change, Changes, Feed, FleetId, Position};
+use crate::store::{Action, Change, Changes, Feed, FleetId, Page, Position};
 use std::time::Duration;
 
 const POLL: &str = include_str!("poll.lua");
@@ -99,8 +99,9 @@ impl Changes for RedisChanges {
         self.row.settles_in()
     }
 
-    fn page(&mut self, after: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
-        self.link.page("versions", "", ("score", &format!("({after}")), limit)
+    fn page(&mut self, after: u64, limit: usize) -> Result<Page, StoreError> {
+        let (head, records) = self.link.page("versions", "", ("score", &format!("({after}")), limit)?;
+        Ok(Page { head: codec::need("head", &head, read_position)?, records })
     }
 }
 

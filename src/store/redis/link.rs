@@ -237,18 +237,18 @@ impl Link {
         self.seen.insert(seen).1
     }
 
-    /// Records in the order of an index: `range` is `lex` or `score`, and the lower bound.
+    /// Records in the order of an index, and the log's head as it is stored: `range` is `lex` or `score`, and the lower bound.
     pub fn page(
         &mut self,
         index: &str,
         kind: &str,
         range: (&str, &str),
         limit: usize,
-    ) -> Result<Vec<Record>, StoreError> {
-        let mut command = script(PAGE, &[index]);
+    ) -> Result<(String, Vec<Record>), StoreError> {
+        let mut command = script(PAGE, &[index, "head"]);
         command.arg(schema::PREFIX).arg(range.0).arg(range.1).arg(limit).arg(REPLY_BYTES).arg(kind);
-        let texts: Vec<String> = self.call(&command)?;
-        texts.iter().map(|text| codec::decode(text)).collect()
+        let (head, texts): (String, Vec<String>) = self.call(&command)?;
+        Ok((head, texts.iter().map(|text| codec::decode(text)).collect::<Result<_, _>>()?))
     }
 }
 

@@ -74,7 +74,7 @@ impl RedisStore {
     /// Records of an index in the order of their ids, after `after`.
     fn listed(&self, index: &str, kind: &str, after: Option<&str>, limit: usize) -> Result<Vec<Record>, StoreError> {
         let bound = after.map_or_else(|| "-".to_owned(), |after| format!("({after}"));
-        self.link().page(index, kind, ("lex", &bound), limit.min(PAGE))
+        Ok(self.link().page(index, kind, ("lex", &bound), limit.min(PAGE))?.1)
     }
 
     /// Keys of an index in the order of their ids, after `after`.
@@ -169,6 +169,10 @@ impl KeyStore for RedisStore {
         self.expected.set(id);
     }
 
+    fn check_fleet(&self) -> Result<(), StoreError> {
+        super::check_fleet(self.fleet_id()?, self.expected.get())
+    }
+
     fn note_fork(&self) -> Result<(), StoreError> {
         roster::note_fork(&mut self.link())
     }
@@ -194,7 +198,7 @@ impl KeyStore for RedisStore {
     }
 
     fn account(&self, account: &Account) -> Result<(), StoreError> {
-        accounts::account(&mut self.link(), account)
+        accounts::account(&mut self.link(), account, self.expected.get())
     }
 
     fn accounts(&self) -> Result<Accounts, StoreError> {

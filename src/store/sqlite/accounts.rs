@@ -1,7 +1,8 @@
 //! What gateways tell of their journals and of the last use of each key.
 
 use super::super::account::{Account, Accounts, JournalAccount, LastUses, Seal, Step, Use};
-use super::{StoreError, one_row, rows, unavailable};
+use super::super::check_fleet;
+use super::{FleetId, StoreError, fleet, one_row, rows, unavailable};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
@@ -26,9 +27,9 @@ CREATE TABLE IF NOT EXISTS uses (
 ";
 const JOURNAL_COLUMNS: &str = "journal, seq, seal_seq, seal_hash, since, whole_since, through, closed_seq";
 
-/// Writes a report, step by step.
-pub fn account(connection: &mut Connection, account: &Account) -> Result<(), StoreError> {
-    account.steps().iter().try_for_each(|step| write(connection, step))
+/// Writes a report, step by step, into the expected fleet's store.
+pub fn account(connection: &mut Connection, account: &Account, expected: Option<FleetId>) -> Result<(), StoreError> {
+    account.steps().iter().try_for_each(|step| write(connection, step, expected))
 }
 
 /// How far all journals are reported.
@@ -52,8 +53,9 @@ pub fn last_uses(connection: &Connection, key: KeyId) -> Result<LastUses, StoreE
     Ok(uses.unwrap_or_default())
 }
 
-fn write(connection: &mut Connection, step: &Step<'_>) -> Result<(), StoreError> {
+fn write(connection: &mut Connection, step: &Step<'_>, expected: Option<FleetId>) -> Result<(), StoreError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unavailable)?;
+    check_fleet(fleet::id(&transaction)?, expected)?;
     for (key, uses) in &step.uses {
         write_uses(&transaction, **key, uses)?;
     }

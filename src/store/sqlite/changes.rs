@@ -1,6 +1,6 @@
 //! The follower's side: polls that cost next to nothing while nothing changes.
 
-use super::super::{Action, Change, Changes, Feed, FleetId, Position, Record, codec};
+use super::super::{Action, Change, Changes, Feed, FleetId, Page, Position, Record, codec};
 use super::settle::{FileId, SETTLE, Settling};
 use super::{Member, StoreError, fleet, one_row, open, roster, rows, unavailable};
 use crate::clock::Timestamp;
@@ -197,13 +197,15 @@ impl Changes for SqliteChanges {
         false
     }
 
-    fn page(&mut self, after: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
+    fn page(&mut self, after: u64, limit: usize) -> Result<Page, StoreError> {
+        // Dropped at the end: all of it is as of one moment.
+        let _snapshot = self.connection.unchecked_transaction().map_err(unavailable)?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut records = self.keys_page(after, limit)?;
         records.extend(self.entities_page(after, limit)?);
         records.sort_by_key(Record::version);
         records.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
-        Ok(records)
+        Ok(Page { head: self.read_head()?, records })
     }
 }
 

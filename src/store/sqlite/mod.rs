@@ -140,6 +140,10 @@ impl KeyStore for SqliteStore {
         self.expected.set(id);
     }
 
+    fn check_fleet(&self) -> Result<(), StoreError> {
+        super::check_fleet(self.fleet_id()?, self.expected.get())
+    }
+
     fn note_fork(&self) -> Result<(), StoreError> {
         fleet::note_fork(&self.opened()?.connection)
     }
@@ -182,7 +186,7 @@ impl KeyStore for SqliteStore {
     }
 
     fn account(&self, account: &Account) -> Result<(), StoreError> {
-        accounts::account(&mut self.opened()?.connection, account)
+        accounts::account(&mut self.opened()?.connection, account, self.expected.get())
     }
 
     fn accounts(&self) -> Result<Accounts, StoreError> {
