@@ -92,7 +92,11 @@ fn unconfirmed(silent: &[Silent]) -> String {
         // To the next whole second: an earlier time would promise too much.
         let until = one.until.plus(Duration::from_secs(1)).to_string();
         let second = until.split('.').next().unwrap_or(&until);
-        format!("{} ({}) unconfirmed, may act as before until {second}Z", one.gateway, one.instance)
+        let unconfirmed = match one.held {
+            Some(fleet) => format!("is held with the keys of fleet {fleet} (see `keygate store status`)"),
+            None => "unconfirmed".to_owned(),
+        };
+        format!("{} ({}) {unconfirmed}, may act as before until {second}Z", one.gateway, one.instance)
     };
     silent.iter().map(say).collect::<Vec<_>>().join("; ")
 }

@@ -47,7 +47,10 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
         Command::Create { .. } => store::open(&config.store)?,
         Command::List | Command::Delete { .. } => store::open_existing(&config.store)?,
     };
-    super::store::expect_known(store.as_ref(), config)?;
+    match command {
+        Command::Create { .. } | Command::Delete { .. } => super::store::expect_known(store.as_ref(), config)?,
+        Command::List => {}
+    }
     let clock = Clock::system();
     let manage = Manage::new(store.as_ref(), &config.manage, &clock, actor());
     match command {

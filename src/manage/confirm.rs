@@ -2,7 +2,7 @@
 
 use super::Manage;
 use crate::clock::{Timestamp, monotonic};
-use crate::store::{Member, Position, Record, StoreError};
+use crate::store::{FleetId, Member, Position, Record, StoreError};
 use std::time::Duration;
 
 /// Who has confirmed a change.
@@ -25,6 +25,8 @@ pub struct Silent {
     pub instance: String,
     /// Until when it may at most honour what was before.
     pub until: Timestamp,
+    /// The fleet whose keys it knows, if it is held: it takes nothing from this store.
+    pub held: Option<FleetId>,
 }
 
 /// How a fleet stands to a change, as of one moment.
@@ -144,6 +146,7 @@ impl Manage<'_> {
 impl Silent {
     fn new(member: Member, at: Timestamp) -> Self {
         let until = at.plus(member.may_serve_for());
-        Self { gateway: member.gateway, instance: member.instance, until }
+        let held = member.held.map(|held| held.fleet);
+        Self { gateway: member.gateway, instance: member.instance, until, held }
     }
 }

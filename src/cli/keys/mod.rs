@@ -67,6 +67,17 @@ pub enum Command {
     },
 }
 
+// === impl Command ===
+
+impl Command {
+    const fn writes(&self) -> bool {
+        match self {
+            Self::Create(_) | Self::Update(_) | Self::Rotate { .. } | Self::Revoke { .. } | Self::Import { .. } => true,
+            Self::List { .. } | Self::Show { .. } | Self::Usage(_) | Self::Report(_) => false,
+        }
+    }
+}
+
 /// What a new key is.
 #[derive(Debug, clap::Args)]
 pub struct CreateArgs {
@@ -161,7 +172,9 @@ struct Session<'a> {
 /// Runs the command.
 pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCode, Failure> {
     let store = store::open_existing(&config.store)?;
-    super::store::expect_known(store.as_ref(), config)?;
+    if command.writes() {
+        super::store::expect_known(store.as_ref(), config)?;
+    }
     let clock = Clock::system();
     let manage = Manage::new(store.as_ref(), &config.manage, &clock, actor());
     let session = Session { manage, store: store.as_ref(), now: clock.now(), output };

@@ -24,6 +24,21 @@ fn two_fleets_pointed_at_one_redis_do_not_mix() {
     // Who waits for everybody is told of the guest: nobody can know what keys it honours.
     let (code, words) = fleet.run(&["keys", "update", &fleet.good.id, "--name", "y"]);
     assert!(code == Some(75) && words.contains("updated on 1/2 gateways; edge-1 ("), "{code:?} {words}");
+    let own = guest.redis.value("GET {keygate}:fleet_id").unwrap();
+    assert!(words.contains(&format!(") is held with the keys of fleet {own} (see `keygate store status`)")), "{words}");
+    // A command beside the guest's snapshot changes nothing here either.
+    let (here, head) = (fleet.redis.value("GET {keygate}:fleet_id").unwrap(), fleet.head());
+    let revoke = ["keys", "revoke", &fleet.good.id, "--yes", "--no-wait"];
+    for command in [&revoke[..], &["entities", "create", "--code", "other"], &["entities", "delete", "acme", "--yes"]] {
+        let (code, words) = guest.run(command);
+        let named =
+            format!("the key store is fleet {here}'s, and this gateway's keys are fleet {own}'s: nothing was changed");
+        assert!(code == Some(69) && words.contains(&named) && words.contains("store status"), "{code:?} {words}");
+    }
+    assert_eq!(fleet.head(), head);
+    let (_, words) = guest.run(&["store", "status"]);
+    assert!(words.contains("another fleet than the store's, in which commands beside it change nothing"), "{words}");
+    assert_eq!(guest.run(&["keys", "list"]).0, Some(0));
     assert_eq!(fleet.answers(), [200, 401]);
     // It leaves.
     guest.gateway.signal("TERM");
@@ -35,6 +50,26 @@ fn two_fleets_pointed_at_one_redis_do_not_mix() {
     guest.becomes(0, &["following", "following"]);
     eventually("it serves", || (guest.answers() == [200, 401]).then_some(()));
     assert_eq!((fleet.answers(), guest.answers()), ([200, 401], [200, 401]));
+}
+
+#[test]
+fn a_gateway_that_is_held_tells_the_store_nothing_of_its_keys_uses_until_its_own_is_back() {
+    let (mut fleet, other) = (Fleet::start(), Fleet::start());
+    let is_used = |fleet: &Fleet| fleet.redis.command(&format!("HEXISTS {{keygate}}:uses {}", fleet.good.id));
+    fleet.copy_as("own");
+    assert_eq!(is_used(&fleet), ":0");
+    other.copy_as("files");
+    fleet.put_back(Some(other.copied("files")));
+    fleet.is_held();
+    let whose = format!("the key store is fleet {}'s", fleet.redis.value("GET {keygate}:fleet_id").unwrap());
+    eventually("its sink waits", || {
+        let report = fleet.gateway.admin_page("/readyz?verbose").text();
+        report.lines().any(|line| line.starts_with("[sink accounts] failing") && line.contains(&whose)).then_some(())
+    });
+    assert_eq!(is_used(&fleet), ":0");
+    fleet.put_back(Some(fleet.copied("own")));
+    eventually("it tells what it had to tell", || (is_used(&fleet) == ":1").then_some(()));
+    fleet.follows();
 }
 
 #[test]
