@@ -64,8 +64,15 @@ pub fn is_adopted(connection: &Connection, held: &Held) -> Result<bool, StoreErr
     Ok(lines.is_some_and(|lines| lines.lines().any(|line| Held::parse(line) == Some(*held))))
 }
 
-/// Another history was found in the file: settling begins anew, for everybody.
+/// Another history was found in the file: settling begins anew, for everybody. Nothing is written into a file whose pages are of
+/// two histories: a copy that is put over one in use goes on with the write-ahead log of the other.
 pub fn note_fork(connection: &Connection) -> Result<(), StoreError> {
+    let found: Option<String> = one_row(connection, "PRAGMA integrity_check(1)", [], |row| rows::column(row, 0))?;
+    if let Some(damage) = found.filter(|found| found != "ok") {
+        return Err(StoreError::Unavailable(format!(
+            "the database is damaged ({damage}), as when a copy was put over it while it was in use: stop every gateway, remove the files beside it whose names end in -wal and -shm, put a copy in its place, and start them again"
+        )));
+    }
     let fork = getrandom::u64().map_err(|error| StoreError::Unavailable(format!("no random numbers: {error}")))?;
     put(connection, FORK, &format!("{fork:016x}"))
 }

@@ -2,6 +2,7 @@
 //! (protocols I4, I5; the manual's page `store_loss`).
 
 mod commands;
+mod file;
 mod manual;
 mod stores;
 
