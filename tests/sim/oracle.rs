@@ -83,6 +83,8 @@ pub struct Oracle {
     heard: HashMap<Process, HashMap<u64, True>>,
     refused: HashSet<(Process, Digest)>,
     known: HashMap<Process, HashSet<Digest>>,
+    /// Who loads another store than the one that it knew: what only that one had goes, at a time of its own.
+    renewing: HashSet<Process>,
     /// Whose keys each process knows, and knew before.
     fleets: HashMap<Process, Vec<FleetId>>,
     pub accepted: u64,
@@ -128,6 +130,11 @@ impl Oracle {
 
     /// A machine's row has told `position`, which its server holds.
     pub fn confirm(&mut self, now: True, process: Process, site: usize, position: Position) {
+        if self.renewing.remove(&process)
+            && let Some(known) = self.known.get_mut(&process)
+        {
+            known.retain(|digest| self.logs[site].made(digest).is_some());
+        }
         let (last, confirmed) = self.confirmed.entry(process.machine).or_default();
         if *last != position {
             *last = position;
@@ -178,6 +185,7 @@ impl Oracle {
         self.fleets.entry(process).or_default().push(fleet);
         self.known.remove(&process);
         self.own.remove(&process);
+        self.renewing.insert(process);
     }
 
     pub fn fleet_of(&self, process: Process) -> Option<FleetId> {
@@ -257,7 +265,8 @@ impl Oracle {
     }
 
     fn is_known(&self, witness: &Witness, digest: &Digest) -> bool {
-        self.known.get(&witness.process).is_some_and(|known| known.contains(digest))
+        let is_there = !self.renewing.contains(&witness.process) || self.logs[witness.site].made(digest).is_some();
+        is_there && self.known.get(&witness.process).is_some_and(|known| known.contains(digest))
     }
 
     fn judge_accepted(&mut self, now: True, witness: &Witness, digest: &Digest, saying: &Saying) -> Result<(), String> {
