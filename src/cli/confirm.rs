@@ -7,7 +7,7 @@ use crate::store::{Copies, Record};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How long a command that ends something waits for the gateways.
+/// How long a command that changes something waits for the gateways.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Wait {
     /// Do not wait for the gateways to confirm.
@@ -19,12 +19,6 @@ pub struct Wait {
 }
 
 // === impl Wait ===
-
-impl Default for Wait {
-    fn default() -> Self {
-        Self { no_wait: false, timeout: Duration::from_secs(5) }
-    }
-}
 
 impl Wait {
     /// Waits until every gateway has acted on `written`, which has just been written, and says what is known then: `done` is

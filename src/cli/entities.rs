@@ -34,6 +34,8 @@ pub enum Command {
         /// Do not ask.
         #[arg(long)]
         yes: bool,
+        #[command(flatten)]
+        wait: Wait,
     },
 }
 
@@ -59,7 +61,7 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
             show(output, &[entity], false)?;
         }
         Command::List => show(output, &manage.entities()?, true)?,
-        Command::Delete { code, yes } => {
+        Command::Delete { code, yes, wait } => {
             let entity = manage.entity(code)?;
             let keys = manage.keys(Some(entity.id))?.len();
             let question = format!("delete entity {code} ({}) and end its {keys} keys, for good", entity.name);
@@ -67,7 +69,7 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
                 return Ok(exit::usage());
             }
             let deleted = manage.delete_entity(code)?;
-            return Ok(Wait::default().tell(&manage, "deleted", &Record::Entity(deleted)));
+            return Ok(wait.tell(&manage, "deleted", &Record::Entity(deleted)));
         }
     }
     Ok(exit::DONE)

@@ -102,6 +102,31 @@ fn i12_a_gateway_that_does_not_answer_is_named_with_the_time_until_which_it_may_
 }
 
 #[test]
+fn i12_every_command_that_changes_keys_waits_as_long_as_it_is_told() {
+    let (first, second) = fleet(&Upstream::named("erp"));
+    let (rotated, updated) = (first.key(&["orders:read"]), first.key(&["orders:read"]));
+    second.signal("STOP");
+    let create = ["keys", "create", "--entity", "acme", "--name", "n", "--mode", "live", "--scope", "orders:read"];
+    let digest = "ab".repeat(32);
+    let import = [&["keys", "import", "--sha256", &digest], &create[2..]].concat();
+    let (rotate, update) = (["keys", "rotate", &rotated.id], ["keys", "update", &updated.id, "--name", "other"]);
+    let delete = ["entities", "delete", "acme", "--yes"];
+    let commands: [&[&str]; 5] = [&create, &import, &rotate, &update, &delete];
+    for command in commands {
+        // The second time round an import and a deletion have nothing left to change.
+        let more: &[&str] = if command == delete { &["--timeout", "100ms"] } else { &["--no-wait"] };
+        let (code, words) = said(&first.run(&[command, more].concat()));
+        match more {
+            ["--no-wait"] => {
+                assert!(code == Some(0) && words.contains("; not waited for: "), "{command:?}: {code:?} {words}")
+            }
+            _ => assert!(code == Some(75) && words.contains("edge-2 ("), "{command:?}: {code:?} {words}"),
+        }
+    }
+    second.signal("CONT");
+}
+
+#[test]
 fn i12_without_a_gateway_the_store_alone_holds_the_change() {
     let mut gateway = Gateway::before(&Upstream::named("erp"));
     let key = gateway.key(&["orders:read"]);

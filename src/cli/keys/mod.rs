@@ -43,6 +43,8 @@ pub enum Command {
         /// End the old key sooner, once it was not used for so long on any gateway, refused calls included.
         #[arg(long, value_name = "TIME", value_parser = values::duration)]
         until_quiet: Option<Duration>,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// End a key, at once and for good.
     Revoke {
@@ -111,6 +113,8 @@ pub struct CreateArgs {
     /// You know that an elevated scope can do lasting harm.
     #[arg(long)]
     acknowledge_elevated: bool,
+    #[command(flatten)]
+    wait: Wait,
 }
 
 /// What to change.
@@ -133,6 +137,8 @@ pub struct UpdateArgs {
     /// You know that an elevated scope can do lasting harm.
     #[arg(long)]
     acknowledge_elevated: bool,
+    #[command(flatten)]
+    wait: Wait,
 }
 
 /// Read here and not by the argument parser, whose error would show a key that was given by mistake.
@@ -183,8 +189,8 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
         Command::List { entity } => session.list(entity.as_deref()),
         Command::Show { id } => session.show(&session.manage.key(key_id(id)?)?),
         Command::Update(args) => session.update(args),
-        Command::Rotate { id, overlap, until_quiet } => {
-            session.rotate(key_id(id)?, Overlap { time: *overlap, until_quiet: *until_quiet })
+        Command::Rotate { id, overlap, until_quiet, wait } => {
+            session.rotate(key_id(id)?, Overlap { time: *overlap, until_quiet: *until_quiet }, *wait)
         }
         Command::Revoke { id, yes, wait } => session.revoke(key_id(id)?, *yes, *wait),
         Command::Usage(args) => session.usage(args, config),
@@ -198,20 +204,20 @@ pub fn run(command: &Command, config: &Config, output: Output) -> Result<ExitCod
 impl Session<'_> {
     fn create(&self, args: &CreateArgs) -> Result<ExitCode, Failure> {
         let created = self.manage.create_key(args.new_key(self.now)?)?;
-        self.show_created(&created, "created", &created.record)
+        self.show_created(&created, "created", &created.record, args.wait)
     }
 
     fn import(&self, args: &CreateArgs, digest: Digest) -> Result<ExitCode, Failure> {
         let (key, warnings) = self.manage.import_key(&ImportKey { new: args.new_key(self.now)?, digest })?;
         warn(&warnings);
-        let code = self.confirmed("imported", &key);
+        let code = self.confirmed("imported", &key, args.wait);
         self.show(&key)?;
         Ok(code)
     }
 
     /// Waits for the gateways, and says which have acted on the change that made `key` what it is.
-    fn confirmed(&self, done: &str, key: &KeyRecord) -> ExitCode {
-        Wait::default().tell(&self.manage, done, &Record::Key(key.clone()))
+    fn confirmed(&self, done: &str, key: &KeyRecord, wait: Wait) -> ExitCode {
+        wait.tell(&self.manage, done, &Record::Key(key.clone()))
     }
 
     fn list(&self, entity: Option<&str>) -> Result<ExitCode, Failure> {
@@ -264,18 +270,18 @@ impl Session<'_> {
         };
         let (key, warnings) = self.manage.update_key(key_id(&args.id)?, &update)?;
         warn(&warnings);
-        let code = self.confirmed("updated", &key);
+        let code = self.confirmed("updated", &key, args.wait);
         self.show(&key)?;
         Ok(code)
     }
 
-    fn rotate(&self, id: KeyId, overlap: Overlap) -> Result<ExitCode, Failure> {
+    fn rotate(&self, id: KeyId, overlap: Overlap, wait: Wait) -> Result<ExitCode, Failure> {
         let (created, old) = self.manage.rotate_key(id, overlap)?;
         if overlap.until_quiet.is_some_and(|quiet| quiet >= overlap.time) {
             say!("warning: the overlap ends before the key can have been quiet for so long; give a longer --overlap");
         }
         let end = if overlap.time.is_zero() { "has ended".to_owned() } else { format!("works until {}", end_of(&old)) };
-        self.show_created(&created, &format!("rotated: {id} {end}, its successor is"), &old)
+        self.show_created(&created, &format!("rotated: {id} {end}, its successor is"), &old, wait)
     }
 
     fn revoke(&self, id: KeyId, yes: bool, wait: Wait) -> Result<ExitCode, Failure> {
@@ -291,7 +297,7 @@ impl Session<'_> {
                 (format!("{id} had been revoked at {} already; revoked", output::show_time(key.revoked_at)), key)
             }
         };
-        let code = wait.tell(&self.manage, &done, &Record::Key(key.clone()));
+        let code = self.confirmed(&done, &key, wait);
         if self.output != Output::Table {
             output::line(self.value(&key)?)?;
         }
@@ -299,11 +305,11 @@ impl Session<'_> {
     }
 
     /// Shows a new key once `last`, what was written last, is confirmed: alone on stdout for a script, with words around it for a person.
-    fn show_created(&self, created: &Created, word: &str, last: &KeyRecord) -> Result<ExitCode, Failure> {
+    fn show_created(&self, created: &Created, word: &str, last: &KeyRecord, wait: Wait) -> Result<ExitCode, Failure> {
         warn(&created.warnings);
         let text = created.text.expose();
         let (id, name) = (created.record.id, output::printable(&created.record.name));
-        let code = self.confirmed(&format!("{word} {id} '{name}'"), last);
+        let code = self.confirmed(&format!("{word} {id} '{name}'"), last, wait);
         if self.output != Output::Table {
             let mut value = self.value(&created.record)?;
             if let Value::Object(object) = &mut value {
