@@ -2,6 +2,7 @@
 
 use super::settle::FileId;
 use super::{StoreError, accounts, changes, fleet, number, roster, unavailable};
+use crate::clock::monotonic;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -13,6 +14,8 @@ const APPLICATION_ID: i64 = 0x61_72_6b_01;
 const SCHEMA_VERSION: i64 = 1;
 /// How long a writer waits for another: mutations take a millisecond.
 const BUSY: Duration = Duration::from_secs(5);
+/// Between two attempts where SQLite does not wait by itself.
+const BUSY_REST: Duration = Duration::from_millis(2);
 
 /// `version` is the row's own number, so that a load by version reads the table from front to back.
 const SCHEMA: &str = "
@@ -75,14 +78,29 @@ pub fn open(path: &Path) -> Result<Connection, StoreError> {
     check_ours(&connection, path)?;
     // The file holds no secret, but who may read it may learn who the customers are.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|error| io_refused(path, &error))?;
+    log_ahead(&connection).map_err(|error| cannot_use(path, &error))?;
     connection
-        .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
+        .execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
         .map_err(|error| cannot_use(path, &error))?;
     make_schema(&connection, path)?;
     add_to_schema(&connection, path)?;
     fleet::begin_for_older(&connection)?;
     look_for_loss(&connection, path)?;
     Ok(connection)
+}
+
+/// Has the file written ahead to a log. A new one, and one that was restored, may be found without by several at once: of
+/// these SQLite refuses all but one, and does not wait as it does elsewhere.
+fn log_ahead(connection: &Connection) -> rusqlite::Result<()> {
+    let until = monotonic() + BUSY;
+    loop {
+        match connection.execute_batch("PRAGMA journal_mode = WAL") {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && monotonic() < until => {
+                std::thread::sleep(BUSY_REST);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// A file that lacks what a gateway has read here is an older one that was put back, perhaps under the same inode, or one that
@@ -217,4 +235,24 @@ fn cannot_use(path: &Path, error: &rusqlite::Error) -> StoreError {
 
 fn io_refused(path: &Path, error: &std::io::Error) -> StoreError {
     StoreError::Refused(format!("{}: {error}; the store's directory must be writable by this user", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_finds_a_restored_file_without_its_log_waits_for_whoever_writes_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keygate.db");
+        let other = open(&path).unwrap();
+        other.execute_batch("PRAGMA journal_mode = DELETE; BEGIN IMMEDIATE").unwrap();
+        std::thread::scope(|scope| {
+            let opened = scope.spawn(|| open(&path).map(drop));
+            std::thread::sleep(Duration::from_millis(100));
+            assert!(!opened.is_finished());
+            other.execute_batch("COMMIT").unwrap();
+            opened.join().unwrap().unwrap();
+        });
+    }
 }
