@@ -77,6 +77,7 @@ pub fn prove(servers: &mut impl Servers, ends: &[End], rate: u32) {
 /// Moves the keys' slot between the nodes of a cluster, once for each of `rests`, which is how long it rests between a few keys.
 pub fn prove_moves(cluster: &Cluster, rests: &[Duration], rate: u32) {
     let scene = Scene::start(&cluster.url());
+    let mut refused_in_all = 0;
     for &rest in rests {
         let from = cluster.owner();
         let to = (0..3).find(|node| *node != from).unwrap();
@@ -100,13 +101,15 @@ pub fn prove_moves(cluster: &Cluster, rests: &[Duration], rate: u32) {
         println!(
             "the slot was moved: a change was in force {took:?} after that; {refused} changes were refused meanwhile"
         );
-        assert!(refused > 0);
+        refused_in_all += refused;
         assert!(took <= CHANGES_WITHIN, "{took:?}");
         let [head, length] = ["GET {keygate}:head", "XLEN {keygate}:log"].map(|words| cluster.ask(to, words).concat());
         assert_eq!(head.split(' ').next(), Some(&*length), "half a change was made");
         let said = scene.gateway.log_text();
         assert!(!said.contains("panicked") && !said.contains("has lost changes"), "{said}");
     }
+    // A quick move may pass between two changes; not every one of them does.
+    assert!(refused_in_all > 0);
 }
 
 // === impl Scene ===
