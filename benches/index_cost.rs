@@ -57,7 +57,7 @@ fn line(number: usize, keys: usize) -> String {
             r#""ts":"{ts}","request_id":"req_01KAYQ3Z5N{number:016}","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","#,
             r#""client_ip":"198.51.{a}.{b}","peer_ip":"198.51.{a}.{b}","method":"{method}","host":"api.example.com","#,
             r#""path":"/v1/entities/0190c0de-0000-7000-8000-{key:012}/{resource}/{number}","#,
-            r#""route":"/v1/entities/{{entity_id}}/{resource}/**","protocol":"HTTP/1.1","user_agent":"acme-sync/4.2 (linux; x64)","#,
+            r#""route":"/v1/entities/{{entity_id}}/{resource}/**","protocol":"HTTP/1.1","user_agent":"acme-sync/4.2 (linux; x64)","client_identity":null,"#,
             r#""key_id":"key_01KAYQ3Z5N{key:016}","key_name":"integration {key}","#,
             r#""entity_id":"0190c0de-0000-7000-8000-{key:012}","mode":"live","decision":"{decision}","reason":{reason},"#,
             r#""status":{status},"bytes_in":0,"bytes_out":1432,"duration_us":2391,"upstream":"erp","upstream_us":2188,"#,

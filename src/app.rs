@@ -1,5 +1,6 @@
 //! The composition root: a [`Config`] becomes a running gateway. Binds, spawns workers, follows the store, drains.
 
+mod certificates;
 mod sinks;
 
 use crate::admin::{self, ControlPlane};
@@ -158,6 +159,7 @@ impl Gateway {
         let workers = spawn_workers(&config, bound, &shared, tellers, cuts, &stopped)?;
         let control = control_plane(admin_listener, &state)?;
         let admin = control.1;
+        certificates::watch(&control.0, &config.server.listen, &state.clock);
         spawn_filler(follower.filler(asked))?;
         let follower = spawn_follower(follower, Arc::clone(&state))?;
         let control = control.0;
@@ -299,6 +301,7 @@ fn spawn_workers(
             spread: Spread { mine: index, open: Arc::clone(&open), senders: Arc::clone(&senders) },
             limits: config.server.limits.clone(),
             connections_max: config.server.limits.connections_max.div_ceil(workers),
+            handshakes_max: config.server.limits.handshakes_max.div_ceil(workers),
             shared: Arc::clone(shared),
             recorder: tellers.recorder,
             events: tellers.events,

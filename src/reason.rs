@@ -25,6 +25,7 @@ pub enum Code {
     HeadersTooLarge,
     RequestTimeout,
     ExpectationFailed,
+    MisdirectedRequest,
     KeyStoreUnavailable,
     AuditUnavailable,
     Overloaded,
@@ -54,6 +55,7 @@ impl Code {
             Self::HeadersTooLarge => "headers_too_large",
             Self::RequestTimeout => "request_timeout",
             Self::ExpectationFailed => "expectation_failed",
+            Self::MisdirectedRequest => "misdirected_request",
             Self::KeyStoreUnavailable => "key_store_unavailable",
             Self::AuditUnavailable => "audit_unavailable",
             Self::Overloaded => "overloaded",
@@ -78,6 +80,7 @@ impl Code {
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::ExpectationFailed => StatusCode::EXPECTATION_FAILED,
+            Self::MisdirectedRequest => StatusCode::MISDIRECTED_REQUEST,
             Self::KeyStoreUnavailable | Self::AuditUnavailable | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
@@ -100,6 +103,7 @@ impl Code {
             | Self::HeadersTooLarge
             | Self::RequestTimeout
             | Self::ExpectationFailed
+            | Self::MisdirectedRequest
             | Self::InternalError => 13,
         }
     }
@@ -121,7 +125,8 @@ impl Code {
             | Self::UriTooLong
             | Self::HeadersTooLarge
             | Self::RequestTimeout
-            | Self::ExpectationFailed => "validation_error",
+            | Self::ExpectationFailed
+            | Self::MisdirectedRequest => "validation_error",
             Self::KeyStoreUnavailable
             | Self::AuditUnavailable
             | Self::Overloaded
@@ -187,6 +192,8 @@ reasons! {
     MethodForbidden = "method_forbidden" => MethodNotAllowed, "This method is not allowed.";
     /// `Expect` other than `100-continue`.
     ExpectationUnknown = "expectation_failed" => ExpectationFailed, "The only supported expectation is 100-continue.";
+    /// The authority is another host's than the TLS connection is for.
+    Misdirected = "misdirected_request" => MisdirectedRequest, "This connection was made for another host; use a connection of its own for this one.";
 
     // Limits.
     /// The request target is longer than `limits.target_max`.

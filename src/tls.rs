@@ -1,4 +1,7 @@
-//! TLS towards a server: whom to trust, what to show, and why it failed, in words. No check of a certificate can be left out.
+//! TLS: whom to trust, what to show, and why it failed, in words. No check of a certificate can be left out. What clients
+//! connect to is set up by `server::tls`.
+
+pub mod x509;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::{self, PemObject as _};
@@ -9,6 +12,7 @@ use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use x509::Facts;
 
 /// What to ask oneself when a server hangs up on a gateway that showed no certificate.
 const PERHAPS_UNKNOWN: &str = "; does it want a client certificate (client_cert, client_key)?";
@@ -136,6 +140,11 @@ impl Roots {
         added.map_err(|error| unusable(&error))?;
         Ok(Self { certificates: certificates.into(), store: Arc::new(store) })
     }
+
+    /// As rustls takes them.
+    pub const fn store(&self) -> &Arc<RootCertStore> {
+        &self.store
+    }
 }
 
 impl fmt::Debug for Roots {
@@ -156,6 +165,15 @@ impl Chain {
         let parsed = chain.iter().try_for_each(|certificate| ParsedCertificate::try_from(certificate).map(drop));
         parsed.map_err(|error| unusable(&error))?;
         Ok(Self(chain))
+    }
+
+    /// What its first certificate says.
+    ///
+    /// # Errors
+    /// As of [`Roots::parse`].
+    pub fn facts(&self) -> Result<Facts, String> {
+        let facts = self.0.first().and_then(|certificate| Facts::read(certificate));
+        facts.ok_or_else(|| "has a certificate whose names and times cannot be read".to_owned())
     }
 }
 
@@ -178,15 +196,22 @@ impl Key {
 // === impl Identity ===
 
 impl Identity {
+    /// `cert` is the setting that names the chain.
+    ///
     /// # Errors
     /// As of [`Roots::parse`], when the key is another certificate's or of an unknown kind.
-    pub fn new(chain: Chain, key: Key) -> Result<Self, String> {
+    pub fn new(chain: Chain, key: Key, cert: &str) -> Result<Self, String> {
         CertifiedKey::from_der(chain.0, key.0, &provider()).map(|key| Self(Arc::new(key))).map_err(
             |error| match error {
-                rustls::Error::InconsistentKeys(_) => "is not the key of the certificate in client_cert".to_owned(),
+                rustls::Error::InconsistentKeys(_) => format!("is not the key of the certificate in {cert}"),
                 error => format!("has a private key that cannot be used: {error}"),
             },
         )
+    }
+
+    /// As rustls takes it.
+    pub const fn certified(&self) -> &Arc<CertifiedKey> {
+        &self.0
     }
 }
 
@@ -196,7 +221,7 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Where all of our cryptography towards servers comes from.
+/// Where all of our cryptography comes from.
 pub fn provider() -> CryptoProvider {
     aws_lc_rs::default_provider()
 }

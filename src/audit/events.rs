@@ -22,6 +22,18 @@ pub enum Cause {
     ProxyUntrusted,
     ProxyHeaderMissing,
     ProxyHeaderMalformed,
+    /// The first byte is none of TLS.
+    NotTls,
+    /// The client went away in the middle of a TLS handshake.
+    TlsBrokenOff,
+    /// What the client said in its TLS handshake is no such thing.
+    TlsMalformed,
+    /// No version, cipher, signature or protocol is known to both sides.
+    TlsUnsupported,
+    /// The client gave up by a TLS alert: it does not trust the certificate, as a rule.
+    TlsRefused,
+    /// The client's certificate is missing, of nobody who may vouch for it, or has run out.
+    TlsClientCertificate,
 }
 
 /// One worker's counts of connections that ended without a request, by cause; told to the journal once a second.
@@ -72,7 +84,7 @@ pub struct Changes {
 // === impl Cause ===
 
 impl Cause {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 16] = [
         Self::Unparseable,
         Self::HeadTooLarge,
         Self::HeadTimeout,
@@ -83,6 +95,12 @@ impl Cause {
         Self::ProxyUntrusted,
         Self::ProxyHeaderMissing,
         Self::ProxyHeaderMalformed,
+        Self::NotTls,
+        Self::TlsBrokenOff,
+        Self::TlsMalformed,
+        Self::TlsUnsupported,
+        Self::TlsRefused,
+        Self::TlsClientCertificate,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -97,6 +115,12 @@ impl Cause {
             Self::ProxyUntrusted => "proxy_untrusted",
             Self::ProxyHeaderMissing => "proxy_header_missing",
             Self::ProxyHeaderMalformed => "proxy_header_malformed",
+            Self::NotTls => "not_tls",
+            Self::TlsBrokenOff => "tls_broken_off",
+            Self::TlsMalformed => "tls_malformed",
+            Self::TlsUnsupported => "tls_unsupported",
+            Self::TlsRefused => "tls_refused",
+            Self::TlsClientCertificate => "tls_client_certificate",
         }
     }
 }

@@ -86,6 +86,8 @@ impl<'a> Fields<'a> {
             key_id: {
                 scanner.text_at(br#","protocol":"#)?;
                 scanner.text_at(br#","user_agent":"#)?;
+                // Records of before it was one have none.
+                _ = scanner.text_at(br#","client_identity":"#);
                 scanner.text_at(br#","key_id":"#)?
             },
             entity_id: scanner.text_at(br#","key_name":"#).and_then(|_| scanner.text_at(br#","entity_id":"#))?,
@@ -400,7 +402,7 @@ mod tests {
     use serde_json::Value as Json;
     use std::rc::Rc;
 
-    const NAMES: [&str; 24] = [
+    const NAMES: [&str; 25] = [
         "ts",
         "request_id",
         "client_ip",
@@ -422,6 +424,7 @@ mod tests {
         "bytes_in",
         "key_name",
         "user_agent",
+        "client_identity",
         "upstream",
         "host",
         "protocol",
@@ -476,6 +479,7 @@ mod tests {
             "route",
             "protocol",
             "user_agent",
+            "client_identity",
             "key_id",
             "key_name",
             "entity_id",
@@ -543,7 +547,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_read_in_order_is_what_is_read_in_any(texts in vec(string(), 17), numbers in vec(any::<Option<u64>>(), 5)) {
+        fn what_is_read_in_order_is_what_is_read_in_any(texts in vec(string(), 18), numbers in vec(any::<Option<u64>>(), 5)) {
             let line = in_order(&texts, &numbers);
             let line = line.trim_end();
             let fields = Fields::read_in_order(line).expect("the order of a request");

@@ -19,6 +19,7 @@ const USER_AGENT_MAX: usize = 120;
 const NAME_MAX: usize = 64;
 const ROUTE_MAX: usize = 200;
 const QUERY_MAX: usize = 200;
+const IDENTITY_MAX: usize = 160;
 /// The reason in the record of a request that was under way when its gateway died.
 pub const GATEWAY_DIED: &str = "gateway_died";
 
@@ -39,6 +40,7 @@ pub struct Pending {
     host: Option<HeaderValue>,
     target: Option<PathAndQuery>,
     user_agent: Option<HeaderValue>,
+    client_identity: Option<Arc<str>>,
     version: Version,
     principal: Option<Arc<Principal>>,
     route: Option<Arc<str>>,
@@ -68,6 +70,7 @@ impl Pending {
             host: None,
             target: None,
             user_agent: None,
+            client_identity: None,
             version: Version::HTTP_11,
             principal: None,
             route: None,
@@ -97,6 +100,11 @@ impl Pending {
     pub const fn set_addresses(&mut self, client: IpAddr, peer: IpAddr) {
         self.client_ip = Some(client);
         self.peer_ip = Some(peer);
+    }
+
+    /// Whom the certificate names that the client has shown.
+    pub fn set_client_identity(&mut self, identity: Option<&Arc<str>>) {
+        self.client_identity = identity.map(Arc::clone);
     }
 
     /// The canonical target; its query is never written.
@@ -223,6 +231,12 @@ impl Pending {
         text_or_null(object, "route", self.route.as_ref().map(|route| route.as_bytes()), ROUTE_MAX);
         object.plain("protocol", protocol(self.version));
         text_or_null(object, "user_agent", self.user_agent.as_ref().map(HeaderValue::as_bytes), USER_AGENT_MAX);
+        text_or_null(
+            object,
+            "client_identity",
+            self.client_identity.as_ref().map(|name| name.as_bytes()),
+            IDENTITY_MAX,
+        );
     }
 
     fn encode_key(&self, object: &mut ObjectWriter<'_>) {

@@ -1,9 +1,11 @@
 //! `keygate check`: all mistakes of gateway.toml at once, or what it means.
 
 use super::exit;
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::policy::Access;
 use crate::server::Listen;
+use crate::server::tls::watch::near_end;
 use crate::store::{Settings, redis};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -31,6 +33,14 @@ fn warn(config: &Config) {
     if let Settings::Redis { url } = &config.store {
         redis::warnings(url).iter().for_each(|warning| say!("warning: {warning}"));
     }
+    let now = Clock::system().now();
+    let certificates =
+        config.server.listen.iter().filter_map(|listen| listen.tls.as_ref()).flat_map(|tls| tls.certificates());
+    for (cert, facts) in certificates {
+        if let Some(warning) = near_end(&facts, now) {
+            say!("warning: {cert}: the certificate {warning}");
+        }
+    }
 }
 
 /// What an operator wants to see once more: where it listens, and what is open.
@@ -48,6 +58,7 @@ fn summary(config: &Config) -> String {
 }
 
 fn listening(listen: &Listen) -> String {
+    let tls = if listen.tls.is_some() { " (TLS)" } else { "" };
     let proxies = if listen.proxies.is_some() { " (PROXY protocol)" } else { "" };
-    format!("{}{proxies}", listen.address)
+    format!("{}{tls}{proxies}", listen.address)
 }

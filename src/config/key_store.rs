@@ -105,7 +105,7 @@ fn identity(
     let path = dir.join(&key.value);
     let key = section.read(key, |path| read_pem(path, dir, Key::parse));
     let (Some(chain), Some(key)) = (chain, key) else { return None };
-    let identity = Identity::new(chain.value, key.value);
+    let identity = Identity::new(chain.value, key.value, "client_cert");
     let told = identity.map_err(|message| {
         section.report().add(Diagnostic::new(key.span, format!("{} {message}", path.display())));
     });

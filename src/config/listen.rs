@@ -1,5 +1,7 @@
 //! `[[listen]]`: where clients connect, and how.
 
+mod tls;
+
 use super::diagnostics::Diagnostic;
 use super::reader::{Located, Section};
 use super::sections::socket_address;
@@ -34,8 +36,9 @@ pub fn listen(root: &mut Section<'_, '_>, admin: SocketAddr, dir: &Path, trusted
             if let Address::Unix(_) = address.value {
                 refuse_tls(&mut section);
             }
+            let tls = tls::tls(&mut section, protocols, dir);
             let proxies = proxies.is_some().then(|| trusted.clone());
-            listens.push(Listen { address: address.value.clone(), protocols, proxies });
+            listens.push(Listen { address: address.value.clone(), protocols, proxies, tls });
             known.push(address);
         }
         section.finish();
@@ -46,10 +49,11 @@ pub fn listen(root: &mut Section<'_, '_>, admin: SocketAddr, dir: &Path, trusted
     listens
 }
 
-/// `protocols`: what clients may speak; HTTP/1.1 alone unless it is said.
+/// `protocols`: what clients may speak. Unless it is said both where they can choose, which is with TLS, and HTTP/1.1 alone
+/// elsewhere.
 fn protocols(section: &mut Section<'_, '_>) -> Protocols {
     if !section.has("protocols") {
-        return Protocols::HTTP1;
+        return if section.has("tls") { Protocols::BOTH } else { Protocols::HTTP1 };
     }
     let given = section.list("protocols", |text| Ok(text.to_owned()));
     if given.is_empty() {

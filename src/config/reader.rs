@@ -8,7 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Settings of the product that this version does not have: refused by name, not as a typing mistake.
-const NOT_YET: [&str; 4] = ["tls", "lease", "upgrades", "tiers"];
+const NOT_YET: [&str; 3] = ["lease", "upgrades", "tiers"];
 
 /// A table that is being read.
 pub struct Section<'r, 't> {

@@ -187,6 +187,7 @@ pub fn limits(mut section: Section<'_, '_>) -> Limits {
     let upstream_head = deadline("upstream_head", proxy.upstream_head);
     let upstream_idle = deadline("upstream_idle", proxy.upstream_idle);
     let connections_max = count(section.number("connections_max", 1..=1_000_000), server.connections_max);
+    let handshakes_max = count(section.number("handshakes_max", 1..=100_000), server.handshakes_max);
     let streams_max = section.number("streams_max", 1..=10_000).and_then(|max| u32::try_from(max).ok());
     let head_bytes_max = count(section.size("head_max", 1024..=256 * 1024), server.head_bytes_max);
     let head_fields_max = count(section.number("fields_max", 8..=1000), server.head_fields_max);
@@ -200,6 +201,7 @@ pub fn limits(mut section: Section<'_, '_>) -> Limits {
             head_bytes_max,
             head_fields_max,
             handshake_timeout,
+            handshakes_max,
             head_timeout,
             streams_max: streams_max.unwrap_or(server.streams_max),
             idle_timeout,

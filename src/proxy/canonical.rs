@@ -127,7 +127,7 @@ fn is_host(host: &[u8]) -> bool {
 }
 
 /// Splits `host:port`; a colon inside brackets belongs to the address.
-fn split_port(host: &[u8]) -> (&[u8], Option<&[u8]>) {
+pub(super) fn split_port(host: &[u8]) -> (&[u8], Option<&[u8]>) {
     match host.iter().rposition(|byte| *byte == b':') {
         Some(colon) if !host.ends_with(b"]") => {
             let (name, port) = host.split_at(colon);

@@ -137,6 +137,7 @@ impl Refusal {
             | Code::HeadersTooLarge
             | Code::RequestTimeout
             | Code::ExpectationFailed
+            | Code::MisdirectedRequest
             | Code::KeyStoreUnavailable
             | Code::AuditUnavailable
             | Code::Overloaded

@@ -107,7 +107,7 @@ impl Service {
         let addr = client_addr::decide(downstream.peer, &head.headers, &self.shared.settings.trusted_proxies);
         let mut arrival = Arrival::new(&mut head, addr, downstream, now);
         // From here every way out leaves a record.
-        let exchange = match caught_now(|| self.open(&head, &arrival, in_flight)) {
+        let exchange = match caught_now(|| self.open(&head, &arrival, downstream, in_flight)) {
             Ok(Ok(exchange)) => exchange,
             Ok(Err(audit::Unavailable::Slots)) => return arrival.refuse(Reason::Overloaded),
             Ok(Err(audit::Unavailable::Journal)) | Err(Panicked) => return arrival.refuse(Reason::AuditUnavailable),
@@ -116,7 +116,7 @@ impl Service {
         if self.shared.authenticator.may_lack() {
             opened = Box::pin(self.fill(opened, &mut arrival)).await;
         }
-        let response = match caught_now(|| self.prepare(opened, &arrival)) {
+        let response = match caught_now(|| self.prepare(opened, &arrival, downstream)) {
             Ok(Prepared::Call(call)) => {
                 let run = caught(call.run(&self.shared.settings.limits, &self.deadlines, &arrival));
                 match Box::pin(run).await {
@@ -152,10 +152,10 @@ impl Service {
     }
 
     /// From the head to an upstream request that may be sent, or the refusal.
-    fn prepare(&self, opened: Opened, arrival: &Arrival) -> Prepared {
+    fn prepare(&self, opened: Opened, arrival: &Arrival, downstream: &Downstream) -> Prepared {
         let Opened { head, incoming, addr, mut exchange } = opened;
         let forwarded = Forwarded::take(&head.headers, arrival.addr);
-        let (judged, permit) = match self.admit(head, addr, arrival, &mut exchange) {
+        let (judged, permit) = match self.admit(head, addr, arrival, downstream, &mut exchange) {
             Ok(admitted) => admitted,
             Err(refusal) => return Prepared::Refused(exchange.refuse(refusal, arrival)),
         };
@@ -171,11 +171,13 @@ impl Service {
         &self,
         head: &request::Parts,
         arrival: &Arrival,
+        downstream: &Downstream,
         in_flight: &Rc<InFlight>,
     ) -> Result<Exchange, audit::Unavailable> {
         let mut pending = self.recorder.begin(arrival.now)?;
         pending.set_request(head, arrival.request_id.to_header(), arrival.trace.id);
         pending.set_addresses(arrival.addr.client, arrival.addr.peer);
+        pending.set_client_identity(downstream.identity());
         Ok(Exchange::new(pending, Rc::clone(&self.worker), Rc::clone(in_flight)))
     }
 
@@ -186,12 +188,14 @@ impl Service {
         head: request::Parts,
         addr: Result<ClientAddr, Reason>,
         arrival: &Arrival,
+        downstream: &Downstream,
         exchange: &mut Exchange,
     ) -> Result<(Judged, Permit), Refusal> {
         let shared = &*self.shared;
         let mut judged = Judged::judge(head, shared.head_limits, shared.authenticator.prefix())?;
         exchange.pending().set_target(&judged.target);
         let addr = addr?;
+        downstream.check_host(&judged.host)?;
         let presented = auth::credential::take(&mut judged.headers, shared.authenticator.prefix())?;
         let found = shared.routes.find(judged.path());
         if let Some(route) = found.as_ref().map(|found| found.route).filter(|route| route.is_public()) {

@@ -1,7 +1,7 @@
 //! The byte stream under a connection, to a client or to an upstream.
 
 use std::cell::RefCell;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -38,6 +38,21 @@ impl Stream {
         read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
+    /// Tells a TLS peer that nothing more comes, if the socket takes that now: an end without it looks cut off.
+    pub fn say_end(&mut self) {
+        let Self::Tls(stream) = self else { return };
+        let TlsStream::Server(stream) = &mut **stream else { return };
+        let (socket, session) = stream.get_mut();
+        session.send_close_notify();
+        // Whoever does not take it goes without.
+        while session.wants_write() && session.write_tls(&mut Now(socket)).is_ok_and(|bytes| bytes > 0) {}
+    }
+
+    /// What was written may not have gone to the kernel yet: only a flush tells whether the peer takes it.
+    pub const fn is_buffering(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
     /// Closing it from now on drops what the kernel still holds, and tells the peer by a reset. A Unix socket knows neither.
     pub fn reset_on_close(&self) {
         // Closed either way, by a reset or without one.
@@ -46,6 +61,19 @@ impl Stream {
             Self::Unix(_) => Ok(()),
             Self::Tls(stream) => stream.get_ref().0.set_zero_linger(),
         };
+    }
+}
+
+/// Writes what a socket takes at once.
+struct Now<'a>(&'a TcpStream);
+
+impl Write for Now<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -1,7 +1,8 @@
-//! What comes between a connection's accept and its first request: who the peer is, and what it speaks.
+//! What comes between a connection's accept and its first request: who the peer is, TLS, and what it speaks.
 
 use super::listener::Accepted;
 use super::proxy_header::{self, Fault, Source};
+use super::tls::handshake::{Shaken, shake};
 use super::{Limits, Listen, Protocols};
 use crate::audit::Cause;
 use crate::proxy::downstream::Downstream;
@@ -9,6 +10,8 @@ use crate::proxy::transport::Stream;
 use bytes::{Bytes, BytesMut};
 use std::net::IpAddr;
 use tokio::io::AsyncReadExt as _;
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsStream;
 
 /// What an HTTP/2 client says first (RFC 9113, section 3.4). No HTTP/1.1 client does.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -37,11 +40,18 @@ pub enum Ungreeted {
     Left,
 }
 
-/// Learns what a listener wants to know of a connection before its first request, within `limits.handshake_timeout`.
+/// Learns what a listener wants to know of a connection before its first request, within `limits.handshake_timeout`. `turns` are
+/// those of TLS handshakes.
 ///
 /// # Errors
 /// [`Ungreeted`].
-pub async fn greet(socket: Accepted, peer: IpAddr, listen: &Listen, limits: &Limits) -> Result<Greeted, Ungreeted> {
+pub async fn greet(
+    socket: Accepted,
+    peer: IpAddr,
+    listen: &Listen,
+    limits: &Limits,
+    turns: &Semaphore,
+) -> Result<Greeted, Ungreeted> {
     let is_unix = matches!(socket, Accepted::Unix(_));
     let stream = match socket {
         Accepted::Tcp(stream) => {
@@ -55,20 +65,32 @@ pub async fn greet(socket: Accepted, peer: IpAddr, listen: &Listen, limits: &Lim
         let downstream = Downstream { peer, tls: None };
         return Ok(Greeted { stream, read: Bytes::new(), downstream, protocol: Protocol::Http1 });
     }
-    match tokio::time::timeout(limits.handshake_timeout, introduce(stream, peer, is_unix, listen)).await {
+    match tokio::time::timeout(limits.handshake_timeout, introduce(stream, peer, is_unix, listen, turns)).await {
         Ok(result) => result,
         Err(_) => Err(Ungreeted::Counted(Cause::HandshakeTimeout)),
     }
 }
 
-async fn introduce(mut stream: Stream, peer: IpAddr, is_unix: bool, listen: &Listen) -> Result<Greeted, Ungreeted> {
+async fn introduce(
+    mut stream: Stream,
+    peer: IpAddr,
+    is_unix: bool,
+    listen: &Listen,
+    turns: &Semaphore,
+) -> Result<Greeted, Ungreeted> {
     let peer = match &listen.proxies {
         Some(proxies) if is_unix || proxies.contains(peer) => client_behind(&mut stream, peer).await?,
         Some(_) => return Err(Ungreeted::Counted(Cause::ProxyUntrusted)),
         None => peer,
     };
-    let downstream = Downstream { peer, tls: None };
-    detect(stream, downstream, listen.protocols).await
+    match (stream, &listen.tls) {
+        (Stream::Tcp(stream), Some(tls)) => {
+            let Shaken { stream, secured, protocol } = shake(stream, tls, listen.protocols, turns).await?;
+            let stream = Stream::Tls(Box::new(TlsStream::Server(stream)));
+            Ok(Greeted { stream, read: Bytes::new(), downstream: Downstream { peer, tls: Some(secured) }, protocol })
+        }
+        (stream, _) => detect(stream, Downstream { peer, tls: None }, listen.protocols).await,
+    }
 }
 
 /// For whom the proxy at `peer` has made the connection.

@@ -25,7 +25,7 @@ const BUF_MIN: usize = 8 * 1024;
 /// Serves one connection until it ends, misses a deadline, is evicted or drained.
 pub async fn serve(greeted: Greeted, registered: Registered, serving: Serving) {
     let Greeted { stream, read, downstream, .. } = greeted;
-    let Serving { service, limits, events } = serving;
+    let Serving { service, limits, events, .. } = serving;
     let downstream = Rc::new(downstream);
     let state = Rc::clone(&registered.state);
     let io = TokioIo::new(WatchedStream::new(stream, read, Rc::clone(&state)));

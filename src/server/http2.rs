@@ -43,7 +43,7 @@ const CLOSING: Duration = Duration::from_secs(1);
 /// Serves one connection until it ends, misses a deadline, is evicted or drained.
 pub async fn serve(greeted: Greeted, registered: Registered, serving: Serving) {
     let Greeted { stream, read, downstream, .. } = greeted;
-    let Serving { service, limits, events } = serving;
+    let Serving { service, limits, events, .. } = serving;
     let meter = Rc::<Meter>::default();
     let io = WatchedStream::metered(stream, read, Rc::clone(&registered.state), Rc::clone(&meter));
     let phase = Phase::Handshake(builder(&limits).handshake(io));

@@ -61,6 +61,8 @@ impl Drop for WatchedStream {
     fn drop(&mut self) {
         if self.state.is_reset() {
             self.stream.reset_on_close();
+        } else if !self.state.is_serving() {
+            self.stream.say_end();
         }
     }
 }
@@ -104,7 +106,11 @@ impl AsyncWrite for WatchedStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        if self.stream.is_buffering() {
+            self.state.on_write(result.is_pending());
+        }
+        result
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -9,6 +9,7 @@ pub mod io;
 pub mod listener;
 pub mod proxy_header;
 pub mod registry;
+pub mod tls;
 pub mod unix;
 pub mod worker;
 
@@ -16,6 +17,7 @@ use crate::net::Networks;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Heads up to these multiples of the operator's limits are still parsed, so that their refusal is one the client can read;
@@ -38,9 +40,12 @@ pub struct Listen {
     pub protocols: Protocols,
     /// `proxy_protocol`: every connection begins with a header that names the client; from whom it is believed.
     pub proxies: Option<Networks>,
+    /// `tls`: what connections are secured with; behind a PROXY header, if there is one.
+    pub tls: Option<Arc<tls::Tls>>,
 }
 
-/// `protocols` in `[[listen]]`: what clients may speak. Without TLS, HTTP/2 is spoken with prior knowledge.
+/// `protocols` in `[[listen]]`: what clients may speak. With TLS they choose by ALPN; without, HTTP/2 is spoken with prior
+/// knowledge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protocols {
     pub http1: bool,
@@ -68,6 +73,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// `handshake_timeout`: from accept until the first request may begin.
     pub handshake_timeout: Duration,
+    /// `handshakes_max`: TLS handshakes that are computed at the same time in this process.
+    pub handshakes_max: usize,
     /// `streams_max`: requests at the same time on one HTTP/2 connection.
     pub streams_max: u32,
     /// `idle_timeout`: how long a kept-alive connection may stay silent between requests.
@@ -82,6 +89,7 @@ pub struct Limits {
 
 impl Protocols {
     pub const HTTP1: Self = Self { http1: true, http2: false };
+    pub const BOTH: Self = Self { http1: true, http2: true };
 }
 
 // === impl Listen ===
@@ -89,7 +97,7 @@ impl Protocols {
 impl Listen {
     /// Whether a connection begins with its first request.
     pub const fn is_plain(&self) -> bool {
-        self.proxies.is_none() && self.protocols.http1 && !self.protocols.http2
+        self.proxies.is_none() && self.tls.is_none() && self.protocols.http1 && !self.protocols.http2
     }
 }
 
@@ -114,6 +122,7 @@ impl Default for Limits {
             head_fields_max: 64,
             head_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(5),
+            handshakes_max: 16,
             streams_max: 100,
             idle_timeout: Duration::from_secs(60),
             write_stall: Duration::from_secs(30),

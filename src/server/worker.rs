@@ -19,7 +19,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 /// `EX_SOFTWARE` of sysexits.h.
 const EX_SOFTWARE: i32 = 70;
@@ -42,6 +42,8 @@ pub struct Parts {
     pub spread: Spread,
     pub limits: Limits,
     pub connections_max: usize,
+    /// TLS handshakes that are computed at the same time.
+    pub handshakes_max: usize,
     pub shared: Arc<Shared>,
     pub recorder: Recorder,
     pub events: ConnectionEvents,
@@ -100,6 +102,7 @@ async fn work(parts: Parts) -> io::Result<()> {
         spread,
         limits,
         connections_max,
+        handshakes_max,
         shared,
         recorder,
         events,
@@ -112,7 +115,8 @@ async fn work(parts: Parts) -> io::Result<()> {
     let limits = Rc::new(limits);
     let (listens, listeners): (Vec<_>, Vec<_>) =
         listeners.into_iter().map(|(listen, listener)| (Rc::new(listen), listener)).unzip();
-    let serving = Serving { service: Rc::clone(&service), limits: Rc::clone(&limits), events };
+    let turns = Rc::new(Semaphore::new(handshakes_max));
+    let serving = Serving { service: Rc::clone(&service), limits: Rc::clone(&limits), events, turns };
     let serve = {
         let (registry, listens) = (Rc::clone(&registry), Rc::new(listens));
         move |listen, socket: Accepted, peer: IpAddr| {

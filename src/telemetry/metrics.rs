@@ -16,6 +16,8 @@ const SNAPSHOT_REFUSED: &str = "keygate_snapshot_refused_total";
 const FILLS: &str = "keygate_fills_total";
 const CHANGE_DELAY: &str = "keygate_change_delay_seconds";
 const BUILD: &str = "keygate_build_info";
+const CERTIFICATE_ENDS: &str = "keygate_certificate_expires_timestamp_seconds";
+const CERTIFICATE_RELOADS: &str = "keygate_certificate_reloads_total";
 const SINK_SENT: &str = "keygate_sink_sent_total";
 const SINK_RETRIES: &str = "keygate_sink_retries_total";
 const SINK_DROPPED: &str = "keygate_sink_dropped_total";
@@ -78,6 +80,12 @@ impl Page {
             Unit::Seconds,
             "time from a change's entry in the log, by its writer's clock, until it was in force here and what it ended was cut"
         );
+        metrics::describe_gauge!(
+            CERTIFICATE_ENDS,
+            Unit::Seconds,
+            "when a listener's certificate runs out, since the epoch"
+        );
+        metrics::describe_counter!(CERTIFICATE_RELOADS, "replaced certificates, by whether they were taken");
         metrics::describe_counter!(SINK_SENT, "audit lines that a sink has taken, told gaps included");
         metrics::describe_counter!(SINK_RETRIES, "deliveries to a sink that failed and are tried again");
         metrics::describe_counter!(SINK_DROPPED, "audit records that a sink was told it does not get");
@@ -150,6 +158,17 @@ pub fn filled(outcome: Filled) {
 /// A change of keys is in force here, so long after it was made.
 pub fn change_applied(delay: Duration) {
     metrics::histogram!(CHANGE_DELAY).record(delay);
+}
+
+/// A listener's certificate, by its file in gateway.toml, runs out at this time, in seconds since the epoch.
+pub fn certificate_ends(listen: &str, cert: &str, at: i64) {
+    metrics::gauge!(CERTIFICATE_ENDS, "listen" => listen.to_owned(), "cert" => cert.to_owned()).set(at as f64);
+}
+
+/// A listener's files were replaced; whether with something that is good.
+pub fn certificates_reloaded(is_taken: bool) {
+    let outcome = if is_taken { "taken" } else { "refused" };
+    metrics::counter!(CERTIFICATE_RELOADS, "outcome" => outcome).increment(1);
 }
 
 /// A sink, by its name in gateway.toml, has taken so many lines.

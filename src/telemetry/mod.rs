@@ -4,6 +4,6 @@ pub mod logging;
 pub mod metrics;
 
 pub use metrics::{
-    Filled, Page, RequestMetrics, change_applied, filled, reload_begun, sink_dropped, sink_lag, sink_retried,
-    sink_sent, snapshot_refused, store_foreign, store_forked,
+    Filled, Page, RequestMetrics, certificate_ends, certificates_reloaded, change_applied, filled, reload_begun,
+    sink_dropped, sink_lag, sink_retried, sink_sent, snapshot_refused, store_foreign, store_forked,
 };

@@ -102,7 +102,7 @@ fn an_allowed_request_leaves_one_record_with_everything_in_it() {
             "key_id": scene.key.id, "key_name": "test key", "entity_id": ENTITY, "mode": "live",
             "client_ip": "127.0.0.1", "peer_ip": "127.0.0.1",
             "method": "POST", "host": "erp.example", "path": scene.gateway.path("orders/7"), "route": ORDERS,
-            "protocol": "HTTP/1.1", "user_agent": "shop/1.2",
+            "protocol": "HTTP/1.1", "user_agent": "shop/1.2", "client_identity": null,
             "bytes_in": 5, "bytes_out": 4, "upstream": "erp",
         }),
     );

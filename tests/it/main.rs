@@ -36,6 +36,7 @@ mod sinks;
 mod smoke;
 mod snapshot;
 mod streaming;
+mod tls;
 mod trailers;
 mod unix_socket;
 mod upstream_lies;

@@ -1,14 +1,22 @@
 //! A client on a bare socket: it sends exactly the bytes it is told, and reads responses as RFC 9112 says.
 
 use super::PATIENCE;
-use std::io::{BufRead, BufReader, Read, Write};
+use super::tls_client::TlsClient;
+use rustls::{ClientConnection, StreamOwned};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 
 /// One connection.
 pub struct Client {
-    reader: BufReader<TcpStream>,
+    reader: BufReader<Wire>,
     refusals: Refusals,
+}
+
+/// What a connection's bytes go over.
+enum Wire {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
 }
 
 /// Every answer of 400 and above that the clients of one gateway have got, for the search for keys.
@@ -42,15 +50,31 @@ impl Client {
     }
 
     fn over(stream: TcpStream, refusals: Refusals) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self { reader: BufReader::new(stream), refusals }
+        Self { reader: BufReader::new(Wire::Plain(patient(stream))), refusals }
+    }
+
+    /// A client that asks for `name` by TLS; an error where there is no handshake.
+    pub fn connect_tls(address: SocketAddr, name: &str, tls: &TlsClient) -> io::Result<Self> {
+        let session = tls.session(name);
+        let mut stream = StreamOwned::new(session, patient(TcpStream::connect(address)?));
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock)?;
+        }
+        Ok(Self { reader: BufReader::new(Wire::Tls(Box::new(stream))), refusals: Refusals::default() })
+    }
+
+    /// How TLS was agreed on.
+    pub fn session(&self) -> &ClientConnection {
+        match self.reader.get_ref() {
+            Wire::Tls(stream) => &stream.conn,
+            Wire::Plain(_) => panic!("a connection without TLS"),
+        }
     }
 
     /// Sends bytes as they are. A gateway that has closed already is no failure here: the test looks at the answer.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
         _ = self.reader.get_mut().write_all(bytes.as_ref());
+        _ = self.reader.get_mut().flush();
         self
     }
 
@@ -149,8 +173,49 @@ impl Client {
         rest
     }
 
+    /// How the connection ends: with all bytes until then, or an error.
+    pub fn end(&mut self) -> io::Result<Vec<u8>> {
+        let mut rest = Vec::new();
+        self.reader.read_to_end(&mut rest).map(|_| rest)
+    }
+
     pub fn stream(&self) -> &TcpStream {
-        self.reader.get_ref()
+        match self.reader.get_ref() {
+            Wire::Plain(stream) => stream,
+            Wire::Tls(stream) => &stream.sock,
+        }
+    }
+}
+
+fn patient(stream: TcpStream) -> TcpStream {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+impl Read for Wire {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buf),
+            Self::Tls(stream) => stream.read(buf),
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A gateway process of the test's own, with its entity and keys.
 
 use super::client::{self, Refusals};
-use super::{Canary, Client, PATIENCE, Upstream, eventually};
+use super::{Canary, Client, PATIENCE, Pair, Upstream, eventually};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -123,6 +123,19 @@ impl Builder {
         self
     }
 
+    /// Adds a listener with TLS, `tls` being more of its settings; its address is [`Gateway::tls_address`]. Clients choose the
+    /// protocol unless `listen` says otherwise.
+    pub fn tls_with(self, pair: &Pair, tls: &str, listen: &str) -> Self {
+        let (cert, key) = (pair.cert.display(), pair.key.display());
+        self.toml(&format!(
+            "[[listen]]\naddress = \"127.0.0.1:0\"\ntls = {{ cert = \"{cert}\", key = \"{key}\"{tls} }}\n{listen}"
+        ))
+    }
+
+    pub fn tls(self, pair: &Pair) -> Self {
+        self.tls_with(pair, "", "")
+    }
+
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
@@ -201,6 +214,11 @@ impl Gateway {
 
     pub fn client(&self) -> Client {
         Client::connect_noting(self.address, Refusals::clone(&self.refusals))
+    }
+
+    /// Where its second listener is, which [`Builder::tls`] adds.
+    pub fn tls_address(&self) -> SocketAddr {
+        self.listening()[1].parse().unwrap()
     }
 
     /// The path of a resource of the test's entity.

@@ -1,20 +1,24 @@
 //! HTTP/2 clients: one that behaves, by the library, and one that sends exactly the frames it is told.
 
-use super::PATIENCE;
+use super::{PATIENCE, TlsClient};
 use bytes::Bytes;
 use h2::client::{Builder, ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, response};
+use rustls::pki_types::ServerName;
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
 
 /// A connection of a client that behaves. It is driven in the background.
 pub struct Http2 {
     runtime: Runtime,
     sender: SendRequest<Bytes>,
+    /// What its paths are put behind.
+    origin: String,
     connection: Option<JoinHandle<Result<(), h2::Error>>>,
 }
 
@@ -42,19 +46,30 @@ impl Http2 {
     }
 
     pub fn connect_with(address: SocketAddr, builder: &Builder) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = runtime();
+        let (sender, connection) =
+            block(runtime.handle(), async { builder.handshake(tcp(address).await).await.unwrap() });
+        let connection = Some(runtime.spawn(connection));
+        Self { runtime, sender, origin: "http://erp.example".to_owned(), connection }
+    }
+
+    /// One that asks for `name` by TLS, and for HTTP/2 by ALPN.
+    pub fn connect_tls(address: SocketAddr, name: &str, tls: &TlsClient) -> Self {
+        let runtime = runtime();
+        let connector = TlsConnector::from(tls.offering(&["h2"]).config);
+        let server = ServerName::try_from(name.to_owned()).unwrap();
         let (sender, connection) = block(runtime.handle(), async {
-            let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-            stream.set_nodelay(true).unwrap();
-            builder.handshake(stream).await.unwrap()
+            let stream = connector.connect(server, tcp(address).await).await.unwrap();
+            assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+            Builder::new().handshake(stream).await.unwrap()
         });
         let connection = Some(runtime.spawn(connection));
-        Self { runtime, sender, connection }
+        Self { runtime, sender, origin: format!("https://{name}"), connection }
     }
 
     /// Sends a head. Each field is a line.
     pub fn begin(&mut self, method: &str, path: &str, lines: &[&str], is_end: bool) -> Exchange {
-        self.begin_with(request(method, &format!("http://erp.example{path}"), lines), is_end)
+        self.begin_with(request(method, &format!("{}{path}", self.origin), lines), is_end)
     }
 
     pub fn begin_with(&mut self, request: Request<()>, is_end: bool) -> Exchange {
@@ -154,6 +169,16 @@ impl Answer {
         let value: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
         value["code"].as_str().expect("a code").to_owned()
     }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+async fn tcp(address: SocketAddr) -> tokio::net::TcpStream {
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
 }
 
 /// A request's head.

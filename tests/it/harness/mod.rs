@@ -12,6 +12,7 @@ pub mod redis;
 pub mod resp;
 pub mod sentinel;
 pub mod tls;
+pub mod tls_client;
 pub mod trace;
 pub mod upstream;
 
@@ -20,6 +21,8 @@ pub use client::{Client, Response};
 pub use fault_proxy::{FaultProxy, Network, Way};
 pub use gateway::{Gateway, Key};
 pub use http2::Http2;
+pub use tls::{Authority, Pair};
+pub use tls_client::TlsClient;
 pub use trace::Trace;
 pub use upstream::{Received, Reply, Upstream};
 

@@ -47,13 +47,22 @@ impl Authority {
 
     /// A new pair of files called `file`, for names such as `IP:127.0.0.1`.
     pub fn issue(&self, file: &str, names: &str) -> Pair {
-        self.make(file, file, names, &["-extensions", "member", "-CA", "ca.pem", "-CAkey", "ca.key"])
+        self.issue_with(file, names, &[])
+    }
+
+    /// The same with more that `openssl req` takes, such as `-days 90`.
+    pub fn issue_with(&self, file: &str, names: &str, more: &[&str]) -> Pair {
+        let own = ["-extensions", "member", "-CA", "ca.pem", "-CAkey", "ca.key"];
+        self.make(file, file, names, &[&own[..], more].concat())
     }
 
     fn make(&self, file: &str, subject: &str, names: &str, more: &[&str]) -> Pair {
         let mut command = Command::new("openssl");
         command.args(["req", "-x509", "-config", "openssl.cnf", "-days", "2", "-noenc", "-subj"]);
-        command.arg(format!("/CN={subject}")).args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]);
+        command.arg(format!("/CN={subject}"));
+        if !more.contains(&"-newkey") {
+            command.args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]);
+        }
         command.args(["-keyout", &format!("{file}.key"), "-out", &format!("{file}.pem")]).args(more);
         let output = command.current_dir(self.dir.path()).env("NAMES", names).output();
         let output = output.expect("install openssl: apt-get install openssl");

@@ -94,7 +94,7 @@ fn line(out: &mut Vec<u8>, seq: u64, size: &Size) {
     let key = number % size.keys;
     let (ts, key_id) = (Timestamp::from_micros(at(number, size)), key_id(key));
     let body = format!(
-        r#""ts":"{ts}","request_id":"req_{number:026}","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","client_ip":"198.51.100.7","peer_ip":"198.51.100.7","method":"GET","host":"api.example.com","path":"/v1/entities/0190c0de-0000-7000-8000-{key:012}/orders/{number}","route":"/v1/entities/{{entity_id}}/orders/**","protocol":"HTTP/1.1","user_agent":"acme-sync/4.2","key_id":"{key_id}","key_name":"sync","entity_id":"0190c0de-0000-7000-8000-{key:012}","mode":"live","decision":"allow","reason":null,"status":200,"bytes_in":0,"bytes_out":1432,"duration_us":2391,"upstream":"erp","upstream_us":2188,"#,
+        r#""ts":"{ts}","request_id":"req_{number:026}","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","client_ip":"198.51.100.7","peer_ip":"198.51.100.7","method":"GET","host":"api.example.com","path":"/v1/entities/0190c0de-0000-7000-8000-{key:012}/orders/{number}","route":"/v1/entities/{{entity_id}}/orders/**","protocol":"HTTP/1.1","user_agent":"acme-sync/4.2","client_identity":null,"key_id":"{key_id}","key_name":"sync","entity_id":"0190c0de-0000-7000-8000-{key:012}","mode":"live","decision":"allow","reason":null,"status":200,"bytes_in":0,"bytes_out":1432,"duration_us":2391,"upstream":"erp","upstream_us":2188,"#,
     );
     write_line(out, Kind::Request, JOURNAL, seq, "0123456789abcdef", body.as_bytes());
 }
