@@ -38,6 +38,7 @@ mod snapshot;
 mod streaming;
 mod trailers;
 mod unix_socket;
+mod upgrade;
 mod upstream_lies;
 mod upstreams;
 mod usage;

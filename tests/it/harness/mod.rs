@@ -11,6 +11,7 @@ pub mod http2;
 pub mod redis;
 pub mod resp;
 pub mod sentinel;
+pub mod switching;
 pub mod tls;
 pub mod trace;
 pub mod upstream;
@@ -20,6 +21,7 @@ pub use client::{Client, Response};
 pub use fault_proxy::{FaultProxy, Network, Way};
 pub use gateway::{Gateway, Key};
 pub use http2::Http2;
+pub use switching::Switching;
 pub use trace::Trace;
 pub use upstream::{Received, Reply, Upstream};
 
