@@ -250,6 +250,8 @@ reasons! {
     ClientAborted = "client_aborted" => InternalError, "The client closed the connection.";
     /// The upstream broke off its response after the head.
     UpstreamAborted = "upstream_aborted" => UpstreamUnreachable, "The service behind the gateway broke off.";
+    /// Nothing passed through an upgraded connection for `limits.tunnel_idle`.
+    TunnelIdle = "tunnel_idle" => RequestTimeout, "Nothing was sent on the connection for too long.";
     /// The gateway's drain bound passed before the exchange ended.
     DrainExpired = "drain_expired" => Overloaded, "The gateway was stopped.";
     /// The key was revoked while the request was in flight.

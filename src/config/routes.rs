@@ -178,6 +178,7 @@ fn route(
     let body_bytes_max = section.size("body_max", 1..=BODY_MAX);
     let strict = section.boolean("strict");
     let trailers = section.list("trailers", trailer);
+    let upgrades = section.list("upgrades", protocol);
     if !has_path {
         section.missing("path", "such as path = \"/v1/entities/{entity_id}/orders/**\"");
     }
@@ -188,6 +189,9 @@ fn route(
     if let Some(path) = &path {
         check_reachable(&section, path, seen);
     }
+    if let Some(access) = &access {
+        check_upgrades(&section, &upgrades, access);
+    }
     section.finish();
     Some(RouteSpec {
         path: path?.value,
@@ -196,6 +200,7 @@ fn route(
         body_bytes_max,
         strict: strict.is_some_and(|strict| strict.value),
         trailers: trailers.into_iter().map(|name| name.value).collect(),
+        upgrades: upgrades.into_iter().map(|protocol| protocol.value).collect(),
     })
 }
 
@@ -206,6 +211,33 @@ fn trailer(text: &str) -> Result<HeaderName, String> {
         Ok(name)
     } else {
         Err(format!("'{text}' decides how a request is read, or is the gateway's own: it cannot follow a body"))
+    }
+}
+
+/// What a connection may come to speak instead of HTTP. In HTTP itself, whatever its version, the requests would go on, and
+/// nobody would judge them.
+fn protocol(text: &str) -> Result<String, String> {
+    let is_token = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&byte));
+    if text.is_empty() || !is_token {
+        return Err(format!("'{text}' is not a protocol's name; write it like \"websocket\""));
+    }
+    let name = text.to_ascii_lowercase();
+    if matches!(name.as_str(), "h2c" | "h2" | "h3") || name.starts_with("http/") || name.starts_with("tls/") {
+        return Err(format!("'{text}' would carry requests that nobody judges"));
+    }
+    Ok(name)
+}
+
+/// WebSocket begins with GET (RFC 6455, section 4.1): where that is not taken, it could never be used.
+fn check_upgrades(section: &Section<'_, '_>, upgrades: &[Located<String>], access: &Access) {
+    let takes_get = match access {
+        Access::Public => true,
+        Access::Keyed(methods) => methods.iter().any(|(method, _)| *method == Method::GET),
+    };
+    for upgrade in upgrades.iter().filter(|upgrade| upgrade.value == "websocket" && !takes_get) {
+        let diagnostic =
+            Diagnostic::new(upgrade.span.clone(), "a WebSocket begins with GET, which this route does not take");
+        section.report().add(diagnostic.help("say with read or methods which scope it needs"));
     }
 }
 

@@ -183,6 +183,7 @@ pub fn limits(mut section: Section<'_, '_>) -> Limits {
     let write_stall = deadline("write_stall", server.write_stall);
     let drain = deadline("drain", server.drain);
     let body_idle = deadline("body_idle", proxy.body_idle);
+    let tunnel_idle = deadline("tunnel_idle", proxy.tunnel_idle);
     let upstream_connect = deadline("upstream_connect", proxy.upstream_connect);
     let upstream_head = deadline("upstream_head", proxy.upstream_head);
     let upstream_idle = deadline("upstream_idle", proxy.upstream_idle);
@@ -211,6 +212,7 @@ pub fn limits(mut section: Section<'_, '_>) -> Limits {
         proxy: proxy::Limits {
             target_bytes_max,
             body_idle,
+            tunnel_idle,
             upstream_connect,
             upstream_head,
             upstream_idle,

@@ -124,7 +124,8 @@ impl Denial {
         Self { reason, route: None, required: None, allow: None }
     }
 
-    fn method(route: &Arc<Route>) -> Self {
+    /// The route does not take the request's method.
+    pub fn method(route: &Arc<Route>) -> Self {
         Self { allow: Some(route.allow().clone()), ..Self::new(Reason::MethodNotAllowed, route) }
     }
 }
@@ -203,6 +204,7 @@ mod tests {
             body_bytes_max: None,
             strict: false,
             trailers: Vec::new(),
+            upgrades: Vec::new(),
         };
         let keyed = Access::Keyed(vec![(Method::POST, requirement.clone()), (Method::GET, requirement)]);
         RouteTable::build(vec![spec("/e/{entity_id}/**", keyed), spec("/open", Access::Public)]).unwrap()

@@ -25,6 +25,8 @@ pub struct RouteSpec {
     pub strict: bool,
     /// `trailers`: the fields that may follow a request's body.
     pub trailers: Vec<HeaderName>,
+    /// `upgrades`: what a connection may speak instead of HTTP from then on, in lower case.
+    pub upgrades: Vec<String>,
 }
 
 /// Who may pass.
@@ -54,6 +56,7 @@ pub struct Route {
     body_bytes_max: Option<u64>,
     strict: bool,
     trailers: Vec<HeaderName>,
+    upgrades: Vec<String>,
     /// The methods it takes, sorted, for `Allow`.
     allow: HeaderValue,
     /// Which segment of the path is `{entity_id}`, first is 0.
@@ -65,6 +68,8 @@ pub struct Route {
 #[derive(Debug)]
 pub struct RouteTable {
     root: Node,
+    /// What a connection may come to speak on any of them.
+    upgrades: Vec<String>,
 }
 
 /// What can follow one prefix of segments. A look-up visits a node at most once and allocates nothing.
@@ -119,6 +124,7 @@ impl Route {
             body_bytes_max: spec.body_bytes_max,
             strict: spec.strict,
             trailers: spec.trailers,
+            upgrades: spec.upgrades,
             allow,
             entity_segment,
         }
@@ -149,6 +155,11 @@ impl Route {
     /// The fields that may follow a request's body.
     pub fn trailers(&self) -> &[HeaderName] {
         &self.trailers
+    }
+
+    /// Whether a connection may come to speak `protocol`, whose case does not count (RFC 9110, section 7.8).
+    pub fn upgrades_to(&self, protocol: &str) -> bool {
+        self.upgrades.iter().any(|known| known.eq_ignore_ascii_case(protocol))
     }
 
     pub const fn allow(&self) -> &HeaderValue {
@@ -188,13 +199,19 @@ impl RouteTable {
     /// A sentence that names the pattern when it is malformed, or both patterns when two match the same paths.
     pub fn build(specs: Vec<RouteSpec>) -> Result<Self, String> {
         let mut root = Node::default();
+        let upgrades = specs.iter().flat_map(|spec| spec.upgrades.iter().cloned()).collect();
         for (id, spec) in (0..).zip(specs) {
             let path = spec.path.clone();
             let pattern = Pattern::parse(&path).map_err(|why| format!("route '{path}': {why}"))?;
             let entity_segment = pattern.segments.iter().position(|one| *one == Segment::Parameter(ENTITY_ID));
             root.insert(&pattern, Arc::new(Route::new(RouteId(id), spec, entity_segment)))?;
         }
-        Ok(Self { root })
+        Ok(Self { root, upgrades })
+    }
+
+    /// Whether there is a route on which a connection may come to speak `protocol`.
+    pub fn upgrades_to(&self, protocol: &str) -> bool {
+        self.upgrades.iter().any(|known| known.eq_ignore_ascii_case(protocol))
     }
 
     /// The route for a canonical path.
@@ -308,6 +325,7 @@ mod tests {
             body_bytes_max: None,
             strict: false,
             trailers: Vec::new(),
+            upgrades: Vec::new(),
         };
         RouteTable::build(paths.iter().map(spec).collect())
     }

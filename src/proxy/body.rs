@@ -3,6 +3,7 @@
 use super::exchange::Exchange;
 use super::headers::clean_trailers;
 use super::incoming::Incoming;
+use super::tunnel::Tunnel;
 use super::upstream::conversation::Conversation;
 use crate::audit::NotSynced;
 use crate::clock::{Instant, monotonic};
@@ -28,6 +29,8 @@ pub enum Body {
     Own(Option<Bytes>),
     /// The upstream's.
     Upstream(Box<ResponseBody>),
+    /// None: the connection carries something else from here on. Whoever serves it takes the tunnel.
+    Tunnel(Box<Tunnel>),
 }
 
 /// A request's body on its way to the upstream.
@@ -95,7 +98,7 @@ impl Upload {
     }
 
     /// Counts bytes that move now; gives the sum.
-    fn add(&self, bytes: usize) -> u64 {
+    pub fn add(&self, bytes: usize) -> u64 {
         self.progress.set(monotonic());
         self.bytes.set(self.bytes.get() + bytes as u64);
         self.bytes.get()
@@ -279,6 +282,17 @@ impl Body {
     pub const fn is_own(&self) -> bool {
         matches!(self, Self::Own(_))
     }
+
+    /// The tunnel, if there is one; what stays is empty.
+    pub fn take_tunnel(&mut self) -> Option<Box<Tunnel>> {
+        if !matches!(self, Self::Tunnel(_)) {
+            return None;
+        }
+        match std::mem::replace(self, Self::Own(None)) {
+            Self::Tunnel(tunnel) => Some(tunnel),
+            Self::Own(_) | Self::Upstream(_) => None,
+        }
+    }
 }
 
 impl HttpBody for Body {
@@ -289,6 +303,7 @@ impl HttpBody for Body {
         match self.get_mut() {
             Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Upstream(body) => Pin::new(body.as_mut()).poll_frame(cx),
+            Self::Tunnel(_) => Poll::Ready(None),
         }
     }
 
@@ -296,6 +311,7 @@ impl HttpBody for Body {
         match self {
             Self::Own(bytes) => bytes.is_none(),
             Self::Upstream(body) => body.is_end_stream(),
+            Self::Tunnel(_) => true,
         }
     }
 
@@ -303,6 +319,7 @@ impl HttpBody for Body {
         match self {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
             Self::Upstream(body) => body.size_hint(),
+            Self::Tunnel(_) => SizeHint::with_exact(0),
         }
     }
 }

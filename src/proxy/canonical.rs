@@ -1,11 +1,13 @@
 //! The canonical form of a request's head: what is ambiguous is refused, and what passes is one string that routing,
 //! authorization and forwarding all use (the attack classes are in the threat model's page of the manual).
 
+use super::upgrade::{WEBSOCKET, Wanted};
 use crate::key::Prefix;
+use crate::policy::{Denial, Permit};
 use crate::reason::Reason;
 use http::header::{self, Entry, HeaderName};
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Method, Uri, Version, request};
+use http::{Extensions, HeaderMap, HeaderValue, Method, Uri, Version, request};
 
 /// A head that was judged. The upstream request is rebuilt from it, so that nothing is forwarded that was not judged.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub struct Judged {
     pub listed: Vec<HeaderName>,
     /// The client can take response trailers (`TE: trailers`).
     pub takes_trailers: bool,
+    /// What the client would rather speak than HTTP.
+    pub wanted: Option<Box<Wanted>>,
 }
 
 /// The bounds of a head that are judged here, where the client still gets an answer it can read.
@@ -37,6 +41,16 @@ pub struct HeadLimits {
 impl Judged {
     pub fn path(&self) -> &str {
         self.target.path()
+    }
+
+    /// An extended CONNECT is taken only where its protocol is: it is a method of its own then.
+    ///
+    /// # Errors
+    /// [`Denial`].
+    pub fn check_connect(&self, permit: &Permit) -> Result<(), Denial> {
+        let is_refused =
+            self.wanted.as_ref().is_some_and(|wanted| wanted.is_by_connect()) && !permit.route().upgrades_to(WEBSOCKET);
+        if is_refused { Err(Denial::method(permit.route())) } else { Ok(()) }
     }
 
     /// Those of `allowed` that may follow this request's body.
@@ -55,7 +69,8 @@ impl Judged {
     /// # Errors
     /// The reason for the refusal. It is the same on every route, before authentication.
     pub fn judge(head: request::Parts, limits: HeadLimits, prefix: &Prefix) -> Result<Self, Reason> {
-        let request::Parts { method, uri, version, mut headers, .. } = head;
+        let request::Parts { method, uri, version, mut headers, extensions, .. } = head;
+        let (method, connect) = take_connect(method, &extensions, &mut headers);
         check_method(&method)?;
         check_size(&uri, &headers, limits)?;
         let host = take_host(&mut headers)?;
@@ -67,8 +82,10 @@ impl Judged {
         check_framing(&headers)?;
         check_expectation(&mut headers)?;
         let takes_trailers = lists(&headers, &header::TE, b"trailers");
-        let listed = remove_listed(&mut headers)?;
-        Ok(Self { method, target, host, version, headers, listed, takes_trailers })
+        let listed = listed(&headers)?;
+        let wanted = connect.or_else(|| Wanted::of(&headers, &listed, version));
+        listed.iter().for_each(|name| _ = headers.remove(name));
+        Ok(Self { method, target, host, version, headers, listed, takes_trailers, wanted })
     }
 }
 
@@ -87,6 +104,20 @@ pub fn gather(head: &mut request::Parts) {
         && let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
     {
         head.headers.insert(header::COOKIE, cookie);
+    }
+}
+
+/// An extended CONNECT (RFC 8441, section 4) asks for what GET and `Upgrade` ask for over HTTP/1.1, and is judged as that.
+fn take_connect(method: Method, extensions: &Extensions, headers: &mut HeaderMap) -> (Method, Option<Box<Wanted>>) {
+    if method != Method::CONNECT {
+        return (method, None);
+    }
+    match extensions.get().and_then(Wanted::by_connect) {
+        Some(wanted) => {
+            Wanted::clean(headers);
+            (Method::GET, Some(wanted))
+        }
+        None => (method, None),
     }
 }
 
@@ -329,8 +360,8 @@ fn check_expectation(headers: &mut HeaderMap) -> Result<(), Reason> {
     }
 }
 
-/// Removes what the client's `Connection` lists, before anything reads the rest.
-fn remove_listed(headers: &mut HeaderMap) -> Result<Vec<HeaderName>, Reason> {
+/// What the client's `Connection` lists: to be removed before anything reads the rest.
+fn listed(headers: &HeaderMap) -> Result<Vec<HeaderName>, Reason> {
     if !headers.contains_key(header::CONNECTION) {
         return Ok(Vec::new());
     }
@@ -339,19 +370,18 @@ fn remove_listed(headers: &mut HeaderMap) -> Result<Vec<HeaderName>, Reason> {
     if listed.iter().any(is_relied_on) {
         return Err(Reason::ConnectionInvalid);
     }
-    listed.iter().for_each(|name| _ = headers.remove(name));
     Ok(listed)
 }
 
 /// The elements of a field that is a list.
-fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+pub fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
     let lines = headers.get_all(name).iter();
     let elements = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
     elements.map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
 }
 
-/// Whether a list has this element.
-fn lists(headers: &HeaderMap, name: &HeaderName, wanted: &[u8]) -> bool {
+/// Whether a list has this element; case does not count.
+pub fn lists(headers: &HeaderMap, name: &HeaderName, wanted: &[u8]) -> bool {
     headers.contains_key(name) && elements(headers, name).any(|element| element.eq_ignore_ascii_case(wanted))
 }
 

@@ -8,6 +8,8 @@ use super::headers::{self, Forwarded, Vouched};
 use super::incoming::Incoming;
 use super::respond::Refusal;
 use super::service::Arrival;
+use super::tunnel::Tunnel;
+use super::upgrade::Upgrade;
 use super::upstream::conversation::Conversation;
 use super::upstream::sending::Sending;
 use super::upstream::{Pool, Upstreams};
@@ -16,7 +18,7 @@ use crate::clock::monotonic;
 use crate::policy::Permit;
 use crate::reason::Reason;
 use http::header;
-use http::{HeaderValue, Method, Response, Version};
+use http::{HeaderValue, Method, Response, StatusCode, Version};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -35,6 +37,9 @@ pub struct Call {
     pool: Rc<Pool>,
     sending: Sending,
     upload: Option<Rc<Upload>>,
+    upgrade: Option<Rc<Upgrade>>,
+    /// What the client sends on its stream once the connection is upgraded.
+    client: Option<Incoming>,
     is_head: bool,
     /// The client takes trailers of those names alone that the response's head announces.
     announces_grpc: bool,
@@ -69,19 +74,31 @@ impl Call {
         if bytes_max.is_some_and(|max| outgoing.incoming.exact_len().is_some_and(|length| length > max)) {
             return Err(Unanswered { refusal: Reason::BodyTooLarge.into(), exchange });
         }
-        let upload = (!outgoing.incoming.is_end_stream()).then(|| Upload::new(arrival.now.mono));
-        exchange.begin_upload(upload.clone(), Arc::clone(&pool.name));
         let Outgoing { judged, incoming, forwarded } = outgoing;
-        let framing = Framing::of(&judged, &incoming);
-        let head = write_head(&judged, framing, &forwarded, permit, arrival, settings, pool.host.as_ref());
-        let body = upload.clone().map(|upload| {
-            let trailers = judged.trailers(permit.route().trailers());
-            RequestBody::new(incoming, upload, bytes_max, trailers, settings.limits.body_idle)
+        let has_body = !incoming.is_end_stream();
+        let upgrade = judged.wanted.as_ref().and_then(|wanted| {
+            let is_allowed = |protocol: &str| permit.route().upgrades_to(protocol);
+            Upgrade::choose(wanted, &judged.method, has_body, is_allowed).map(Rc::new)
         });
-        let sending = Sending::new(head, body, framing == Framing::Chunked);
+        let upload = (has_body || upgrade.is_some()).then(|| Upload::new(arrival.now.mono));
+        exchange.begin_upload(upload.clone(), Arc::clone(&pool.name));
+        let framing = if upgrade.is_some() { Framing::Unsaid } else { Framing::of(&judged, &incoming) };
+        let upstream = Towards { settings, host: pool.host.as_ref(), upgrade: upgrade.as_deref() };
+        let head = write_head(&judged, framing, &forwarded, permit, arrival, &upstream);
+        let (body, client) = match &upload {
+            Some(upload) if upgrade.is_none() => {
+                let trailers = judged.trailers(permit.route().trailers());
+                let idle_max = settings.limits.body_idle;
+                (Some(RequestBody::new(incoming, Rc::clone(upload), bytes_max, trailers, idle_max)), None)
+            }
+            Some(_) => (None, Some(incoming)),
+            None => (None, None),
+        };
+        let sending = Sending::new(head, body, framing == Framing::Chunked).asking(upgrade.clone());
         let is_head = judged.method == Method::HEAD;
         let announces_grpc = judged.takes_trailers && judged.version <= Version::HTTP_11;
-        Ok(Box::new(Self { pool: Rc::clone(pool), sending, upload, is_head, announces_grpc, exchange }))
+        let pool = Rc::clone(pool);
+        Ok(Box::new(Self { pool, sending, upload, upgrade, client, is_head, announces_grpc, exchange }))
     }
 
     /// Sends it, and answers with the upstream's response, whose body owns the exchange from here on.
@@ -94,7 +111,7 @@ impl Call {
         deadlines: &Rc<Deadlines>,
         arrival: &Arrival,
     ) -> Result<Response<Body>, Unanswered> {
-        let Self { pool, sending, upload, is_head, announces_grpc, exchange } = *self;
+        let Self { pool, sending, upload, upgrade, client, is_head, announces_grpc, exchange } = *self;
         // Counted from the head, or from when the request's body last moved: a long upload is not a slow upstream.
         let deadline = || upload.as_deref().map_or(arrival.now.mono, Upload::progress) + limits.upstream_head;
         let answer = std::pin::pin!(pool.send(sending, is_head, arrival.now.mono));
@@ -106,6 +123,9 @@ impl Call {
         match sent {
             Ok((mut response, conversation)) => {
                 headers::clean_response(response.headers_mut(), &arrival.request_id);
+                if let Some((upgrade, upload)) = upgrade.zip(upload) {
+                    return change(response, conversation, Change { upgrade, upload, client, exchange }, limits);
+                }
                 if announces_grpc {
                     headers::announce_grpc(response.headers_mut());
                 }
@@ -150,6 +170,14 @@ impl Framing {
     }
 }
 
+/// What a head depends on besides the request.
+struct Towards<'a> {
+    settings: &'a Settings,
+    /// Replaces the client's `Host` when set.
+    host: Option<&'a HeaderValue>,
+    upgrade: Option<&'a Upgrade>,
+}
+
 /// Writes the request's head anew, from what was judged.
 fn write_head(
     judged: &Judged,
@@ -157,8 +185,7 @@ fn write_head(
     forwarded: &Forwarded,
     permit: &Permit,
     arrival: &Arrival,
-    settings: &Settings,
-    host: Option<&HeaderValue>,
+    upstream: &Towards<'_>,
 ) -> Vec<u8> {
     let vouched = Vouched {
         request_id: &arrival.request_id,
@@ -168,15 +195,17 @@ fn write_head(
         principal: permit.principal().map(AsRef::as_ref),
         mode: permit.mode(),
         host: &judged.host,
-        version_header: settings.version_header.as_ref(),
+        version_header: upstream.settings.version_header.as_ref(),
     };
     let mut head = Vec::with_capacity(HEAD_USUAL);
     for part in [judged.method.as_str(), " ", judged.target.as_str(), " HTTP/1.1\r\n"] {
         head.extend_from_slice(part.as_bytes());
     }
-    headers::push(&mut head, "host: ", host.unwrap_or(&judged.host).as_bytes());
+    headers::push(&mut head, "host: ", upstream.host.unwrap_or(&judged.host).as_bytes());
     headers::write(&mut head, &judged.headers, &vouched, forwarded);
-    if judged.takes_trailers {
+    if let Some(upgrade) = upstream.upgrade {
+        upgrade.write(&mut head);
+    } else if judged.takes_trailers {
         headers::push(&mut head, "te: ", b"trailers");
         headers::push(&mut head, "connection: ", b"te");
     }
@@ -192,6 +221,38 @@ fn write_head(
     }
     head.extend_from_slice(b"\r\n");
     head
+}
+
+/// An upgrade that was asked for.
+struct Change {
+    upgrade: Rc<Upgrade>,
+    upload: Rc<Upload>,
+    client: Option<Incoming>,
+    exchange: Exchange,
+}
+
+/// Hands the connection over if the upstream has agreed, or its ordinary answer.
+///
+/// # Errors
+/// [`Unanswered`], where a good answer to an extended CONNECT would be taken for the tunnel.
+fn change(
+    mut response: Response<()>,
+    conversation: Conversation,
+    change: Change,
+    limits: &Limits,
+) -> Result<Response<Body>, Unanswered> {
+    let Change { upgrade, upload, client, mut exchange } = change;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        if upgrade.is_by_connect() && response.status().is_success() {
+            return Err(Unanswered { refusal: Reason::UpstreamUnreachable.into(), exchange });
+        }
+        return Ok(accept(response, conversation, exchange, limits));
+    }
+    upgrade.answer(&mut response);
+    exchange.answered(response.status(), monotonic());
+    exchange.in_flight().begin_answer();
+    let tunnel = Tunnel::new(conversation.into_upgraded(), client, exchange, upload, limits.tunnel_idle);
+    Ok(response.map(|()| Body::Tunnel(tunnel)))
 }
 
 /// Judges the upstream's head and hands its body on.

@@ -17,6 +17,8 @@ pub mod respond;
 pub mod service;
 pub mod trace;
 pub mod transport;
+pub mod tunnel;
+pub mod upgrade;
 pub mod upstream;
 
 use crate::net::Networks;
@@ -40,6 +42,8 @@ pub struct Limits {
     pub target_bytes_max: usize,
     /// `body_idle`: how long a body, either way, may stand still.
     pub body_idle: Duration,
+    /// `tunnel_idle`: how long an upgraded connection may carry no byte, in neither direction.
+    pub tunnel_idle: Duration,
     /// `upstream_connect`: time to connect to an upstream.
     pub upstream_connect: Duration,
     /// `upstream_head`: time from the request's last byte, or from its head while a body streams, to the response's head.
@@ -74,6 +78,7 @@ impl Default for Limits {
         Self {
             target_bytes_max: 8 * 1024,
             body_idle: Duration::from_secs(30),
+            tunnel_idle: Duration::from_secs(5 * 60),
             upstream_connect: Duration::from_secs(1),
             upstream_head: Duration::from_secs(15),
             upstream_idle: Duration::from_secs(4),

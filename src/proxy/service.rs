@@ -15,6 +15,7 @@ use super::incoming::Incoming;
 use super::request_id::RequestId;
 use super::respond::Refusal;
 use super::trace::Trace;
+use super::upgrade::WEBSOCKET;
 use super::upstream::Upstreams;
 use crate::audit::{self, NotSynced, Recorder};
 use crate::auth::{self, Authentication, Authenticator, Overloaded, Presented, Unavailable};
@@ -204,6 +205,7 @@ impl Service {
             let principal = known.as_ref().map(|(principal, _)| Arc::clone(principal));
             principal.iter().for_each(|principal| exchange.set_principal(Arc::clone(principal)));
             let permit = policy::permit_public(route, &shared.modes, &judged.method, principal)?;
+            judged.check_connect(&permit)?;
             exchange.admit(&permit);
             if let Some((principal, digest)) = known {
                 exchange.register(Admitted::new(principal, digest, &permit, &judged.method, addr));
@@ -214,6 +216,7 @@ impl Service {
         let facts = Facts { method: &judged.method, client_ip: addr.client };
         let permit = policy::authorize(found.as_ref(), &shared.modes, &facts, &principal);
         let permit = permit.inspect_err(|denial| denial.route.iter().for_each(|route| exchange.set_route(route)))?;
+        judged.check_connect(&permit)?;
         if permit.route().is_strict() && !shared.authenticator.is_fresh(arrival.judged) {
             exchange.set_route(permit.route());
             return Err(Reason::StoreUnavailable.into());
@@ -260,6 +263,11 @@ impl Service {
         self.deadlines.sweep(now);
         self.upstreams.close_idle(now);
         self.recorder.flush();
+    }
+
+    /// Whether a client of HTTP/2 may ask for a WebSocket somewhere.
+    pub fn takes_websockets(&self) -> bool {
+        self.shared.routes.upgrades_to(WEBSOCKET)
     }
 
     /// From now on, an exchange that is dropped was cut off by the drain's bound.

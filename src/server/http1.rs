@@ -9,13 +9,16 @@ use super::{HEAD_SLACK, Limits};
 use crate::audit::Cause;
 use crate::proxy::body::{Body, BodyError};
 use crate::proxy::incoming::Incoming;
+use crate::proxy::tunnel::{Broken, Tunnel};
 use bytes::Bytes;
-use http::Request;
+use http::{Request, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming as HyperBody;
 use hyper::server::conn::http1;
+use hyper::service::HttpService;
 use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -29,13 +32,13 @@ pub async fn serve(greeted: Greeted, registered: Registered, serving: Serving) {
     let downstream = Rc::new(downstream);
     let state = Rc::clone(&registered.state);
     let io = TokioIo::new(WatchedStream::new(stream, read, Rc::clone(&state)));
-    let handler = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+    let handler = hyper::service::service_fn(move |request: Request<HyperBody>| {
         let guard = state.begin_exchange(request.version());
         let (service, downstream) = (Rc::clone(&service), Rc::clone(&downstream));
         let in_flight = Rc::clone(state.in_flight());
         async move {
             let response = service.handle(request.map(Incoming::Http1), &downstream, &in_flight).await;
-            Ok::<_, Infallible>(response.map(|body| Guarded { body, _guard: guard }))
+            Ok::<_, Infallible>(response.map(|body| Guarded::new(body, guard)))
         }
     });
     let connection = http1::Builder::new()
@@ -44,10 +47,52 @@ pub async fn serve(greeted: Greeted, registered: Registered, serving: Serving) {
         .serve_connection(io, handler);
     let connection = Box::pin(connection);
     let deadline = DeadlineTimer::new(&limits);
-    let supervised = Supervised { connection, registered, limits, deadline, draining: false };
-    if let Some(cause) = supervised.await {
+    let mut supervised = Supervised { connection, registered, limits, deadline, draining: false };
+    let cause = match (&mut supervised).await {
+        Ended::Closed(cause) => cause,
+        // Boxed: few connections come to that.
+        Ended::Upgraded(tunnel) => Box::pin(carry(supervised, tunnel)).await,
+    };
+    if let Some(cause) = cause {
         events.count(cause);
     }
+}
+
+/// Serves a connection that has left HTTP, under the deadline for clients that take no bytes.
+async fn carry<S>(supervised: Supervised<S>, mut tunnel: Box<Tunnel>) -> Option<Cause>
+where
+    S: HttpService<HyperBody, ResBody = Guarded>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let Supervised { connection, registered, limits, mut deadline, .. } = supervised;
+    let parts = Pin::into_inner(connection).into_parts();
+    let mut client = parts.io.into_inner();
+    client.unread(parts.read_buf);
+    let state = &registered.state;
+    let _guard = state.begin_exchange(Version::HTTP_11);
+    let mut carrying = pin!(tunnel.run(&mut client));
+    std::future::poll_fn(|cx| {
+        state.in_flight().set_waker(cx.waker());
+        if let Poll::Ready(result) = carrying.as_mut().poll(cx) {
+            if let Err(Broken(_)) = result {
+                state.reset();
+            }
+            return Poll::Ready(None);
+        }
+        deadline.poll(state, &limits, cx).map(|_| {
+            state.reset();
+            Some(Cause::WriteStall)
+        })
+    })
+    .await
+}
+
+/// How the library has done with a connection.
+enum Ended {
+    /// With why it ended without a request, where that is worth counting.
+    Closed(Option<Cause>),
+    /// It goes on, but not in HTTP.
+    Upgraded(Box<Tunnel>),
 }
 
 /// A response body that keeps its connection marked as busy.
@@ -57,7 +102,7 @@ struct Guarded {
 }
 
 /// A connection and the deadlines that the library does not have.
-struct Supervised<S: hyper::service::HttpService<hyper::body::Incoming>> {
+struct Supervised<S: HttpService<HyperBody>> {
     connection: Pin<Box<http1::Connection<TokioIo<WatchedStream>, S>>>,
     registered: Registered,
     limits: Rc<Limits>,
@@ -69,7 +114,7 @@ struct Supervised<S: hyper::service::HttpService<hyper::body::Incoming>> {
 
 impl<S> Supervised<S>
 where
-    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = Guarded>,
+    S: HttpService<HyperBody, ResBody = Guarded>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     fn begin_drain(&mut self) {
@@ -78,40 +123,56 @@ where
             self.connection.as_mut().graceful_shutdown();
         }
     }
+
+    /// The library has given the connection up.
+    fn end(&self, result: hyper::Result<()>) -> Ended {
+        let state = &self.registered.state;
+        match (result, state.take_tunnel()) {
+            (Ok(()), Some(tunnel)) if !state.is_blocked() => Ended::Upgraded(tunnel),
+            (Ok(()), Some(_)) => {
+                // Bytes of HTTP were left unsent, and are lost: the library does not wait for them.
+                state.reset();
+                Ended::Closed(None)
+            }
+            (Ok(()), None) => Ended::Closed(None),
+            (Err(error), _) => {
+                if error.is_user() {
+                    state.break_off();
+                }
+                Ended::Closed(cause_of(&error))
+            }
+        }
+    }
 }
 
 impl<S> Future for Supervised<S>
 where
-    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = Guarded>,
+    S: HttpService<HyperBody, ResBody = Guarded>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// Why the connection ended without a request, where that is worth counting.
-    type Output = Option<Cause>;
+    type Output = Ended;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Cause>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
         let this = self.get_mut();
         let state = &this.registered.state;
         state.in_flight().set_waker(cx.waker());
         if state.in_flight().is_to_be_closed() {
             state.reset();
-            return Poll::Ready(None);
+            return Poll::Ready(Ended::Closed(None));
         }
         this.begin_drain();
         if this.registered.state.is_evicted() {
-            return Poll::Ready(Some(Cause::Evicted));
+            return Poll::Ready(Ended::Closed(Some(Cause::Evicted)));
         }
         if let Poll::Ready(result) = this.connection.as_mut().poll(cx) {
-            return Poll::Ready(result.err().and_then(|error| {
-                if error.is_user() {
-                    this.registered.state.break_off();
-                }
-                cause_of(&error)
-            }));
+            return Poll::Ready(this.end(result));
         }
-        this.deadline.poll(&this.registered.state, &this.limits, cx).map(|expiry| match expiry {
-            Expiry::HeadTimeout => Some(Cause::HeadTimeout),
-            Expiry::WriteStall => Some(Cause::WriteStall),
-            Expiry::IdleTimeout => None,
+        this.deadline.poll(&this.registered.state, &this.limits, cx).map(|expiry| {
+            Ended::Closed(match expiry {
+                Expiry::HeadTimeout => Some(Cause::HeadTimeout),
+                Expiry::WriteStall => Some(Cause::WriteStall),
+                Expiry::IdleTimeout => None,
+            })
         })
     }
 }
@@ -128,6 +189,16 @@ fn cause_of(error: &hyper::Error) -> Option<Cause> {
 }
 
 // === impl Guarded ===
+
+impl Guarded {
+    /// A tunnel is not for the library: it has no body for a 101.
+    fn new(mut body: Body, guard: ExchangeGuard) -> Self {
+        if let Some(tunnel) = body.take_tunnel() {
+            guard.hand_over(tunnel);
+        }
+        Self { body, _guard: guard }
+    }
+}
 
 impl HttpBody for Guarded {
     type Data = Bytes;

@@ -33,6 +33,13 @@ impl WatchedStream {
         Self { stream, read, state, meter: Some(meter) }
     }
 
+    /// Gives back what was read too early.
+    pub fn unread(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.read = if self.read.is_empty() { bytes } else { [bytes, self.read.split_off(0)].concat().into() };
+        }
+    }
+
     fn note(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.state.on_write(result.is_pending());
         if let (Some(meter), Poll::Ready(Ok(bytes))) = (&self.meter, &result) {

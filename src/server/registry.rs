@@ -4,6 +4,7 @@ use super::Limits;
 use crate::clock::{Instant, Moment, monotonic};
 use crate::proxy::in_flight::{Again, InFlight};
 use crate::proxy::service::Shared;
+use crate::proxy::tunnel::Tunnel;
 use http::Version;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -32,6 +33,8 @@ pub struct ConnState {
     /// The connection is to be reset: not even what the kernel holds may arrive.
     reset: Cell<bool>,
     ends_by_close: Cell<bool>,
+    /// HTTP/1.1: what the connection carries once the head of a 101 is out.
+    tunnel: RefCell<Option<Box<Tunnel>>>,
     /// HTTP/2: what is being served on each stream.
     streams: RefCell<Vec<Option<Rc<InFlight>>>>,
 }
@@ -185,6 +188,7 @@ impl ConnState {
             in_flight: Rc::default(),
             reset: Cell::new(false),
             ends_by_close: Cell::new(false),
+            tunnel: RefCell::default(),
             streams: RefCell::default(),
         }
     }
@@ -232,13 +236,18 @@ impl ConnState {
         StreamGuard { state: Rc::clone(self), index, in_flight }
     }
 
+    /// What the connection becomes, once the library is done with it.
+    pub fn take_tunnel(&self) -> Option<Box<Tunnel>> {
+        self.tunnel.borrow_mut().take()
+    }
+
     /// Whether a request is being served.
     pub fn is_serving(&self) -> bool {
         self.phase.get() == Phase::Exchange
     }
 
     /// The client takes no bytes although there are some for it: it is not idle, whatever was handed over.
-    fn is_blocked(&self) -> bool {
+    pub fn is_blocked(&self) -> bool {
         self.blocked_since.get().is_some()
     }
 
@@ -278,6 +287,15 @@ impl ConnState {
 
     fn wake(&self) {
         self.in_flight.wake();
+    }
+}
+
+// === impl ExchangeGuard ===
+
+impl ExchangeGuard {
+    /// The exchange goes on in `tunnel`.
+    pub fn hand_over(&self, tunnel: Box<Tunnel>) {
+        *self.0.tunnel.borrow_mut() = Some(tunnel);
     }
 }
 

@@ -39,6 +39,7 @@ mod streaming;
 mod tls;
 mod trailers;
 mod unix_socket;
+mod upgrade;
 mod upstream_lies;
 mod upstreams;
 mod usage;

@@ -223,6 +223,7 @@ fn shared(authenticator: Authenticator, clock: Clock) -> Shared {
         body_bytes_max: None,
         strict: false,
         trailers: Vec::new(),
+        upgrades: Vec::new(),
     };
     Shared {
         settings: keygate::proxy::Settings {

@@ -8,13 +8,13 @@ use crate::proxy::body::BodyError;
 use crate::proxy::h1::{self, BodyReader, Malformed, Piece, ResponseHead};
 use crate::proxy::transport::Stream;
 use crate::reason::Reason;
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use http::{Response, StatusCode};
 use http_body::Frame;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
 /// Room for a response head and a small body.
 const READ_MIN: usize = 8 * 1024;
@@ -38,6 +38,9 @@ pub struct Conversation {
     body: BodyReader,
     keeps_alive: bool,
 }
+
+/// A connection that does not speak HTTP any more. It keeps its place among the requests in flight.
+pub struct Upgraded(Lease);
 
 /// Why there is no response.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +96,7 @@ pub async fn begin(
         if !is_sent {
             is_sent = poll_send(sending, &mut lease.connection, cx)?;
         }
-        poll_head(&mut lease.connection, cx, to_head, &mut interim)
+        poll_head(&mut lease.connection, sending, cx, to_head, &mut interim)
     });
     let ResponseHead { response, body, keeps_alive } = head.await?;
     let sending = (!sending.is_done()).then(|| sending.take());
@@ -114,6 +117,7 @@ fn poll_send(sending: &mut Sending, connection: &mut Connection, cx: &mut Contex
 
 fn poll_head(
     connection: &mut Connection,
+    sending: &Sending,
     cx: &mut Context<'_>,
     to_head: bool,
     interim: &mut usize,
@@ -121,12 +125,13 @@ fn poll_head(
     loop {
         while let Some(head) = h1::take_response(&mut connection.buf, to_head)? {
             let status = head.response.status();
-            if !status.is_informational() {
+            let is_switch = status == StatusCode::SWITCHING_PROTOCOLS;
+            if !status.is_informational() || is_switch && sending.is_agreed(&head) {
                 return Poll::Ready(Ok(head));
             }
             *interim += 1;
-            // Nobody asked for another protocol: what follows would not be HTTP.
-            if status == StatusCode::SWITCHING_PROTOCOLS || *interim > INTERIM_MAX {
+            // To a protocol that nobody asked for: what follows would not be HTTP.
+            if is_switch || *interim > INTERIM_MAX {
                 return Poll::Ready(Err(Malformed("no final response").into()));
             }
         }
@@ -211,6 +216,11 @@ impl Conversation {
         self.body.exact_len()
     }
 
+    /// The connection itself, once both sides have left HTTP on it.
+    pub fn into_upgraded(self) -> Upgraded {
+        Upgraded(self.lease)
+    }
+
     /// The exchange is over: the connection waits for another if both messages ended where both sides know, and nothing
     /// else came. Closed otherwise.
     pub fn give_back(self, now: Instant) {
@@ -219,5 +229,45 @@ impl Conversation {
             lease.connection.shrink();
             lease.give_back(now);
         }
+    }
+}
+
+// === impl Upgraded ===
+
+impl Upgraded {
+    /// Closing it tells the upstream that it was broken off.
+    pub fn reset_on_close(&self) {
+        self.0.connection.stream.reset_on_close();
+    }
+}
+
+impl AsyncRead for Upgraded {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Connection { stream, buf } = &mut self.get_mut().0.connection;
+        if buf.is_empty() {
+            return Pin::new(stream).poll_read(cx, out);
+        }
+        // What came with the head.
+        let bytes = buf.len().min(out.remaining());
+        out.put_slice(buf.get(..bytes).unwrap_or_default());
+        buf.advance(bytes);
+        if buf.is_empty() {
+            *buf = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Upgraded {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0.connection.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0.connection.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0.connection.stream).poll_shutdown(cx)
     }
 }

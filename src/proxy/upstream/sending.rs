@@ -1,13 +1,16 @@
 //! A request on its way to an upstream: a head, and a body that is framed anew.
 
 use crate::proxy::body::{BodyError, RequestBody};
+use crate::proxy::h1::{BodyReader, ResponseHead};
 use crate::proxy::headers::push_received;
 use crate::proxy::transport::Stream;
+use crate::proxy::upgrade::Upgrade;
 use bytes::{Buf as _, Bytes};
 use http::HeaderMap;
 use http_body::Body as _;
 use std::io::{self, IoSlice, Write as _};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
@@ -26,6 +29,8 @@ pub struct Sending {
     is_chunked: bool,
     /// Whether any byte has been taken by a connection.
     is_untouched: bool,
+    /// What else the connection may come to speak.
+    upgrade: Option<Rc<Upgrade>>,
 }
 
 /// Why sending stopped.
@@ -42,7 +47,19 @@ pub enum Interrupted {
 impl Sending {
     /// A request of `head`, which says how `body` is framed: by chunks, or by the length that the body says it has.
     pub const fn new(head: Vec<u8>, body: Option<RequestBody>, is_chunked: bool) -> Self {
-        Self { buf: head, sent: 0, piece: Bytes::new(), body, is_chunked, is_untouched: true }
+        Self { buf: head, sent: 0, piece: Bytes::new(), body, is_chunked, is_untouched: true, upgrade: None }
+    }
+
+    /// The same, where the head asks for an upgrade.
+    pub fn asking(self, upgrade: Option<Rc<Upgrade>>) -> Self {
+        Self { upgrade, ..self }
+    }
+
+    /// Whether this head agrees to the upgrade that was asked for, with nothing left to be said in HTTP on either side.
+    pub fn is_agreed(&self, answer: &ResponseHead) -> bool {
+        let is_framed = !matches!(answer.body, BodyReader::UntilClose);
+        let is_over = self.is_done() && !is_framed;
+        is_over && self.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_agreed(answer.response.headers()))
     }
 
     /// Takes it, leaving nothing to send.

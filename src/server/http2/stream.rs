@@ -94,6 +94,8 @@ async fn answer(
 /// The request, as one of HTTP/1.1 would be seen.
 fn whole(request: Request<RecvStream>) -> Request<Incoming> {
     let (mut head, stream) = request.into_parts();
+    // Not offered: CONNECT is refused, whatever it asks for.
+    head.extensions.remove::<h2::ext::Protocol>();
     canonical::gather(&mut head);
     // More than one length, or one that is none, the library has refused.
     let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
