@@ -4,7 +4,10 @@
 //! server was sent and what the client got is the same both times, but for what the contract says and what belongs to a
 //! connection.
 
-mod programs;
+mod grpc;
+mod nginx;
+pub mod programs;
+mod tools;
 
 use crate::harness::gateway::ENTITY;
 use crate::harness::{Gateway, Key};
@@ -90,7 +93,7 @@ fn seen(sent: Vec<Value>, got: Vec<Value>, asked: SocketAddr) -> Seen {
 /// Goes through the cases at the server itself.
 fn directly(server: &Server, client: Program) -> Seen {
     server.take_records();
-    let got = client.go(&url(server.address), "ark_live_ent_acme_0");
+    let got = client.go(&url(server.address), "ark_live_ent_acme_0", &source("cases.json"));
     seen(server.take_records(), got, server.address)
 }
 
@@ -105,7 +108,7 @@ impl Site {
     /// Goes through the cases at the gateway.
     fn through(&self, client: Program) -> Seen {
         self.server.take_records();
-        let got = client.go(&url(self.gateway.address), &self.key.text);
+        let got = client.go(&url(self.gateway.address), &self.key.text, &source("cases.json"));
         let sent = self.server.take_records();
         let is_h2 = matches!(client, Program::Python("httpx-h2" | "h2" | "curl-h2") | Program::Node("http2"));
         for got in &got {

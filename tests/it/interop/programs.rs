@@ -75,13 +75,13 @@ pub fn run_within(seconds: &str, command: &Command) -> Output {
 // === impl Program ===
 
 impl Program {
-    /// Goes through all cases below `url`; what the client got, a value for each.
-    pub fn go(self, url: &str, bearer: &str) -> Vec<Value> {
+    /// Goes through the cases of a file, below `url`; what the client got, a value for each.
+    pub fn go(self, url: &str, bearer: &str, cases: &Path) -> Vec<Value> {
         let (mut command, kind) = match self {
             Self::Python(kind) => (python("clients.py"), kind),
             Self::Node(kind) => (node("clients.js"), kind),
         };
-        command.args([kind, url, bearer]).arg(source("cases.json"));
+        command.args([kind, url, bearer]).arg(cases);
         let output = run_within(CLIENT_SECONDS, &command);
         let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{self:?} at {url}: {errors}\n{told}");
@@ -92,15 +92,19 @@ impl Program {
 // === impl Server ===
 
 impl Server {
-    /// One of the kinds of `servers.py`, or `node`.
+    /// One of the kinds of `servers.py`, or `node`, `grpc` or `websockets`.
     pub fn start(kind: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut command = match kind {
             "node" => node("servers.js"),
+            "grpc" => python("grpc_server.py"),
+            "websockets" => python("ws.py"),
             _ => python("servers.py"),
         };
-        if kind != "node" {
-            command.arg(kind);
+        match kind {
+            "node" | "grpc" => {}
+            "websockets" => _ = command.arg("server"),
+            _ => _ = command.arg(kind),
         }
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
         command.arg(dir.path().join("records")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
