@@ -128,7 +128,9 @@ impl Cause {
 // === impl ConnectionEvents ===
 
 impl ConnectionEvents {
+    /// Counts a connection that ended for `cause`, here and on the metrics page.
     pub fn count(&self, cause: Cause) {
+        crate::telemetry::metrics::connection_ended(cause.as_str());
         self.0.count(Counter::Connection(cause));
     }
 }

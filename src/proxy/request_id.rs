@@ -25,7 +25,7 @@ impl RequestId {
         kept.map_or_else(|| Self::new(now), |id| Self(id.clone()))
     }
 
-    fn new(now: Timestamp) -> Self {
+    pub fn new(now: Timestamp) -> Self {
         let mut text = [0; PREFIX.len() + TEXT_LEN];
         let (prefix, rest) = text.split_at_mut(PREFIX.len());
         prefix.copy_from_slice(PREFIX);

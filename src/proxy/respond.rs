@@ -4,6 +4,7 @@ use super::body::Body;
 use super::headers::X_REQUEST_ID;
 use super::request_id::RequestId;
 use super::service::Arrival;
+use crate::clock::Timestamp;
 use crate::policy::Denial;
 use crate::reason::{Code, Reason};
 use bytes::Bytes;
@@ -24,6 +25,16 @@ pub struct Refusal {
     required: Option<String>,
     /// The methods the resource takes; with `method_not_allowed` only.
     allow: Option<HeaderValue>,
+}
+
+/// Why bytes from a client never became a request that could be refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unheard {
+    Malformed,
+    TargetTooLong,
+    HeadTooLarge,
+    /// A head that began and did not end in time.
+    Late,
 }
 
 // === impl Refusal ===
@@ -80,15 +91,9 @@ impl Refusal {
         response
     }
 
-    /// The body. Every part is a literal, a scope's name or an id of `[A-Za-z0-9_.-]`: nothing needs escaping.
     fn body(&self, request_id: &RequestId) -> String {
-        let code = self.reason.code();
-        let (name, kind, hint) = (code.as_str(), code.error_type(), self.hint());
         let required = self.required.as_ref().map_or_else(String::new, |scope| format!(r#""required":"{scope}","#));
-        let id = request_id.as_str();
-        format!(
-            r#"{{"error":"{name}","code":"{name}","type":"{kind}","hint":"{hint}","param":null,{required}"request_id":"{id}"}}"#
-        )
+        json(self.reason.code(), &self.hint(), &required, request_id)
     }
 
     fn hint(&self) -> Cow<'static, str> {
@@ -146,6 +151,47 @@ impl Refusal {
             | Code::InternalError => None,
         }
     }
+}
+
+// === impl Unheard ===
+
+impl Unheard {
+    pub const fn code(self) -> Code {
+        match self {
+            Self::Malformed => Code::BadRequest,
+            Self::TargetTooLong => Code::UriTooLong,
+            Self::HeadTooLarge => Code::HeadersTooLarge,
+            Self::Late => Code::RequestTimeout,
+        }
+    }
+
+    const fn hint(self) -> &'static str {
+        match self {
+            Self::Malformed => "What was sent is not a well-formed HTTP request.",
+            Self::TargetTooLong => Reason::TargetTooLong.hint(),
+            Self::HeadTooLarge => Reason::HeadTooLarge.hint(),
+            Self::Late => "The request's head did not arrive in time.",
+        }
+    }
+
+    /// The lines of the answer's fields that are not the connection's, and its body.
+    pub fn answer(self, now: Timestamp) -> (String, String) {
+        let id = RequestId::new(now);
+        let body = json(self.code(), self.hint(), "", &id);
+        let (name, id, length) = (X_REQUEST_ID, id.as_str(), body.len());
+        let fields = format!(
+            "content-type: application/json\r\ncache-control: no-store\r\n{name}: {id}\r\ncontent-length: {length}\r\n"
+        );
+        (fields, body)
+    }
+}
+
+/// A refusal's body. Every part is a literal, a scope's name or an id of `[A-Za-z0-9_.-]`: nothing needs escaping.
+fn json(code: Code, hint: &str, required: &str, request_id: &RequestId) -> String {
+    let (name, kind, id) = (code.as_str(), code.error_type(), request_id.as_str());
+    format!(
+        r#"{{"error":"{name}","code":"{name}","type":"{kind}","hint":"{hint}","param":null,{required}"request_id":"{id}"}}"#
+    )
 }
 
 /// The form of `grpc-message`: printable ASCII, everything else and `%` escaped.

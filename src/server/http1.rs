@@ -1,5 +1,6 @@
 //! A connection that speaks HTTP/1.1: the messages by hyper, deadlines and drain by us.
 
+use super::bare;
 use super::connection::Serving;
 use super::deadline::DeadlineTimer;
 use super::greeting::Greeted;
@@ -21,6 +22,7 @@ use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use tokio::io::AsyncWrite as _;
 
 /// The smallest read buffer the library takes.
 const BUF_MIN: usize = 8 * 1024;
@@ -49,9 +51,14 @@ pub async fn serve(greeted: Greeted, registered: Registered, serving: Serving) {
     let deadline = DeadlineTimer::new(&limits);
     let mut supervised = Supervised { connection, registered, limits, deadline, draining: false };
     let cause = match (&mut supervised).await {
-        Ended::Closed(cause) => cause,
         // Boxed: few connections come to that.
         Ended::Upgraded(tunnel) => Box::pin(carry(supervised, tunnel)).await,
+        Ended::Closed(cause) => {
+            if cause == Some(Cause::HeadTimeout) {
+                supervised.answer_late().await;
+            }
+            cause
+        }
     };
     if let Some(cause) = cause {
         events.count(cause);
@@ -142,6 +149,17 @@ where
                 Ended::Closed(cause_of(&error))
             }
         }
+    }
+
+    /// Tells a client whose head began and did not end in time; one that was silent is told nothing.
+    async fn answer_late(self) {
+        let parts = Pin::into_inner(self.connection).into_parts();
+        if parts.read_buf.is_empty() {
+            return;
+        }
+        let (mut client, answer) = (parts.io.into_inner(), bare::late());
+        // What the client does not take at once is not waited for.
+        _ = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut client).poll_write(cx, &answer))).await;
     }
 }
 

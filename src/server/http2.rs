@@ -1,7 +1,7 @@
 //! A connection that speaks HTTP/2: frames, flow control and header compression by the library, each request in a task of its
 //! own, deadlines, drain and the defence against floods by us.
 
-mod date;
+pub mod date;
 mod meter;
 mod stream;
 

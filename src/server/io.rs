@@ -1,13 +1,14 @@
 //! A client's socket, watched: the libraries have no deadline for silence and none for a client that takes no bytes.
 
+use super::bare;
 use super::http2::Meter;
 use super::registry::ConnState;
 use crate::proxy::transport::Stream;
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A socket that tells its connection's state when bytes arrive and when they are not taken.
@@ -19,18 +20,20 @@ pub struct WatchedStream {
     state: Rc<ConnState>,
     /// HTTP/2: the account of the client's frames.
     meter: Option<Rc<Meter>>,
+    /// HTTP/1.1: what is sent in the place of the library's own answer, and is not sent yet.
+    reworded: Bytes,
 }
 
 // === impl WatchedStream ===
 
 impl WatchedStream {
     pub const fn new(stream: Stream, read: Bytes, state: Rc<ConnState>) -> Self {
-        Self { stream, read, state, meter: None }
+        Self { stream, read, state, meter: None, reworded: Bytes::new() }
     }
 
     /// One that speaks HTTP/2: a request begins with its frame, not with any byte.
     pub const fn metered(stream: Stream, read: Bytes, state: Rc<ConnState>, meter: Rc<Meter>) -> Self {
-        Self { stream, read, state, meter: Some(meter) }
+        Self { stream, read, state, meter: Some(meter), reworded: Bytes::new() }
     }
 
     /// Gives back what was read too early.
@@ -53,6 +56,29 @@ impl WatchedStream {
             None => self.state.on_read(),
             Some(meter) => meter.read(bytes, &self.state),
         }
+    }
+
+    /// Sends the contract's answer in the place of `buf`, if that is the library's own: before a request nothing else is
+    /// answered.
+    fn poll_reworded(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Option<Poll<io::Result<usize>>> {
+        if !self.state.is_before_request() || self.meter.is_some() {
+            return None;
+        }
+        if self.reworded.is_empty() {
+            self.reworded = bare::reworded(buf)?.into();
+        }
+        Some(self.poll_rest(cx).map_ok(|()| buf.len()))
+    }
+
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.reworded.is_empty() {
+            let sent = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.reworded))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.reworded.advance(sent);
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Gives what was read before.
@@ -95,7 +121,8 @@ impl AsyncRead for WatchedStream {
 
 impl AsyncWrite for WatchedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let reworded = self.poll_reworded(cx, buf);
+        let result = reworded.unwrap_or_else(|| Pin::new(&mut self.stream).poll_write(cx, buf));
         self.note(result)
     }
 
@@ -104,7 +131,9 @@ impl AsyncWrite for WatchedStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let first = bufs.iter().find(|buf| !buf.is_empty());
+        let reworded = first.and_then(|first| self.poll_reworded(cx, first));
+        let result = reworded.unwrap_or_else(|| Pin::new(&mut self.stream).poll_write_vectored(cx, bufs));
         self.note(result)
     }
 

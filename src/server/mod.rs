@@ -1,5 +1,6 @@
 //! Worker threads, listeners, connections, drain.
 
+mod bare;
 pub mod connection;
 pub mod deadline;
 pub mod greeting;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Heads up to these multiples of the operator's limits are still parsed, so that their refusal is one the client can read;
-/// beyond them the library answers 431 by itself.
+/// beyond them the library answers by itself, and nothing is recorded but a count.
 const HEAD_SLACK: usize = 2;
 
 /// `[[listen]]` and the connection part of `[limits]`.

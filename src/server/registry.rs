@@ -246,6 +246,11 @@ impl ConnState {
         self.phase.get() == Phase::Exchange
     }
 
+    /// Whether a head is awaited or has begun to arrive, and what was answered before is handed over.
+    pub fn is_before_request(&self) -> bool {
+        matches!(self.phase.get(), Phase::Head(_))
+    }
+
     /// The client takes no bytes although there are some for it: it is not idle, whatever was handed over.
     pub fn is_blocked(&self) -> bool {
         self.blocked_since.get().is_some()

@@ -11,6 +11,7 @@ const REQUESTS: &str = "keygate_requests_total";
 const DURATION: &str = "keygate_request_duration_seconds";
 const FORKS: &str = "keygate_store_forks_total";
 const FOREIGN: &str = "keygate_store_foreign_total";
+const CONNECTIONS_ENDED: &str = "keygate_connections_ended_total";
 const RELOADS: &str = "keygate_reloads_total";
 const SNAPSHOT_REFUSED: &str = "keygate_snapshot_refused_total";
 const FILLS: &str = "keygate_fills_total";
@@ -70,6 +71,10 @@ impl Page {
         metrics::set_global_recorder(recorder).map_err(|error| error.to_string())?;
         metrics::describe_counter!(REQUESTS, "requests by route, decision and reason");
         metrics::describe_histogram!(DURATION, Unit::Seconds, "time from a request's head to its response's last byte");
+        metrics::describe_counter!(
+            CONNECTIONS_ENDED,
+            "connections that ended without a request or for what their client did, by cause"
+        );
         metrics::describe_counter!(RELOADS, "loads of the whole key set from the store, by cause");
         metrics::describe_counter!(FILLS, "keys that the cache lacked, by what came of asking the store for them");
         metrics::describe_counter!(FORKS, "losses of changes by the store that were noticed and given back");
@@ -109,6 +114,11 @@ impl Page {
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
     }
+}
+
+/// A connection ended for one of the causes that the journal knows.
+pub fn connection_ended(cause: &'static str) {
+    metrics::counter!(CONNECTIONS_ENDED, "cause" => cause).increment(1);
 }
 
 /// A load of the whole set has begun.

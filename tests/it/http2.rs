@@ -1,5 +1,6 @@
 //! HTTP/2 from clients: requests, bodies, deadlines, drain.
 
+mod breaches;
 mod cut;
 mod floods;
 mod hygiene;

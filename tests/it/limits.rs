@@ -38,7 +38,9 @@ fn a_silent_connection_and_a_slow_head_are_closed_at_the_deadline() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert!(silent.rest().is_empty());
-    assert_ne!(slow.try_read("GET").map(|answer| answer.status), Some(200));
+    let answer = slow.read("GET");
+    assert_eq!((answer.status, answer.code().as_str()), (408, "request_timeout"));
+    assert!(answer.header("x-request-id").is_some_and(|id| id.starts_with("req_")) && slow.is_closed());
     assert!(upstream.received().is_empty());
     wait_for_cause(&gateway, "head_timeout", 2);
     is_served(&gateway, &key);
@@ -117,6 +119,45 @@ fn heads_beyond_the_limits_get_their_own_answers() {
     gateway.client().send("garbage\r\n\r\n").rest();
     wait_for_cause(&gateway, "unparseable", 1);
     is_served(&gateway, &key);
+}
+
+#[test]
+fn what_never_became_a_request_is_refused_in_the_contracts_form_and_counted_once() {
+    let (upstream, gateway, key) = start("head_max = \"4 KiB\"");
+    let cases: [(&[u8], u16, &str); 8] = [
+        (b"garbage\r\n\r\n", 400, "bad_request"),
+        (b"GET / HTTP/3.0\r\n\r\n", 400, "bad_request"),
+        (b"GET /a b HTTP/1.1\r\nHost: erp\r\n\r\n", 400, "bad_request"),
+        (b"GET / HTTP/1.1\r\nHost: erp\r\nA b: c\r\n\r\n", 400, "bad_request"),
+        (b"GET / HTTP/1.1\r\nHost: erp\r\nX: a\0b\r\n\r\n", 400, "bad_request"),
+        // The beginning of a client's first words in TLS.
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "bad_request"),
+        (&[b'a'; 20_000], 431, "headers_too_large"),
+        (&[&b"GET /"[..], &[b'a'; 70_000]].concat(), 431, "headers_too_large"),
+    ];
+    for (number, (sent, status, code)) in cases.iter().enumerate() {
+        for is_first in [true, false] {
+            let mut client = gateway.client();
+            if !is_first {
+                assert_eq!(client.request("GET", &gateway.path("orders"), &[&key.bearer()]).status, 200);
+            }
+            let answer = client.send(sent).read("GET");
+            assert_eq!((answer.status, answer.code().as_str()), (*status, *code), "{number}");
+            let id = answer.header("x-request-id").unwrap().to_owned();
+            assert_eq!(answer.json()["request_id"], id);
+            assert!(id.starts_with("req_") && answer.header("date").is_some());
+            assert_eq!(
+                (answer.header("cache-control"), answer.header("connection")),
+                (Some("no-store"), Some("close"))
+            );
+            assert!(client.is_closed());
+        }
+    }
+    for (cause, count) in [("unparseable", 12), ("head_too_large", 4)] {
+        wait_for_cause(&gateway, cause, count);
+        assert_eq!(gateway.metric(&format!("keygate_connections_ended_total{{cause=\"{cause}\"}}")), count as f64);
+    }
+    assert_eq!(upstream.received().len(), cases.len());
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod harness;
 mod history;
 mod http2;
 mod hygiene;
+mod interop;
 mod journal;
 mod lifecycle;
 mod limits;

@@ -6,6 +6,8 @@ use crate::harness::{Gateway, Http2, Key, PATIENCE, Reply, Upstream, eventually}
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
+/// How soon a flood is ended, on a machine that does other things too.
+const SOON: Duration = Duration::from_secs(5);
 /// How much more the gateway may hold after an attack by one connection: what the allocator keeps, too.
 const GROWTH_MAX: usize = 8 << 20;
 
@@ -21,7 +23,7 @@ fn flood(wire: &mut Wire, mut round: impl FnMut(u32) -> Vec<u8>) -> u32 {
     let mut sent = 0;
     while wire.send(&round(sent)) {
         sent += 1;
-        assert!(began.elapsed() < PATIENCE, "it is never ended");
+        assert!(began.elapsed() < SOON, "it is not ended soon");
     }
     sent
 }
@@ -98,7 +100,9 @@ fn a_request_that_is_taken_back_before_it_was_looked_at_is_never_begun() {
     assert_eq!(wire.wait_for(kind::DATA).unwrap().stream, 21);
     assert_eq!(upstream.received().len(), 1);
     let of_http2 = |record: &&serde_json::Value| record["protocol"] == "HTTP/2.0";
-    assert_eq!(gateway.records().iter().filter(of_http2).count(), 1, "the others were no requests yet");
+    let recorded = || gateway.records().iter().filter(of_http2).count();
+    eventually("it is recorded", || (recorded() > 0).then_some(()));
+    assert_eq!(recorded(), 1, "the others were no requests yet");
 }
 
 #[test]

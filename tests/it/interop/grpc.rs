@@ -1,0 +1,54 @@
+//! gRPC by the library that most use: what is refused is refused in gRPC's own way.
+
+use super::programs::{python, run_within};
+use crate::harness::{Gateway, Reply, Upstream};
+use serde_json::Value;
+use std::net::{SocketAddr, TcpListener};
+
+const ROUTES: &str = r#"
+[limits]
+upstream_head = "500ms"
+
+[[routes]]
+path = "/shop.Orders/**"
+upstream = "erp"
+write = "orders:write"
+
+[[routes]]
+path = "/shop.Products/**"
+upstream = "erp"
+write = "products:write"
+"#;
+
+/// What came of each call; of one if a method is given.
+fn call(address: SocketAddr, bearer: &str, method: Option<&str>) -> Vec<Value> {
+    let mut command = python("grpc_client.py");
+    command.arg(address.to_string()).arg(bearer).args(method);
+    let output = run_within("120", &command);
+    let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{errors}\n{told}");
+    told.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn status(address: SocketAddr, bearer: &str, method: &str) -> String {
+    let call = call(address, bearer, Some(method)).remove(0);
+    call["status"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_refusal_has_the_status_that_the_contract_names() {
+    let silent =
+        Upstream::start(|_| Reply::Custom(Box::new(|_| std::thread::sleep(std::time::Duration::from_secs(3)))));
+    let builder = || Gateway::builder().listen("protocols = [\"h1\", \"h2\"]").toml(ROUTES);
+    let gateway = builder().live(&silent).start();
+    let key = gateway.key(&["orders:write"]);
+    let at = |bearer: &str, method: &str| status(gateway.address, bearer, method);
+    assert_eq!(at("ark_live_ent_acme_none", "/shop.Orders/OneOne"), "UNAUTHENTICATED");
+    assert_eq!(at(&key.text, "/shop.Products/OneOne"), "PERMISSION_DENIED");
+    assert_eq!(at(&key.text, "/shop.Nothing/OneOne"), "UNIMPLEMENTED");
+    assert_eq!(at(&key.text, "/shop.Orders/OneOne"), "DEADLINE_EXCEEDED");
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gateway = builder().live_at(closed).start();
+    let key = gateway.key(&["orders:write"]);
+    assert_eq!(status(gateway.address, &key.text, "/shop.Orders/OneOne"), "UNAVAILABLE");
+}
