@@ -134,11 +134,10 @@ impl Applier {
     }
 
     /// The whole set is read anew, from a store with another history: whatever that has is newer, and what it has not goes in the
-    /// end, by [`Self::drop_outgoing`]. Until then it is served as long as it may be.
+    /// end, by [`Self::drop_outgoing`]. Until then it is served as long as it may be. What has ended stays so, an entity too (I5).
     pub fn renew(&mut self) {
         self.cache.lower(0);
         self.cache.forget_overflow();
-        self.entities.retain(|_, entity| !entity.is_deleted());
         (self.overflowed, self.outgoing) = (false, true);
     }
 

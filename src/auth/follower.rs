@@ -315,7 +315,7 @@ impl Follower {
         self.cache.trust_store(!is_settling && self.loaded);
         (self.member.held, self.fork_noted) = (None, false);
         if confirmed && self.loaded && self.settled {
-            self.catch_up(sent);
+            self.catch_up(sent, is_settling);
         }
         Ok(Turn::CaughtUp)
     }
@@ -359,9 +359,10 @@ impl Follower {
         ended.map_or_else(|| Box::new(|| {}) as Box<dyn FnOnce()>, |changed| (self.cut)(changed))
     }
 
-    /// Everything up to the head of a poll sent at `sent` is known.
-    fn catch_up(&mut self, sent: Moment) {
-        let lacks = self.loading.as_ref().is_some_and(|loading| loading.reason == Reload::Eviction);
+    /// Everything up to the head of a poll sent at `sent` is known. What is not is unknown, and no more, while the store settles:
+    /// whoever has it may still give it back (protocols I7, Settle).
+    fn catch_up(&mut self, sent: Moment, is_settling: bool) {
+        let lacks = is_settling || self.loading.as_ref().is_some_and(|loading| loading.reason == Reload::Eviction);
         if !self.cache.is_complete() && self.applier().is_whole() && !lacks {
             self.generation += 1;
             self.cache.set_complete(self.generation);
@@ -410,5 +411,7 @@ impl Follower {
 
 #[cfg(test)]
 mod fork_tests;
+#[cfg(test)]
+mod loss_tests;
 #[cfg(test)]
 mod tests;

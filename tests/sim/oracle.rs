@@ -281,7 +281,10 @@ impl Oracle {
             return Err("a key that has expired is accepted".to_owned());
         }
         self.judge_right(now, witness)?;
-        self.known.entry(witness.process).or_default().insert(*digest);
+        // What its store has lost it may lose as well, if it cannot give it back.
+        if self.logs[witness.site].made(digest).is_some() {
+            self.known.entry(witness.process).or_default().insert(*digest);
+        }
         self.judge_going_on(now, witness, digest, saying)
     }
 
@@ -381,6 +384,11 @@ impl Oracle {
     }
 
     fn judge_unknown(&self, now: True, witness: &Witness, digest: &Digest) -> Result<(), String> {
+        let has_adopted = self.fleets.get(&witness.process).is_some_and(|fleets| fleets.len() > 1);
+        if has_adopted && self.ever_ended(digest) {
+            // In force in the store that it has taken for its own, and not with who knows that it had ended.
+            return Ok(());
+        }
         if let Some(made) = self.logs[witness.site].made(digest)
             && now > made.since + LEASE + slack(LEASE)
         {

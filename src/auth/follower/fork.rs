@@ -157,7 +157,10 @@ impl Follower {
                 let (there, is_declined) = (self.stored(record)?, declined.contains(&Name::of(record)));
                 stands &= there.as_ref().map_or(0, Record::version) <= reached.seq;
                 stands &= is_declined || there.is_some() && write_of(there.as_ref(), record, common).is_none();
-                if let (Record::Key(key), None, true) = (record, &there, is_declined) {
+                if let (Record::Key(key), None, true) = (record, &there, is_declined)
+                    // Else it has the same key under another name, which counts.
+                    && self.store.key_by_digest(&key.digest)?.is_none()
+                {
                     refused.insert(key.digest);
                 }
             }

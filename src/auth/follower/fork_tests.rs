@@ -11,19 +11,19 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::mpsc;
 
-fn apply(store: &dyn KeyStore, action: Action, expected: Option<u64>, record: Record) -> bool {
+pub(super) fn apply(store: &dyn KeyStore, action: Action, expected: Option<u64>, record: Record) -> bool {
     let writes = vec![Write { action, expected, record }];
     let operation = OperationId(fastrand::u128(..));
     store.apply(&Mutation { operation, actor: "test".into(), at: CREATED_AT, writes }).is_ok()
 }
 
-fn entity(number: u128) -> Record {
+pub(super) fn entity(number: u128) -> Record {
     let id = EntityId::from_bits(number);
     let (code, name) = (format!("e{number}"), "entity".into());
     Record::Entity(EntityRecord { id, version: 0, code, name, created_at: CREATED_AT, deleted_at: None })
 }
 
-fn create(store: &dyn KeyStore, number: u128) -> bool {
+pub(super) fn create(store: &dyn KeyStore, number: u128) -> bool {
     apply(store, Action::KeyCreated, None, key(number))
 }
 
@@ -35,11 +35,11 @@ fn change(store: &dyn KeyStore, number: u128, change: impl FnOnce(KeyRecord) -> 
     })
 }
 
-fn revoke(store: &dyn KeyStore, number: u128) -> bool {
+pub(super) fn revoke(store: &dyn KeyStore, number: u128) -> bool {
     change(store, number, |key| KeyRecord { revoked_at: Some(CREATED_AT), ..key })
 }
 
-fn rename(store: &dyn KeyStore, number: u128, name: &str) -> bool {
+pub(super) fn rename(store: &dyn KeyStore, number: u128, name: &str) -> bool {
     change(store, number, |key| KeyRecord { name: name.to_owned(), ..key })
 }
 
@@ -47,18 +47,18 @@ fn is_revoked(store: &dyn KeyStore, number: u128) -> Option<bool> {
     store.key(KeyId::new(Ulid::from_bits(number))).unwrap().map(|key| key.revoked_at.is_some())
 }
 
-fn begin(store: &MemoryStore) {
+pub(super) fn begin(store: &MemoryStore) {
     assert!(apply(store, Action::EntityCreated, None, entity(1)));
     assert_eq!(ACME, EntityId::from_bits(1));
 }
 
 /// A gateway with a snapshot in this directory.
-fn gateway(store: &Arc<MemoryStore>, dir: &tempfile::TempDir) -> (Arc<KeyCache>, Follower) {
+pub(super) fn gateway(store: &Arc<MemoryStore>, dir: &tempfile::TempDir) -> (Arc<KeyCache>, Follower) {
     let snapshot = Snapshot::at(dir.path().join("keys.snapshot"));
     follow_with(Arc::clone(store) as _, 1000, Clock::system(), Some(snapshot))
 }
 
-fn catch_up(follower: &mut Follower) {
+pub(super) fn catch_up(follower: &mut Follower) {
     for _ in 0..1000 {
         match follower.turn() {
             Ok(Turn::CaughtUp) => return,
@@ -114,6 +114,7 @@ fn i4_another_store_and_an_empty_one_are_not_followed_until_a_person_gives_leave
         store.put_back(&other);
         assert_eq!(follower.turn().unwrap(), Turn::Held);
         assert!(matches!(look(&cache, 1), Lookup::Known(_)) && matches!(look(&cache, 3), Lookup::Unknown));
+        assert_eq!(cache.trust(), 0, "its word on a key counts no more");
         // It begins no fleet there, and changes nothing.
         assert_eq!(store.fleet_id().unwrap(), other.fleet_id().unwrap());
         assert!(!create(store.as_ref(), 4), "this process knows better");
@@ -226,6 +227,27 @@ fn i4_known_keys_are_served_until_an_adopted_store_is_loaded_and_what_was_revoke
 }
 
 #[test]
+fn i5_an_entity_that_was_deleted_stays_so_where_a_store_is_adopted_that_has_it() {
+    let (dir, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::default()));
+    begin(&store);
+    assert!(create(store.as_ref(), 1));
+    let (cache, mut follower) = gateway(&store, &dir);
+    let Record::Entity(acme) = entity(1) else { unreachable!() };
+    let deleted = Record::Entity(EntityRecord { deleted_at: Some(CREATED_AT), ..acme });
+    assert!(apply(store.as_ref(), Action::EntityDeleted, Some(1), deleted));
+    catch_up(&mut follower);
+    let other = MemoryStore::default();
+    begin(&other);
+    assert!(create(&other, 1) && create(&other, 2));
+    store.put_back(&other);
+    assert_eq!(follower.turn().unwrap(), Turn::Held);
+    store.adopt(&[store.fleet().unwrap().members[0].held.unwrap()]).unwrap();
+    catch_up(&mut follower);
+    // Whichever of its keys it is, and whoever made it.
+    assert!([1, 2].iter().all(|number| matches!(look(&cache, *number), Lookup::Ended(_))));
+}
+
+#[test]
 fn i4_what_an_adopted_store_has_finds_room_where_what_it_has_not_goes() {
     let store = Arc::new(MemoryStore::default());
     begin(&store);
@@ -250,7 +272,7 @@ struct Gated {
 }
 
 /// Tells it to. Dropped: it goes on by itself.
-type Gate = (mpsc::Sender<()>, mpsc::Receiver<()>);
+pub(super) type Gate = (mpsc::Sender<()>, mpsc::Receiver<()>);
 
 impl Gated {
     fn reader(store: &MemoryStore) -> (Box<dyn Changes>, Gate) {
@@ -297,7 +319,7 @@ impl Changes for Gated {
 }
 
 /// Loses every other key from the cache, and begins to read all of them again.
-fn reload(store: &MemoryStore, cache: &KeyCache, follower: &mut Follower) -> Option<Gate> {
+pub(super) fn reload(store: &MemoryStore, cache: &KeyCache, follower: &mut Follower) -> Option<Gate> {
     let since = follower.position.filter(|_| follower.loaded && follower.loading.is_none())?;
     let known = (0..20_u128).step_by(2).map(digest).filter(|digest| cache.peek(digest).is_some());
     known.for_each(|digest| cache.lose(&digest));
@@ -308,7 +330,7 @@ fn reload(store: &MemoryStore, cache: &KeyCache, follower: &mut Follower) -> Opt
     Some(gate)
 }
 
-fn next_page((go, read): &Gate) {
+pub(super) fn next_page((go, read): &Gate) {
     // Nobody reads any more, or it waits until what it has read is taken.
     if go.send(()).is_ok() {
         _ = read.recv_timeout(Duration::from_millis(50));

@@ -3,7 +3,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::key::{EntityId, EntityRecord};
 use crate::store::{Action, FleetId};
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// What a snapshot should hold: by record, its latest version.
 type Model = BTreeMap<u128, u64>;
@@ -161,4 +161,23 @@ fn i3_what_cannot_be_kept_is_removed() {
     snapshot.abandon().unwrap();
     assert!(!snapshot.exists() && !snapshot.is_kept());
     assert!(recall(dir.path()).unwrap().is_none());
+}
+
+#[test]
+fn i5_a_snapshot_that_is_put_onto_another_history_keeps_what_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut snapshot = begin(dir.path());
+    let mut deletion = change(2, 1);
+    if let Record::Entity(entity) = &mut deletion.after {
+        entity.deleted_at = Some(deletion.at);
+    }
+    snapshot.append(&[change(1, 1), deletion], &lineage(2)).unwrap();
+    // There it is in force, whatever the gateway has told.
+    let there = Change { token: 99, ..change(2, 1) };
+    let (mut lineage, refused) = (lineage(1), HashSet::new());
+    lineage.extend([Position { seq: 2, token: 99 }]);
+    snapshot.rebase(Onto { common: at(1), entries: &[there], refused: &refused, lineage: &lineage }).unwrap();
+    let kept = snapshot.read().unwrap().unwrap();
+    assert_eq!((kept.position, kept.records.len()), (Position { seq: 2, token: 99 }, 1));
+    assert!(kept.records.iter().all(Record::is_ended));
 }
