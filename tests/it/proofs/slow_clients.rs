@@ -3,8 +3,9 @@
 
 use super::process::{pss, watch_peak};
 use crate::harness::http2::{self, END_STREAM, Wire, kind};
-use crate::harness::{Gateway, Key, PATIENCE, Reply, Upstream};
+use crate::harness::{Authority, Gateway, Key, PATIENCE, Reply, Upstream};
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -60,6 +61,8 @@ enum Begin {
     BlindTool(&'static [&'static str], &'static str),
     /// Connects, sends this, and no more.
     Sent(fn(&mut Wire)),
+    /// The same at the listener with TLS.
+    SentToTls(fn(&mut Wire)),
 }
 
 /// Where a connection is counted that ended for this cause.
@@ -69,7 +72,10 @@ macro_rules! ended {
     };
 }
 
-const ATTACKS: [Attack; 11] = [
+/// The beginning of a TLS client's first words.
+const HALF_A_HELLO: [u8; 11] = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
+
+const ATTACKS: [Attack; 13] = [
     Attack {
         name: "slow heads (-H)",
         counter: ended!("head_timeout"),
@@ -119,6 +125,12 @@ const ATTACKS: [Attack; 11] = [
             _ = wire.send(&[http2::PREFACE, &http2::frame(kind::SETTINGS, 0, 0, &[]), &begun].concat());
         }),
     },
+    Attack { name: "silence before TLS", counter: ended!("handshake_timeout"), begin: Begin::SentToTls(|_| {}) },
+    Attack {
+        name: "half a hello of TLS",
+        counter: ended!("handshake_timeout"),
+        begin: Begin::SentToTls(|wire| _ = wire.send(&HALF_A_HELLO)),
+    },
     Attack {
         name: "a shut window",
         counter: ended!("write_stall"),
@@ -146,7 +158,9 @@ pub fn prove(size: &Size) {
         false => Reply::ok("live"),
     });
     let listen = "protocols = [\"h1\", \"h2\"]";
-    let gateway = Gateway::builder().live(&upstream).listen(listen).toml(ROUTES).start();
+    let authority = Authority::new();
+    let pair = authority.issue("server", "IP:127.0.0.1");
+    let gateway = Gateway::builder().live(&upstream).listen(listen).toml(ROUTES).tls(&pair).start();
     let key = gateway.key(&["orders:read"]);
     let rest = || while_behaving(&gateway, &key, || std::thread::sleep(size.calm));
     // Watched as the attacks are, since that takes time as well.
@@ -212,13 +226,8 @@ impl Attack {
                 assert!(told.contains("No open connections left"), "{options:?}: {told}");
             }
             Begin::BlindTool(options, path) => _ = run_tool(gateway, options, path, connections),
-            Begin::Sent(act) => {
-                for _ in 0..connections {
-                    let mut wire = Wire::bare(gateway.address);
-                    act(&mut wire);
-                    held.push(wire);
-                }
-            }
+            Begin::Sent(act) => held.extend((0..connections).map(|_| begun(gateway.address, act))),
+            Begin::SentToTls(act) => held.extend((0..connections).map(|_| begun(gateway.tls_address(), act))),
         }
         let opened = began.elapsed();
         while gateway.metric(self.counter) < wanted {
@@ -232,6 +241,12 @@ impl Attack {
         }
         took
     }
+}
+
+fn begun(address: SocketAddr, act: fn(&mut Wire)) -> Wire {
+    let mut wire = Wire::bare(address);
+    act(&mut wire);
+    wire
 }
 
 /// Runs the tool, and gives what it says. It opens each connection once.
