@@ -108,7 +108,7 @@ fn i4_who_expects_a_fleet_tells_no_other_store_what_its_keys_are_used_for() {
         store.expect_fleet(OTHERS);
         store.check_fleet().unwrap();
         store.account(&account).unwrap();
-        assert_eq!(store.accounts().unwrap().journals, [account.journal.clone()]);
+        assert_eq!(store.accounts().unwrap().journals, std::slice::from_ref(&account.journal));
     });
 }
 
