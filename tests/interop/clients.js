@@ -57,7 +57,7 @@ function undiciClient(allowH2) {
       },
     });
   });
-  return { exchange, close: () => client.close(), isPipelining: true };
+  return { exchange, close: () => client.close(), isPipelining: !allowH2 };
 }
 
 /** By Node's own HTTP/2. */
