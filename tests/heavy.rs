@@ -9,7 +9,7 @@ mod proofs;
 
 use proofs::failover::{self, End};
 use proofs::revocation::{self, Fleet};
-use proofs::{audit, chaos, deaths, history, index, large_bodies, many_keys, outage, partition};
+use proofs::{audit, chaos, deaths, history, index, large_bodies, many_keys, outage, partition, slow_clients};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -182,6 +182,12 @@ fn i7_a_slot_that_moves_30_times_is_followed_and_no_change_is_made_by_half() {
 fn i1_30_gateways_that_stay_behind_with_an_old_master_renew_no_right() {
     let _alone = alone();
     (0..30).for_each(|_| partition::prove());
+}
+
+#[test]
+fn a_thousand_clients_that_stand_still_are_sent_away_counted_and_noticed_by_nobody() {
+    let _alone = alone();
+    slow_clients::prove(&slow_clients::Size { connections: 1000, calm: Duration::from_secs(10) });
 }
 
 /// A number from the environment.

@@ -159,7 +159,11 @@ where
         }
         let (mut client, answer) = (parts.io.into_inner(), bare::late());
         // What the client does not take at once is not waited for.
-        _ = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut client).poll_write(cx, &answer))).await;
+        let send = std::future::poll_fn(|cx| {
+            let sent = Pin::new(&mut client).poll_write(cx, &answer);
+            Poll::Ready(sent.is_ready() && Pin::new(&mut client).poll_flush(cx).is_ready())
+        });
+        _ = send.await;
     }
 }
 

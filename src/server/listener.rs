@@ -17,6 +17,8 @@ use tokio::sync::mpsc;
 
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 1024;
+/// What the kernel takes of a response before it may be sent: without a bound, megabytes for a client that does not read.
+const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// How long accepting rests when the process is out of descriptors.
 const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 /// How many more connections than the least busy worker one may have before it hands new ones over.
@@ -84,6 +86,8 @@ fn bind_one(address: SocketAddr) -> io::Result<StdTcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
+    // Accepted sockets inherit it.
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

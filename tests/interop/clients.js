@@ -1,4 +1,4 @@
-// The clients of Node: clients.js KIND URL BEARER CASES, as clients.py.
+// The clients of Node: clients.js KIND URL BEARER CASES, as clients.py; undici speaks HTTP/2 over TLS alone.
 'use strict';
 
 const crypto = require('node:crypto');
@@ -8,6 +8,7 @@ const zlib = require('node:zlib');
 
 const PIECE = 10000;
 
+const ca = process.env.INTEROP_CA && fs.readFileSync(process.env.INTEROP_CA);
 const [kind, url, bearer, casesFile] = process.argv.slice(2);
 
 const pattern = (size) => Buffer.alloc(size, Buffer.from(Array.from({ length: 251 }, (_, byte) => byte)));
@@ -31,10 +32,10 @@ function pairs(raw) {
 }
 
 /** By undici, several requests on a connection. */
-function undiciClient() {
+function undiciClient(allowH2) {
   const { Client } = require('undici');
   const base = new URL(url);
-  const client = new Client(base.origin, { pipelining: 10 });
+  const client = new Client(base.origin, { pipelining: 10, allowH2, connect: { ca } });
   const exchange = (given) => new Promise((resolve, reject) => {
     const body = given.body && bodyOf(given);
     const chunks = [];
@@ -52,17 +53,17 @@ function undiciClient() {
       onHeaders(status, raw) { if (status >= 200) head = { status, fields: pairs(raw.map((part) => part.toString('latin1'))) }; return true; },
       onData(chunk) { chunks.push(chunk); return true; },
       onComplete(trailers) {
-        resolve({ version: 'HTTP/1.1', ...head, body: Buffer.concat(chunks), trailers: pairs((trailers ?? []).map((part) => part.toString('latin1'))) });
+        resolve({ version: allowH2 ? 'HTTP/2' : 'HTTP/1.1', ...head, body: Buffer.concat(chunks), trailers: pairs((trailers ?? []).map((part) => part.toString('latin1'))) });
       },
     });
   });
-  return { exchange, close: () => client.close(), isPipelining: true };
+  return { exchange, close: () => client.close(), isPipelining: !allowH2 };
 }
 
 /** By Node's own HTTP/2. */
 function http2Client() {
   const base = new URL(url);
-  const session = http2.connect(base.origin);
+  const session = http2.connect(base.origin, { ca });
   const exchange = (given) => new Promise((resolve, reject) => {
     const head = { ':method': given.method, ':path': base.pathname + given.path };
     for (const [name, value] of fieldsOf(given)) head[name.toLowerCase()] = [...(head[name.toLowerCase()] ?? []), value];
@@ -98,7 +99,7 @@ function http2Client() {
 }
 
 async function main() {
-  const client = { undici: undiciClient, http2: http2Client }[kind]();
+  const client = { undici: () => undiciClient(false), 'undici-h2': () => undiciClient(true), http2: http2Client }[kind]();
   const cases = JSON.parse(fs.readFileSync(casesFile)).filter((given) => !given.body?.duplex || client.isDuplex);
   const answers = [];
   for (const given of cases) {

@@ -1,10 +1,12 @@
 """A client that goes through cases.json: clients.py KIND URL BEARER CASES, with one of the kinds below. It prints what it got
-as a line of JSON for each case."""
+as a line of JSON for each case. Over TLS it trusts the authorities in the file that INTEROP_CA names."""
 
 import gzip
 import hashlib
 import json
+import os
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -12,6 +14,7 @@ from urllib.parse import urlsplit
 
 PIECE = 10000
 DUPLEX_KINDS = ("h2",)
+CA = os.environ.get("INTEROP_CA")
 
 
 def pattern(size):
@@ -37,7 +40,8 @@ class Httpx:
         import httpx
 
         self.url = url
-        self.client = httpx.Client(http1=not is_http2, http2=is_http2, timeout=20, trust_env=False)
+        trusted = ssl.create_default_context(cafile=CA)
+        self.client = httpx.Client(http1=not is_http2, http2=is_http2, timeout=20, trust_env=False, verify=trusted)
 
     def exchange(self, case, fields):
         content = None
@@ -46,7 +50,10 @@ class Httpx:
         url = self.url + case["path"]
         with self.client.stream(case["method"], url, headers=fields, content=content) as response:
             body = b"".join(response.iter_raw())
-            return response.http_version, response.status_code, list(response.headers.multi_items()), body, []
+            got = response.http_version, response.status_code, list(response.headers.multi_items()), body, []
+        # What the server has set would be sent with the next, over TLS more of it.
+        self.client.cookies.clear()
+        return got
 
 
 class Curl:
@@ -57,6 +64,7 @@ class Curl:
         with tempfile.TemporaryDirectory() as folder:
             command = ["curl", "-sS", "--globoff", "--path-as-is", "--max-time", "20", self.version, "-D", f"{folder}/head",
                        "-o", f"{folder}/body", "-w", "%{http_version}"]
+            command += ["--cacert", CA] if CA else []
             command += ["-I"] if case["method"] == "HEAD" else ["-X", case["method"]]
             for name, value in fields:
                 command += ["-H", f"{name}: {value}"]
@@ -94,6 +102,10 @@ class RawH2:
         self.events, self.url = h2.events, urlsplit(url)
         self.socket = socket.create_connection((self.url.hostname, self.url.port), 20)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.url.scheme == "https":
+            context = ssl.create_default_context(cafile=CA)
+            context.set_alpn_protocols(["h2"])
+            self.socket = context.wrap_socket(self.socket, server_hostname=self.url.hostname)
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
         self.h2.initiate_connection()
         self.flush()
@@ -139,7 +151,7 @@ class RawH2:
         body = body_of(case) if "body" in case else None
         if body is not None and not case["body"].get("streamed"):
             fields.append(("content-length", str(len(body))))
-        pseudo = [(":method", case["method"]), (":scheme", "http"), (":authority", self.url.netloc),
+        pseudo = [(":method", case["method"]), (":scheme", self.url.scheme), (":authority", self.url.netloc),
                   (":path", self.url.path + case["path"])]
         self.h2.send_headers(stream, pseudo + fields, end_stream=body is None)
         self.flush()
@@ -164,7 +176,7 @@ def client(kind, url):
     if kind == "curl":
         return Curl(url, "--http1.1")
     if kind == "curl-h2":
-        return Curl(url, "--http2-prior-knowledge")
+        return Curl(url, "--http2" if CA else "--http2-prior-knowledge")
     if kind == "h2":
         return RawH2(url)
     return Httpx(url, is_http2={"httpx": False, "httpx-h2": True}[kind])

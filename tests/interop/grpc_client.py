@@ -1,8 +1,9 @@
 """Calls of all four kinds, or of one that is refused: grpc_client.py HOST:PORT BEARER [METHOD]. It prints what came of each as a
-line of JSON."""
+line of JSON. Over TLS if INTEROP_CA names a file of authorities."""
 
 import hashlib
 import json
+import os
 import queue
 import sys
 
@@ -78,7 +79,13 @@ def go(channel, metadata):
 def main(address, bearer, method=None):
     # Its own name for the server: behind a gateway it would be another.
     options = [("grpc.max_receive_message_length", -1), ("grpc.default_authority", "shop.example"), ("grpc.enable_retries", 0)]
-    with grpc.insecure_channel(address, options=options) as channel:
+    if ca := os.environ.get("INTEROP_CA"):
+        with open(ca, "rb") as file:
+            trusted = grpc.ssl_channel_credentials(file.read())
+        opened = grpc.secure_channel(address, trusted, options)
+    else:
+        opened = grpc.insecure_channel(address, options)
+    with opened as channel:
         metadata = (("authorization", f"Bearer {bearer}"),)
         if method is None:
             go(channel, metadata)

@@ -1,7 +1,7 @@
 //! Limits and deadlines: who stands still is sent away, everybody else is served.
 
 use crate::harness::client::head;
-use crate::harness::{Client, Gateway, Key, Reply, Upstream, eventually};
+use crate::harness::{Authority, Client, Gateway, Key, Reply, TlsClient, Upstream, eventually};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::process::Command;
@@ -158,6 +158,24 @@ fn what_never_became_a_request_is_refused_in_the_contracts_form_and_counted_once
         assert_eq!(gateway.metric(&format!("keygate_connections_ended_total{{cause=\"{cause}\"}}")), count as f64);
     }
     assert_eq!(upstream.received().len(), cases.len());
+}
+
+#[test]
+fn what_never_became_a_request_is_answered_over_tls_too() {
+    let authority = Authority::new();
+    let pair = authority.issue("server", "DNS:erp.example");
+    let upstream = Upstream::named("live");
+    let gateway = Gateway::builder().live(&upstream).tls(&pair).toml("[limits]\nhead_timeout = \"300ms\"").start();
+    let client = TlsClient::new(&authority);
+    for (sent, status) in [("garbage\r\n\r\n", 400), ("GET / HT", 408)] {
+        let mut client = Client::connect_tls(gateway.tls_address(), "erp.example", &client).unwrap();
+        let answer = client.send(sent).read("GET");
+        assert_eq!((answer.status, answer.complete), (status, true), "{}", answer.text());
+        assert_eq!(answer.json()["request_id"], answer.header("x-request-id").unwrap());
+        assert!(client.is_closed());
+    }
+    wait_for_cause(&gateway, "unparseable", 1);
+    wait_for_cause(&gateway, "head_timeout", 1);
 }
 
 #[test]

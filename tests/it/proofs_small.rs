@@ -2,7 +2,7 @@
 
 use crate::proofs::audit::failures::Failure;
 use crate::proofs::revocation::{self, Fleet};
-use crate::proofs::{audit, chaos, deaths, history, index, large_bodies, many_keys, outage};
+use crate::proofs::{audit, chaos, deaths, history, index, large_bodies, many_keys, outage, slow_clients};
 use std::time::Duration;
 
 #[test]
@@ -143,4 +143,9 @@ fn seed() -> u64 {
 fn history_seed() -> u64 {
     let seed = std::env::var("KEYGATE_HISTORY_SEED").map(|text| text.parse().expect("a number"));
     seed.unwrap_or_else(|_| fastrand::u64(..u64::MAX / 2))
+}
+
+#[test]
+fn clients_that_stand_still_are_sent_away_counted_and_noticed_by_nobody() {
+    slow_clients::prove(&slow_clients::Size { connections: 200, calm: Duration::from_secs(1) });
 }

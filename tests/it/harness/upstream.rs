@@ -1,7 +1,8 @@
 //! An upstream that records the exact bytes of every request and answers as it is told.
 
+use socket2::{Domain, Socket, Type};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -52,7 +53,7 @@ impl Upstream {
     }
 
     pub fn start(answer: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = listen();
         let upstream =
             Self { address: listener.local_addr().unwrap(), received: Arc::default(), connections: Arc::default() };
         let (clone, answer): (Self, Arc<Answer>) = (upstream.clone(), Arc::new(answer));
@@ -113,6 +114,14 @@ impl Upstream {
             }
         }
     }
+}
+
+/// A listener for more connections at once than the standard library has room for: the others would try again after a second.
+fn listen() -> TcpListener {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    socket.listen(4096).unwrap();
+    socket.into()
 }
 
 impl Reply {

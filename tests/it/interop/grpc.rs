@@ -1,9 +1,10 @@
 //! gRPC by the library that most use: what is refused is refused in gRPC's own way.
 
 use super::programs::{python, run_within};
-use crate::harness::{Gateway, Reply, Upstream};
+use crate::harness::{Authority, Gateway, Reply, Upstream};
 use serde_json::Value;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 
 const ROUTES: &str = r#"
 [limits]
@@ -20,10 +21,10 @@ upstream = "erp"
 write = "products:write"
 "#;
 
-/// What came of each call; of one if a method is given.
-fn call(address: SocketAddr, bearer: &str, method: Option<&str>) -> Vec<Value> {
+/// What came of each call; of one if a method is given. Over TLS it trusts `ca`.
+fn call(address: SocketAddr, ca: Option<&Path>, bearer: &str, method: Option<&str>) -> Vec<Value> {
     let mut command = python("grpc_client.py");
-    command.arg(address.to_string()).arg(bearer).args(method);
+    command.arg(address.to_string()).arg(bearer).args(method).envs(ca.map(|ca| ("INTEROP_CA", ca)));
     let output = run_within("120", &command);
     let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{errors}\n{told}");
@@ -31,7 +32,7 @@ fn call(address: SocketAddr, bearer: &str, method: Option<&str>) -> Vec<Value> {
 }
 
 fn status(address: SocketAddr, bearer: &str, method: &str) -> String {
-    let call = call(address, bearer, Some(method)).remove(0);
+    let call = call(address, None, bearer, Some(method)).remove(0);
     call["status"].as_str().unwrap().to_owned()
 }
 
@@ -51,4 +52,17 @@ fn a_refusal_has_the_status_that_the_contract_names() {
     let gateway = builder().live_at(closed).start();
     let key = gateway.key(&["orders:write"]);
     assert_eq!(status(gateway.address, &key.text, "/shop.Orders/OneOne"), "UNAVAILABLE");
+}
+
+#[test]
+fn a_refusal_reaches_a_client_over_tls() {
+    let authority = Authority::new();
+    let pair = authority.issue("server", "DNS:shop.example,IP:127.0.0.1");
+    let gateway = Gateway::builder().live(&Upstream::named("live")).tls(&pair).toml(ROUTES).start();
+    let refused =
+        call(gateway.tls_address(), Some(&authority.ca()), "ark_live_ent_acme_none", Some("/shop.Orders/OneOne"));
+    assert_eq!(
+        (&refused[0]["status"], &refused[0]["details"]),
+        (&"UNAUTHENTICATED".into(), &"This API key is not valid.".into())
+    );
 }

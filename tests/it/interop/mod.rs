@@ -8,13 +8,15 @@ mod grpc;
 mod nginx;
 pub mod programs;
 mod tools;
+mod websockets;
 
 use crate::harness::gateway::ENTITY;
-use crate::harness::{Gateway, Key};
+use crate::harness::{Authority, Gateway, Key};
 use programs::{Program, Server, source};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 /// Fields of a connection, or of the time.
 const OF_A_CONNECTION: [&str; 8] =
@@ -41,6 +43,8 @@ const HTTPX_H2: Program = Program::Python("httpx-h2");
 const PYTHON_H2: Program = Program::Python("h2");
 const NODE_H2: Program = Program::Node("http2");
 const UNDICI: Program = Program::Node("undici");
+/// Over TLS alone.
+const UNDICI_H2: Program = Program::Node("undici-h2");
 
 /// What a client and its server saw, by case.
 type Seen = BTreeMap<String, (Value, Value)>;
@@ -48,12 +52,18 @@ type Seen = BTreeMap<String, (Value, Value)>;
 /// A gateway before a server.
 struct Site {
     server: Server,
+    /// Signed the certificate of its second listener.
+    authority: Authority,
     gateway: Gateway,
     key: Key,
 }
 
 fn url(address: SocketAddr) -> String {
     format!("http://{address}/v1/entities/{ENTITY}/orders/")
+}
+
+fn url_of_tls(address: SocketAddr) -> String {
+    url(address).replace("http:", "https:")
 }
 
 /// The fields that must be the same, ordered by name; those of one name stay in the order they came in.
@@ -93,34 +103,67 @@ fn seen(sent: Vec<Value>, got: Vec<Value>, asked: SocketAddr) -> Seen {
 /// Goes through the cases at the server itself.
 fn directly(server: &Server, client: Program) -> Seen {
     server.take_records();
-    let got = client.go(&url(server.address), "ark_live_ent_acme_0", &source("cases.json"));
+    let got = client.go(&url(server.address), None, "ark_live_ent_acme_0", &source("cases.json"));
     seen(server.take_records(), got, server.address)
 }
 
 impl Site {
     fn start(kind: &str) -> Self {
         let server = Server::start(kind);
-        let gateway = Gateway::builder().live_at(server.address).listen("protocols = [\"h1\", \"h2\"]").start();
+        let authority = Authority::new();
+        let pair = authority.issue("server", "IP:127.0.0.1");
+        let builder = Gateway::builder().live_at(server.address).listen("protocols = [\"h1\", \"h2\"]");
+        let gateway = builder.tls(&pair).start();
         let key = gateway.key(&["orders:read", "orders:write"]);
-        Self { server, gateway, key }
+        Self { server, authority, gateway, key }
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.authority.ca()
     }
 
     /// Goes through the cases at the gateway.
     fn through(&self, client: Program) -> Seen {
+        let got = |key: &str| client.go(&url(self.gateway.address), None, key, &source("cases.json"));
+        self.go(client, self.gateway.address, got)
+    }
+
+    fn through_tls(&self, client: Program) -> Seen {
+        let address = self.gateway.tls_address();
+        let got = |key: &str| client.go(&url_of_tls(address), Some(&self.ca()), key, &source("cases.json"));
+        self.go(client, address, got)
+    }
+
+    fn go(&self, client: Program, asked: SocketAddr, go: impl Fn(&str) -> Vec<Value>) -> Seen {
         self.server.take_records();
-        let got = client.go(&url(self.gateway.address), &self.key.text, &source("cases.json"));
+        let got = go(&self.key.text);
         let sent = self.server.take_records();
-        let is_h2 = matches!(client, Program::Python("httpx-h2" | "h2" | "curl-h2") | Program::Node("http2"));
         for got in &got {
             let version = got["version"].as_str().unwrap();
-            assert_eq!(version.starts_with("HTTP/2"), is_h2, "{client:?}: {version}");
+            assert_eq!(version.starts_with("HTTP/2"), client.is_http2(), "{client:?}: {version}");
         }
         for sent in &sent {
             let names: Vec<_> = sent["fields"].as_array().unwrap().iter().filter_map(|pair| pair[0].as_str()).collect();
             assert!(names.contains(&"x-key-id") && !names.contains(&"authorization"), "{names:?}");
         }
-        seen(sent, got, self.gateway.address)
+        seen(sent, got, asked)
     }
+}
+
+/// The same with the values of a name in one; cookies stay apart.
+fn joined(mut seen: Seen) -> Seen {
+    for side in seen.values_mut().flat_map(|(request, answer)| [request, answer]) {
+        let mut fields: Vec<(String, String)> = serde_json::from_value(side["fields"].take()).unwrap();
+        fields.dedup_by(|next, one| {
+            let is_same = one.0 == next.0 && one.0 != "set-cookie";
+            if is_same {
+                one.1 = format!("{}, {}", one.1, next.1);
+            }
+            is_same
+        });
+        side["fields"] = json!(fields);
+    }
+    seen
 }
 
 /// The status of each case is as written, and nothing is otherwise through the gateway than it is directly.
@@ -155,6 +198,17 @@ fn clients_of_http2_find_no_difference() {
     for client in [CURL_H2, HTTPX_H2, PYTHON_H2, NODE_H2] {
         assert_same(&directly(&direct, client), &site.through(client), &format!("{client:?}"));
     }
+}
+
+#[test]
+fn clients_find_no_difference_over_tls() {
+    let (direct, site) = (Server::start("hypercorn"), Site::start("hypercorn"));
+    for client in [CURL, HTTPX, UNDICI, CURL_H2, HTTPX_H2, PYTHON_H2, NODE_H2] {
+        assert_same(&directly(&direct, client), &site.through_tls(client), &format!("{client:?}"));
+    }
+    // It makes one of all values of a name.
+    let [by_undici, through] = [directly(&direct, UNDICI), site.through_tls(UNDICI_H2)].map(joined);
+    assert_same(&by_undici, &through, "undici, HTTP/2");
 }
 
 /// Those that speak only HTTP/1.1 are asked in it directly, and in both through the gateway.

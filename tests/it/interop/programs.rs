@@ -75,13 +75,19 @@ pub fn run_within(seconds: &str, command: &Command) -> Output {
 // === impl Program ===
 
 impl Program {
-    /// Goes through the cases of a file, below `url`; what the client got, a value for each.
-    pub fn go(self, url: &str, bearer: &str, cases: &Path) -> Vec<Value> {
+    /// Whether it speaks HTTP/2, and nothing else.
+    pub const fn is_http2(self) -> bool {
+        let (Self::Python(kind) | Self::Node(kind)) = self;
+        matches!(kind.as_bytes(), b"http2" | b"h2" | [.., b'-', b'h', b'2'])
+    }
+
+    /// Goes through the cases of a file, below `url`; what the client got, a value for each. Over TLS it trusts `ca`.
+    pub fn go(self, url: &str, ca: Option<&Path>, bearer: &str, cases: &Path) -> Vec<Value> {
         let (mut command, kind) = match self {
             Self::Python(kind) => (python("clients.py"), kind),
             Self::Node(kind) => (node("clients.js"), kind),
         };
-        command.args([kind, url, bearer]).arg(cases);
+        command.args([kind, url, bearer]).arg(cases).envs(ca.map(|ca| ("INTEROP_CA", ca)));
         let output = run_within(CLIENT_SECONDS, &command);
         let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{self:?} at {url}: {errors}\n{told}");

@@ -1,8 +1,8 @@
 //! curl, nghttp and h2load, each for what it does best: connections that stay, streams in numbers, load.
 
 use super::programs::{Server, run_within, source, tool};
-use super::{Site, url};
-use crate::harness::{Gateway, Key, Upstream};
+use super::{Site, url, url_of_tls};
+use crate::harness::{Authority, Gateway, Key, Upstream};
 use std::process::{Command, Output};
 
 /// What a program printed; it must have ended well.
@@ -60,9 +60,11 @@ fn nghttp_gets_what_it_sends_on_many_streams() {
     std::fs::write(file.path(), &body).unwrap();
     let authorization = format!("authorization: Bearer {}", site.key.text);
     let url = url(site.gateway.address);
-    let mut command = tool("nghttp", "nghttp2-client");
-    command.args(["-H", &authorization, "-d"]).arg(file.path()).arg(format!("{url}echo"));
-    assert!(printed(&command).stdout == body, "it came back changed");
+    for url in [&url, &url_of_tls(site.gateway.tls_address())] {
+        let mut command = tool("nghttp", "nghttp2-client");
+        command.args(["-H", &authorization, "-d"]).arg(file.path()).arg(format!("{url}echo"));
+        assert!(printed(&command).stdout == body, "{url}: it came back changed");
+    }
     // Small windows, padded frames, twenty streams.
     let mut command = tool("nghttp", "nghttp2-client");
     command.args(["-n", "-s", "-m", "20", "-w", "14", "-W", "15", "-b", "100", "-H", &authorization]);
@@ -74,11 +76,17 @@ fn nghttp_gets_what_it_sends_on_many_streams() {
 
 #[test]
 fn h2load_has_no_request_fail() {
-    let (upstream, gateway, key) = start("");
+    let upstream = Upstream::named("live");
+    let authority = Authority::new();
+    let pair = authority.issue("server", "IP:127.0.0.1");
+    let gateway = Gateway::builder().live(&upstream).listen("protocols = [\"h1\", \"h2\"]").tls(&pair).start();
+    let key = gateway.key(&["orders:read"]);
     let authorization = format!("authorization: Bearer {}", key.text);
-    for (number, version) in (1..).zip([&["-m", "20"][..], &["--h1", "-m", "5"]]) {
+    let versions = [&["-m", "20"][..], &["--h1", "-m", "5"]];
+    let urls = [url(gateway.address), url_of_tls(gateway.tls_address())];
+    for (number, (url, version)) in (1..).zip(urls.iter().flat_map(|url| versions.map(|version| (url, version)))) {
         let mut command = tool("h2load", "nghttp2-client");
-        command.args(["-n", "2000", "-c", "10"]).args(version).args(["-H", &authorization, &url(gateway.address)]);
+        command.args(["-n", "2000", "-c", "10"]).args(version).args(["-H", &authorization, url]);
         let told = text(&command);
         assert!(told.contains("2000 succeeded, 0 failed, 0 errored, 0 timeout"), "{version:?}: {told}");
         assert!(told.contains("status codes: 2000 2xx, 0 3xx, 0 4xx, 0 5xx"), "{version:?}: {told}");
@@ -95,7 +103,7 @@ fn trailers_of_an_answer_reach_every_client() {
     let asked = [(CURL, direct.address), (UNDICI, direct.address)].into_iter();
     let through = [CURL, UNDICI, CURL_H2, PYTHON_H2, NODE_H2].map(|client| (client, site.gateway.address));
     for (client, address) in asked.chain(through) {
-        let got = client.go(&url(address), &site.key.text, &cases);
+        let got = client.go(&url(address), None, &site.key.text, &cases);
         assert_eq!((&got[0]["trailers"], &got[0]["size"]), (&expected, &(1 << 20).into()), "{client:?} at {address}");
     }
 }

@@ -12,6 +12,7 @@ pub mod outage;
 pub mod partition;
 pub mod process;
 pub mod revocation;
+pub mod slow_clients;
 
 /// The benchmark's own way to fill a store.
 #[allow(dead_code, reason = "as a module its main is never called")]
