@@ -3,6 +3,7 @@
 
 mod attacks;
 mod cut;
+mod http2;
 
 use crate::harness::client::head;
 use crate::harness::switching::{AGREED, agreed, echo, value_of};
