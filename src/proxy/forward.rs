@@ -85,6 +85,7 @@ impl Call {
         let framing = if upgrade.is_some() { Framing::Unsaid } else { Framing::of(&judged, &incoming) };
         let upstream = Towards { settings, host: pool.host.as_ref(), upgrade: upgrade.as_deref() };
         let head = write_head(&judged, framing, &forwarded, permit, arrival, &upstream);
+        let interim = incoming.interim().cloned();
         let (body, client) = match &upload {
             Some(upload) if upgrade.is_none() => {
                 let trailers = judged.trailers(permit.route().trailers());
@@ -94,7 +95,7 @@ impl Call {
             Some(_) => (None, Some(incoming)),
             None => (None, None),
         };
-        let sending = Sending::new(head, body, framing == Framing::Chunked).asking(upgrade.clone());
+        let sending = Sending::new(head, body, framing == Framing::Chunked).asking(upgrade.clone(), interim);
         let is_head = judged.method == Method::HEAD;
         let announces_grpc = judged.takes_trailers && judged.version <= Version::HTTP_11;
         let pool = Rc::clone(pool);

@@ -227,6 +227,12 @@ fn remove_all(headers: &mut HeaderMap, condition: impl Fn(&str) -> bool) {
 
 /// Removes from a response what belongs to the upstream's connection alone, besides what its `Connection` lists.
 pub fn clean_response(headers: &mut HeaderMap, request_id: &RequestId) {
+    clean_hops(headers);
+    headers.insert(X_REQUEST_ID, request_id.to_header());
+}
+
+/// The same for what comes before the response.
+pub fn clean_hops(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
         let listed: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
@@ -240,7 +246,6 @@ pub fn clean_response(headers: &mut HeaderMap, request_id: &RequestId) {
     }
     // `Trailer` stays: towards HTTP/1.1 the library sends only the trailers that it announces.
     remove_all(headers, |name| is_hop_by_hop(name) && name != "trailer");
-    headers.insert(X_REQUEST_ID, request_id.to_header());
 }
 
 /// Announces the trailers of a gRPC response to a client of HTTP/1.1 that takes them: from HTTP/2 they come unannounced, and

@@ -2,9 +2,12 @@
 
 use crate::reason::Reason;
 use bytes::Bytes;
+use http::{Response, StatusCode};
 use http_body::{Body as _, Frame};
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 /// The body of one request.
@@ -20,6 +23,26 @@ pub struct Received {
     left: Option<u64>,
     /// All data is here: trailers may follow.
     is_data_done: bool,
+    /// The client waits to be told that its body is wanted (RFC 9110, section 10.1.1).
+    is_awaited: bool,
+    interim: Rc<Interim>,
+}
+
+/// What the client of one request is told before its answer; whoever answers it sends this first.
+#[derive(Debug, Default)]
+pub struct Interim(RefCell<Vec<Response<()>>>);
+
+// === impl Interim ===
+
+impl Interim {
+    pub fn push(&self, response: Response<()>) {
+        self.0.borrow_mut().push(response);
+    }
+
+    /// What was not sent yet.
+    pub fn take(&self) -> Vec<Response<()>> {
+        self.0.take()
+    }
 }
 
 // === impl Incoming ===
@@ -35,6 +58,14 @@ impl Incoming {
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(|error| why_of_http1(&error)))),
             Self::Http2(body) => body.poll_frame(cx),
+        }
+    }
+
+    /// Where to put what comes before the answer; `None` where the library cannot send it.
+    pub const fn interim(&self) -> Option<&Rc<Interim>> {
+        match self {
+            Self::Http1(_) => None,
+            Self::Http2(body) => Some(&body.interim),
         }
     }
 
@@ -72,14 +103,20 @@ fn why_of_http1(error: &hyper::Error) -> Reason {
 // === impl Received ===
 
 impl Received {
-    /// `length` is what `Content-Length` says.
-    pub const fn new(stream: h2::RecvStream, length: Option<u64>) -> Self {
-        Self { stream, left: length, is_data_done: false }
+    /// `length` is what `Content-Length` says; `is_awaited`, that the client waits for 100 before it sends.
+    pub const fn new(stream: h2::RecvStream, length: Option<u64>, is_awaited: bool, interim: Rc<Interim>) -> Self {
+        Self { stream, left: length, is_data_done: false, is_awaited, interim }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Reason>>> {
         if !self.is_data_done {
-            match ready!(self.stream.poll_data(cx)) {
+            let data = self.stream.poll_data(cx);
+            if std::mem::take(&mut self.is_awaited) && data.is_pending() {
+                let mut go_on = Response::new(());
+                *go_on.status_mut() = StatusCode::CONTINUE;
+                self.interim.push(go_on);
+            }
+            match ready!(data) {
                 Some(Ok(data)) => {
                     // Asked for means that there is room for it: the client may send as much again.
                     _ = self.stream.flow_control().release_capacity(data.len());

@@ -4,6 +4,7 @@
 pub mod date;
 mod meter;
 mod stream;
+mod tunnel;
 
 pub use meter::Meter;
 
@@ -46,7 +47,7 @@ pub async fn serve(greeted: Greeted, registered: Registered, serving: Serving) {
     let Serving { service, limits, events, .. } = serving;
     let meter = Rc::<Meter>::default();
     let io = WatchedStream::metered(stream, read, Rc::clone(&registered.state), Rc::clone(&meter));
-    let phase = Phase::Handshake(builder(&limits).handshake(io));
+    let phase = Phase::Handshake(builder(&limits, service.takes_websockets()).handshake(io));
     let deadline = DeadlineTimer::new(&limits);
     let shared = Rc::new(Shared { service, downstream, meter, events, write_stall: limits.write_stall });
     let supervised =
@@ -56,7 +57,7 @@ pub async fn serve(greeted: Greeted, registered: Registered, serving: Serving) {
     }
 }
 
-fn builder(limits: &Limits) -> Builder {
+fn builder(limits: &Limits, takes_websockets: bool) -> Builder {
     let head_max = (limits.head_bytes_max + limits.head_fields_max * FIELD_WEIGHT) * HEAD_SLACK;
     let mut builder = Builder::new();
     builder
@@ -68,6 +69,10 @@ fn builder(limits: &Limits) -> Builder {
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
         .max_local_error_reset_streams(Some(ERROR_RESETS_MAX));
+    if takes_websockets {
+        // Without it the library resets whoever asks.
+        builder.enable_connect_protocol();
+    }
     builder
 }
 

@@ -3,10 +3,11 @@
 
 mod attacks;
 mod cut;
+mod http2;
 
 use crate::harness::client::head;
 use crate::harness::switching::{AGREED, agreed, echo, value_of};
-use crate::harness::{Client, Gateway, Key, PATIENCE, Switching, eventually};
+use crate::harness::{Authority, Client, Gateway, Key, PATIENCE, Switching, TlsClient, eventually};
 use serde_json::Value;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -333,3 +334,37 @@ fn resident(gateway: &Gateway) -> usize {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
+
+#[test]
+fn tls_carries_it_as_it_carries_the_rest() {
+    let authority = Authority::new();
+    let pair = authority.issue("server", "DNS:erp.example");
+    let upstream = Switching::start(|head, mut stream| {
+        _ = stream.write_all(agreed(head).as_bytes());
+        let mut piece = vec![0; TLS_SENT];
+        _ = stream.read_exact(&mut piece);
+        _ = stream.write_all(&piece);
+    });
+    let scene = Scene::of(upstream, Gateway::builder().tls(&pair));
+    let tls = TlsClient::new(&authority);
+    let mut client = Client::connect_tls(scene.gateway.tls_address(), "erp.example", &tls).unwrap();
+    client.send(scene.handshake("GET", "/v1/sockets/1", &HANDSHAKE));
+    assert_eq!(client.read_one("GET").unwrap().status, 101);
+    assert_eq!(value_of(&scene.upstream.only(), "x-forwarded-proto").as_deref(), Some("https"));
+    let sent: Vec<u8> = (0..=255).cycle().take(TLS_SENT).collect();
+    client.send(&sent);
+    assert!(client.rest() == sent, "not what was sent");
+    drop(client);
+    let record = scene.record();
+    assert_eq!((&record["bytes_in"], &record["bytes_out"]), (&TLS_SENT.into(), &TLS_SENT.into()), "{record:#}");
+
+    // And ends with its key.
+    let mut client = Client::connect_tls(scene.gateway.tls_address(), "erp.example", &tls).unwrap();
+    client.send(scene.handshake("GET", "/v1/sockets/1", &HANDSHAKE));
+    assert_eq!(client.read_one("GET").unwrap().status, 101);
+    assert!(scene.gateway.run(&["keys", "revoke", &scene.key.id, "--yes"]).status.success());
+    assert!(client.is_closed());
+}
+
+/// More than fits any buffer on the way.
+const TLS_SENT: usize = 300_000;

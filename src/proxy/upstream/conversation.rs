@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 const READ_MIN: usize = 8 * 1024;
 /// Room for a piece of a large body.
 const READ_MAX: usize = 64 * 1024;
-/// Interim responses (RFC 9110, section 15.2) that are passed over before a final one must come.
+/// Interim responses (RFC 9110, section 15.2) that may come before a final one must.
 const INTERIM_MAX: usize = 16;
 
 /// A connection to an upstream, and what was read of it and not used yet.
@@ -134,6 +134,7 @@ fn poll_head(
             if is_switch || *interim > INTERIM_MAX {
                 return Poll::Ready(Err(Malformed("no final response").into()));
             }
+            sending.pass_interim(head.response);
         }
         if ready!(connection.poll_read(cx, READ_MIN))? == 0 {
             return Poll::Ready(Err(Malformed("the connection ended before a response").into()));

@@ -2,11 +2,12 @@
 
 use crate::proxy::body::{BodyError, RequestBody};
 use crate::proxy::h1::{BodyReader, ResponseHead};
-use crate::proxy::headers::push_received;
+use crate::proxy::headers::{clean_hops, push_received};
+use crate::proxy::incoming::Interim;
 use crate::proxy::transport::Stream;
 use crate::proxy::upgrade::Upgrade;
 use bytes::{Buf as _, Bytes};
-use http::HeaderMap;
+use http::{HeaderMap, Response, StatusCode};
 use http_body::Body as _;
 use std::io::{self, IoSlice, Write as _};
 use std::pin::Pin;
@@ -31,6 +32,7 @@ pub struct Sending {
     is_untouched: bool,
     /// What else the connection may come to speak.
     upgrade: Option<Rc<Upgrade>>,
+    interim: Option<Rc<Interim>>,
 }
 
 /// Why sending stopped.
@@ -47,12 +49,29 @@ pub enum Interrupted {
 impl Sending {
     /// A request of `head`, which says how `body` is framed: by chunks, or by the length that the body says it has.
     pub const fn new(head: Vec<u8>, body: Option<RequestBody>, is_chunked: bool) -> Self {
-        Self { buf: head, sent: 0, piece: Bytes::new(), body, is_chunked, is_untouched: true, upgrade: None }
+        Self {
+            buf: head,
+            sent: 0,
+            piece: Bytes::new(),
+            body,
+            is_chunked,
+            is_untouched: true,
+            upgrade: None,
+            interim: None,
+        }
     }
 
-    /// The same, where the head asks for an upgrade.
-    pub fn asking(self, upgrade: Option<Rc<Upgrade>>) -> Self {
-        Self { upgrade, ..self }
+    /// The same, where the head may ask for an upgrade, and the client may be told what comes before the answer.
+    pub fn asking(self, upgrade: Option<Rc<Upgrade>>, interim: Option<Rc<Interim>>) -> Self {
+        Self { upgrade, interim, ..self }
+    }
+
+    /// Passes on what came before the answer, where that can be. A 100 is not among it: the gateway has asked for nothing.
+    pub fn pass_interim(&self, mut head: Response<()>) {
+        if let Some(interim) = self.interim.as_ref().filter(|_| head.status() != StatusCode::CONTINUE) {
+            clean_hops(head.headers_mut());
+            interim.push(head);
+        }
     }
 
     /// Whether this head agrees to the upgrade that was asked for, with nothing left to be said in HTTP on either side.

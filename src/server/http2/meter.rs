@@ -15,6 +15,8 @@ const CONTROL: Bounds = Bounds { burst: 1024, per_second: 100, most: 65_536 };
 const RESETS: Bounds = Bounds { burst: 100, per_second: 10, most: 100 };
 /// A client may say that it has taken what we sent: one frame for so many bytes.
 const BYTES_A_FRAME: usize = 512;
+/// A part of a body, however small, explains so many.
+const FRAMES_A_PART: u32 = 2;
 /// What a request that was served whole explains.
 const FRAMES_A_REQUEST: u32 = 16;
 
@@ -88,6 +90,11 @@ impl Meter {
         let sent = self.sent.get() + bytes;
         self.sent.set(sent % BYTES_A_FRAME);
         self.control.earn(u32::try_from(sent / BYTES_A_FRAME).unwrap_or(u32::MAX));
+    }
+
+    /// A part of a body goes out: the client may say that it has taken it, to the stream and to the connection.
+    pub fn sent_data(&self) {
+        self.control.earn(FRAMES_A_PART);
     }
 
     /// A request was served whole.

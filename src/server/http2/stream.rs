@@ -1,17 +1,17 @@
 //! One request on a stream of its own, from its head to the last byte of its response.
 
-use super::{Shared, date};
+use super::{Meter, Shared, date, tunnel};
 use crate::proxy::body::{Body, BodyError};
 use crate::proxy::canonical;
 use crate::proxy::headers;
 use crate::proxy::in_flight::InFlight;
-use crate::proxy::incoming::{Incoming, Received};
+use crate::proxy::incoming::{Incoming, Interim, Received};
 use crate::server::registry::StreamGuard;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONTENT_LENGTH, DATE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{CONTENT_LENGTH, DATE, EXPECT};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, response};
 use http_body::{Body as _, Frame};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::time::Sleep;
 
 /// Why a response did not reach its end.
-enum Ended {
+pub enum Ended {
     /// By the client, or with the connection.
     Gone,
     /// By us: the client is told so.
@@ -38,10 +38,11 @@ struct Sending<'a> {
     is_last: bool,
     in_flight: &'a InFlight,
     stall: Stall,
+    meter: &'a Meter,
 }
 
 /// A timer that runs only while the client's window is shut.
-struct Stall {
+pub struct Stall {
     bound: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     is_running: bool,
@@ -57,8 +58,13 @@ pub async fn serve(
 ) {
     let in_flight = guard.in_flight();
     let is_to_head = request.method() == Method::HEAD;
-    let Some(response) = answer(request, &mut respond, in_flight, &shared).await else { return };
-    match send(response, is_to_head, &mut respond, in_flight, shared.write_stall).await {
+    let Some(mut response) = answer(request, &mut respond, in_flight, &shared).await else { return };
+    let sent = match response.body_mut().take_tunnel() {
+        // Boxed: few requests come to that.
+        Some(tunnel) => Box::pin(tunnel::carry(response, tunnel, &mut respond, in_flight, &shared)).await,
+        None => send(response, is_to_head, &mut respond, in_flight, &shared).await,
+    };
+    match sent {
         Ok(()) => shared.meter.served(),
         Err(Ended::Gone) => {}
         Err(Ended::Reset(reason)) => respond.send_reset(reason),
@@ -80,10 +86,13 @@ async fn answer(
     if is_taken_back {
         return None;
     }
-    let mut handling = pin!(shared.service.handle(whole(request), &shared.downstream, in_flight));
+    let interim = Rc::<Interim>::default();
+    let mut handling = pin!(shared.service.handle(whole(request, &interim), &shared.downstream, in_flight));
     std::future::poll_fn(|cx| {
         in_flight.set_waker(cx.waker());
-        if let Poll::Ready(response) = handling.as_mut().poll(cx) {
+        let handled = handling.as_mut().poll(cx);
+        interim.take().into_iter().for_each(|response| send_interim(response, respond));
+        if let Poll::Ready(response) = handled {
             return Poll::Ready(Some(response));
         }
         respond.poll_reset(cx).map(|_| None)
@@ -92,14 +101,30 @@ async fn answer(
 }
 
 /// The request, as one of HTTP/1.1 would be seen.
-fn whole(request: Request<RecvStream>) -> Request<Incoming> {
+fn whole(request: Request<RecvStream>, interim: &Rc<Interim>) -> Request<Incoming> {
     let (mut head, stream) = request.into_parts();
-    // Not offered: CONNECT is refused, whatever it asks for.
-    head.extensions.remove::<h2::ext::Protocol>();
     canonical::gather(&mut head);
+    // Any other expectation is refused.
+    let is_awaited = head.headers.contains_key(EXPECT);
     // More than one length, or one that is none, the library has refused.
     let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    Request::from_parts(head, Incoming::Http2(Received::new(stream, length)))
+    Request::from_parts(head, Incoming::Http2(Received::new(stream, length, is_awaited, Rc::clone(interim))))
+}
+
+/// Sends what comes before the answer. A client that does not hear it misses nothing that it needs.
+fn send_interim(mut response: Response<()>, respond: &mut SendResponse<Bytes>) {
+    headers::clean_for_http2(response.headers_mut());
+    _ = respond.send_informational(response);
+}
+
+/// Makes an answer's head one of HTTP/2.
+pub fn complete(head: &mut response::Parts) {
+    headers::clean_for_http2(&mut head.headers);
+    if !head.headers.contains_key(DATE)
+        && let Some(date) = date::now()
+    {
+        head.headers.insert(DATE, date);
+    }
 }
 
 async fn send(
@@ -107,15 +132,10 @@ async fn send(
     is_to_head: bool,
     respond: &mut SendResponse<Bytes>,
     in_flight: &InFlight,
-    write_stall: Duration,
+    shared: &Shared,
 ) -> Result<(), Ended> {
     let (mut head, body) = response.into_parts();
-    headers::clean_for_http2(&mut head.headers);
-    if !head.headers.contains_key(DATE)
-        && let Some(date) = date::now()
-    {
-        head.headers.insert(DATE, date);
-    }
+    complete(&mut head);
     let is_bodiless = is_to_head || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let is_empty = body.is_end_stream();
     if !is_empty
@@ -129,8 +149,8 @@ async fn send(
     if is_whole {
         return Ok(());
     }
-    let stall = Stall { bound: write_stall, timer: None, is_running: false };
-    let mut sending = Sending { stream, body, piece: Bytes::new(), is_last: false, in_flight, stall };
+    let (stall, meter) = (Stall::new(shared.write_stall), &*shared.meter);
+    let mut sending = Sending { stream, body, piece: Bytes::new(), is_last: false, in_flight, stall, meter };
     std::future::poll_fn(|cx| sending.poll(cx)).await
 }
 
@@ -171,7 +191,7 @@ impl Sending<'_> {
 
     /// Asks the body for more, once the client takes more: what nobody takes yet is left with the upstream.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, Ended>> {
-        let is_shut = self.poll_room(1, cx)?.is_pending();
+        let is_shut = poll_room(&mut self.stream, 1, cx)?.is_pending();
         // Kept, it would be missing to other streams while the body has nothing.
         self.stream.reserve_capacity(usize::from(is_shut));
         if is_shut {
@@ -188,32 +208,17 @@ impl Sending<'_> {
 
     /// Sends as much of the piece as the client takes. No more is given to the library, which would keep it.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
-        match self.poll_room(self.piece.len(), cx)? {
+        match poll_room(&mut self.stream, self.piece.len(), cx)? {
             Poll::Pending => {
                 ready!(self.stall.poll_expired(cx));
                 Poll::Ready(Err(Ended::Stalled))
             }
             Poll::Ready(room) => {
-                self.stall.is_running = false;
+                self.stall.end();
+                self.meter.sent_data();
                 let part = self.piece.split_to(room.min(self.piece.len()));
                 let is_end = self.piece.is_empty() && self.is_last;
                 Poll::Ready(self.stream.send_data(part, is_end).map_err(|_| Ended::Gone))
-            }
-        }
-    }
-
-    /// The room for what is wanted, at least one byte, in the client's windows and in the library.
-    fn poll_room(&mut self, wanted: usize, cx: &mut Context<'_>) -> Result<Poll<usize>, Ended> {
-        self.stream.reserve_capacity(wanted);
-        loop {
-            let room = self.stream.capacity();
-            if room > 0 {
-                return Ok(Poll::Ready(room));
-            }
-            match self.stream.poll_capacity(cx) {
-                Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Some(Ok(_))) => {}
-                Poll::Ready(Some(Err(_)) | None) => return Err(Ended::Gone),
             }
         }
     }
@@ -230,10 +235,39 @@ impl Sending<'_> {
     }
 }
 
+/// The room for what is wanted, at least one byte, in the client's windows and in the library.
+///
+/// # Errors
+/// [`Ended::Gone`].
+pub fn poll_room(stream: &mut SendStream<Bytes>, wanted: usize, cx: &mut Context<'_>) -> Result<Poll<usize>, Ended> {
+    stream.reserve_capacity(wanted);
+    loop {
+        let room = stream.capacity();
+        if room > 0 {
+            return Ok(Poll::Ready(room));
+        }
+        match stream.poll_capacity(cx) {
+            Poll::Pending => return Ok(Poll::Pending),
+            Poll::Ready(Some(Ok(_))) => {}
+            Poll::Ready(Some(Err(_)) | None) => return Err(Ended::Gone),
+        }
+    }
+}
+
 // === impl Stall ===
 
 impl Stall {
-    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub const fn new(bound: Duration) -> Self {
+        Self { bound, timer: None, is_running: false }
+    }
+
+    /// The client takes something.
+    pub const fn end(&mut self) {
+        self.is_running = false;
+    }
+
+    /// Ready once the client has taken nothing for as long as it may.
+    pub fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let bound = self.bound;
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(bound)));
         if !self.is_running {

@@ -111,6 +111,12 @@ impl Exchange {
         self.upload.send_data(Bytes::copy_from_slice(data), is_end).unwrap();
     }
 
+    /// The next head that comes before the answer's; none once that is there.
+    pub fn interim(&mut self) -> Option<http::Response<()>> {
+        let response = self.response.as_mut().expect("before the answer");
+        block(&self.handle, std::future::poll_fn(|cx| response.poll_informational(cx))).map(Result::unwrap)
+    }
+
     pub fn head(&mut self) -> Result<response::Parts, h2::Error> {
         let (head, body) = block(&self.handle, self.response.take().expect("only once"))?.into_parts();
         self.body = Some(body);

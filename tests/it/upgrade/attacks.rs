@@ -10,7 +10,7 @@ use std::time::Duration;
 /// An upstream that answers whatever it is sent in HTTP, once.
 fn plain() -> Switching {
     Switching::start(|_, mut stream| {
-        _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood");
+        _ = stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\ngood");
     })
 }
 
@@ -185,4 +185,22 @@ fn row_20_connect_makes_no_tunnel() {
         assert!(matches!(status, Some(400 | 405)), "{target}: {status:?}");
     }
     assert!(scene.upstream.heads().is_empty());
+}
+
+/// The library keeps an upgrade that it saw asked for in mind, and must not take the connection's end for it.
+#[test]
+fn an_upgrade_that_was_stripped_does_not_cut_the_last_answer_short() {
+    const LENGTH: usize = 8 * 1024 * 1024;
+    let scene = Scene::before(Switching::start(|_, mut stream| {
+        let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {LENGTH}\r\n\r\n");
+        _ = stream.write_all(head.as_bytes());
+        _ = stream.write_all(&vec![b'x'; LENGTH]);
+    }));
+    for target in ["/v1/plain/1", "/v1/sockets/1"] {
+        let mut client = scene.gateway.client();
+        client.send(scene.handshake("GET", target, &["Connection: close, upgrade", "Upgrade: websocket"]));
+        std::thread::sleep(Duration::from_millis(500));
+        let answer = client.read("GET");
+        assert_eq!((answer.status, answer.body.len(), answer.complete), (200, LENGTH, true), "{target}");
+    }
 }
