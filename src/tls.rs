@@ -97,6 +97,12 @@ impl Tls {
             rustls::Error::InvalidCertificate(
                 error @ (CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }),
             ) => format!("the server's certificate is for another name: {error}"),
+            rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+                "the server's certificate has expired".to_owned()
+            }
+            rustls::Error::InvalidCertificate(
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+            ) => "the server's certificate is not valid yet; is this machine's clock right?".to_owned(),
             rustls::Error::InvalidCertificate(error) => format!("the server's certificate is not accepted: {error}"),
             rustls::Error::InvalidMessage(_) => format!("what answers there does not speak TLS ({cause})"),
             rustls::Error::AlertReceived(alert) => self.refusal(*alert),

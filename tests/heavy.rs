@@ -9,7 +9,7 @@ mod proofs;
 
 use proofs::failover::{self, End};
 use proofs::revocation::{self, Fleet};
-use proofs::{audit, chaos, deaths, history, index, large_bodies, many_keys, outage, partition, slow_clients};
+use proofs::{audit, chaos, deaths, history, index, large_bodies, many_keys, matrix, outage, partition, slow_clients};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -74,6 +74,12 @@ fn a_key_and_a_day_are_found_among_10_million_records_in_100_ms() {
 fn a_gibibyte_passes_whole_in_both_directions_and_is_not_held() {
     let _alone = alone();
     large_bodies::prove(1024 * 1024 * 1024);
+}
+
+#[test]
+fn a_gibibyte_passes_unchanged_whatever_is_spoken_on_either_side() {
+    let _alone = alone();
+    matrix::prove(1024 * 1024 * 1024);
 }
 
 #[test]

@@ -86,6 +86,12 @@ fn with_tls(settings: Option<Settings>, section: &mut Section<'_, '_>, dir: &Pat
     }
 }
 
+/// `client_cert` and `client_key`.
+pub fn client_identity(section: &mut Section<'_, '_>, dir: &Path) -> Option<Identity> {
+    let (cert, key) = (section.string("client_cert"), section.string("client_key"));
+    identity(section, cert, key, dir)
+}
+
 fn identity(
     section: &Section<'_, '_>,
     cert: Option<Located<String>>,

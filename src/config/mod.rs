@@ -8,6 +8,7 @@ mod reader;
 mod routes;
 mod sections;
 mod sinks;
+mod upstreams;
 pub mod values;
 
 pub use diagnostics::Diagnostics;
@@ -126,7 +127,7 @@ fn build(mut root: Section<'_, '_>, path: &Path, text: &str) -> Option<Config> {
     let limits = sections::limits(root.table("limits"));
     let vocabulary = routes::vocabulary(root.table("scopes"));
     let presets = routes::presets(root.table("presets"), &vocabulary);
-    let upstreams = routes::upstreams(root.table("upstreams"));
+    let upstreams = upstreams::upstreams(root.table("upstreams"), &dir);
     let known = routes::Known { vocabulary: &vocabulary, upstreams: &upstreams };
     let route_sections = root.tables("routes", "route");
     if route_sections.is_empty() {

@@ -1,4 +1,4 @@
-//! `[scopes]`, `[presets]`, `[upstreams]` and `[[routes]]`: the route-scope map.
+//! `[scopes]`, `[presets]` and `[[routes]]`: the route-scope map.
 
 use super::diagnostics::Diagnostic;
 use super::reader::{Located, Raw, Section};
@@ -6,8 +6,8 @@ use super::values::{is_name, suggest};
 use crate::key::Vocabulary;
 use crate::key::scope::SCOPES_MAX;
 use crate::policy::{Access, Requirement, RouteSpec, UpstreamId};
-use crate::proxy::{Endpoint, UpstreamSettings};
-use http::{HeaderName, HeaderValue, Method};
+use crate::proxy::UpstreamSettings;
+use http::{HeaderName, Method};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use toml::de::DeValue;
@@ -76,79 +76,6 @@ fn check_scope(section: &Section<'_, '_>, scope: &Located<String>, vocabulary: &
             .add(Diagnostic::new(scope.span.clone(), message).help(suggest(&scope.value, vocabulary.names())));
     }
     declared
-}
-
-/// `[upstreams.<name>]`.
-pub fn upstreams(mut section: Section<'_, '_>) -> Vec<UpstreamSettings> {
-    let tables = section.rest();
-    tables.into_iter().map(|(name, raw)| upstream(name, &section, raw)).collect()
-}
-
-fn upstream<'t>(name: Located<String>, section: &Section<'_, 't>, raw: Raw<'t>) -> UpstreamSettings {
-    if !is_name(&name.value) {
-        section.report().add(
-            Diagnostic::new(name.span, format!("'{}' is not an upstream name", name.value))
-                .help("use a-z, 0-9, _ and -"),
-        );
-    }
-    let mut table = section.as_section(format!("[upstreams.{}]", name.value), raw);
-    let before = section.report().len();
-    let given = table.has("live") || table.has("test");
-    let (live, test) = (table.list("live", endpoint), table.list("test", endpoint));
-    check_apart(&table, &live, &test);
-    let endpoints = |list: Vec<Located<Endpoint>>| list.into_iter().map(|endpoint| endpoint.value).collect::<Vec<_>>();
-    let (live, test) = (endpoints(live), endpoints(test));
-    let host = table.parsed("host", |text| {
-        let plain = text.bytes().all(|byte| byte.is_ascii_graphic());
-        HeaderValue::from_str(text)
-            .ok()
-            .filter(|_| plain && !text.is_empty())
-            .ok_or_else(|| format!("'{text}' is not a host"))
-    });
-    if live.is_empty() && test.is_empty() && (!given || section.report().len() == before) {
-        table.missing("address", "give live or test, or both: live = [\"http://127.0.0.1:9001\"]");
-    }
-    table.finish();
-    UpstreamSettings { name: name.value, live, test, host: host.map(|host| host.value) }
-}
-
-/// A test key must never reach live data: no address serves both modes. Compared as written; what two names resolve to
-/// is the operator's to know.
-fn check_apart(section: &Section<'_, '_>, live: &[Located<Endpoint>], test: &[Located<Endpoint>]) {
-    for address in test {
-        if let Some(other) = live.iter().find(|live| live.value == address.value) {
-            let message = "a test key would reach live data: this address is in live too";
-            let diagnostic = Diagnostic::new(address.span.clone(), message).other(other.span.clone(), "live here");
-            section.report().add(diagnostic.help("name the sandbox, or leave test out"));
-        }
-    }
-}
-
-/// `http://host:port`, nothing more.
-fn endpoint(text: &str) -> Result<Endpoint, String> {
-    let help = || format!("'{text}' is not an upstream's address; write it like \"http://10.0.0.5:8080\"");
-    if text.starts_with("https://") {
-        return Err("https upstreams are not supported in this version".to_owned());
-    }
-    let uri: http::Uri = text.parse().map_err(|_| help())?;
-    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http")).ok_or_else(help)?;
-    if uri.path() != "/"
-        || uri.query().is_some()
-        || authority.as_str().contains('@')
-        || text.ends_with('/')
-        || text.contains('#')
-    {
-        return Err(format!("'{text}': write the address alone, without path, query or user"));
-    }
-    let port = match authority.as_str().strip_prefix(authority.host()) {
-        Some("") => Some(80),
-        rest => rest.and_then(|rest| rest.strip_prefix(':')).and_then(|port| port.parse().ok()),
-    };
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-    match port {
-        Some(port) if port > 0 && !host.is_empty() => Ok(Endpoint { host, port }),
-        Some(_) | None => Err(help()),
-    }
 }
 
 /// What routes refer to.

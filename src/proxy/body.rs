@@ -4,7 +4,7 @@ use super::exchange::Exchange;
 use super::headers::clean_trailers;
 use super::incoming::Incoming;
 use super::tunnel::Tunnel;
-use super::upstream::conversation::Conversation;
+use super::upstream::answer::Answer;
 use crate::audit::NotSynced;
 use crate::clock::{Instant, monotonic};
 use crate::reason::Reason;
@@ -54,7 +54,7 @@ pub struct Upload {
 /// An upstream's response body on its way to the client. Owns the exchange: what sends last writes the record.
 pub struct ResponseBody {
     /// `None` once it ended, one way or the other.
-    conversation: Option<Conversation>,
+    conversation: Option<Answer>,
     exchange: Exchange,
     watch: IdleWatch,
     /// It broke off; the library is told when it has had a turn to send what it was given.
@@ -120,6 +120,11 @@ impl RequestBody {
         Self { incoming, upload, bytes_max, trailers, watch: IdleWatch::new(idle_max) }
     }
 
+    /// Nothing is to come.
+    pub fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
     /// Counts a frame; trailers that do not pass are dropped.
     fn accept(&self, frame: Frame<Bytes>) -> Option<Result<Frame<Bytes>, BodyError>> {
         match frame.into_data() {
@@ -180,7 +185,7 @@ impl HttpBody for RequestBody {
 // === impl ResponseBody ===
 
 impl ResponseBody {
-    pub fn new(conversation: Conversation, exchange: Exchange, idle_max: Duration) -> Self {
+    pub fn new(conversation: Answer, exchange: Exchange, idle_max: Duration) -> Self {
         Self { conversation: Some(conversation), exchange, watch: IdleWatch::new(idle_max), broken: None, held: None }
     }
 
@@ -270,7 +275,7 @@ impl HttpBody for ResponseBody {
             let length = held.last.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len);
             return SizeHint::with_exact(length as u64);
         }
-        let exact = self.conversation.as_ref().map_or(Some(0), Conversation::exact_len);
+        let exact = self.conversation.as_ref().map_or(Some(0), Answer::exact_len);
         exact.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

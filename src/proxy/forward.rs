@@ -10,7 +10,7 @@ use super::respond::Refusal;
 use super::service::Arrival;
 use super::tunnel::Tunnel;
 use super::upgrade::Upgrade;
-use super::upstream::conversation::Conversation;
+use super::upstream::answer::Answer;
 use super::upstream::sending::Sending;
 use super::upstream::{Pool, Upstreams};
 use super::{Limits, Settings};
@@ -238,7 +238,7 @@ struct Change {
 /// [`Unanswered`], where a good answer to an extended CONNECT would be taken for the tunnel.
 fn change(
     mut response: Response<()>,
-    conversation: Conversation,
+    conversation: Answer,
     change: Change,
     limits: &Limits,
 ) -> Result<Response<Body>, Unanswered> {
@@ -249,17 +249,21 @@ fn change(
         }
         return Ok(accept(response, conversation, exchange, limits));
     }
+    // Only a connection of its own comes to speak something else.
+    let Some(upgraded) = conversation.into_upgraded() else {
+        return Err(Unanswered { refusal: Reason::UpstreamUnreachable.into(), exchange });
+    };
     upgrade.answer(&mut response);
     exchange.answered(response.status(), monotonic());
     exchange.in_flight().begin_answer();
-    let tunnel = Tunnel::new(conversation.into_upgraded(), client, exchange, upload, limits.tunnel_idle);
+    let tunnel = Tunnel::new(upgraded, client, exchange, upload, limits.tunnel_idle);
     Ok(response.map(|()| Body::Tunnel(tunnel)))
 }
 
 /// Judges the upstream's head and hands its body on.
 fn accept(
     mut response: Response<()>,
-    mut conversation: Conversation,
+    mut conversation: Answer,
     mut exchange: Exchange,
     limits: &Limits,
 ) -> Response<Body> {

@@ -85,7 +85,7 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// Fields of one connection only (RFC 9110, section 7.6.1), besides those that `Connection` lists.
-fn is_hop_by_hop(name: &str) -> bool {
+pub fn is_hop_by_hop(name: &str) -> bool {
     matches!(
         name,
         "connection"

@@ -8,6 +8,7 @@ pub mod deadline;
 pub mod downstream;
 pub mod exchange;
 pub mod forward;
+pub mod frames;
 pub mod h1;
 pub mod headers;
 pub mod in_flight;
@@ -20,6 +21,8 @@ pub mod transport;
 pub mod tunnel;
 pub mod upgrade;
 pub mod upstream;
+
+pub use upstream::connect::Secured;
 
 use crate::net::Networks;
 use std::time::Duration;
@@ -44,7 +47,7 @@ pub struct Limits {
     pub body_idle: Duration,
     /// `tunnel_idle`: how long an upgraded connection may carry no byte, in neither direction.
     pub tunnel_idle: Duration,
-    /// `upstream_connect`: time to connect to an upstream.
+    /// `upstream_connect`: time to connect to an upstream, until it can be sent a request.
     pub upstream_connect: Duration,
     /// `upstream_head`: time from the request's last byte, or from its head while a body streams, to the response's head.
     pub upstream_head: Duration,
@@ -64,11 +67,23 @@ pub struct UpstreamSettings {
     pub host: Option<http::HeaderValue>,
 }
 
-/// One address of an upstream, from `http://host:port`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// One address of an upstream, from `http://host:port` or `https://host:port`.
+#[derive(Clone, Debug)]
 pub struct Endpoint {
     pub host: String,
     pub port: u16,
+    pub protocol: Protocol,
+    /// `https`.
+    pub secured: Option<Secured>,
+}
+
+/// `protocol`: what is spoken with an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Http1,
+    Http2,
+    /// What both sides of a TLS handshake can, HTTP/2 first.
+    Negotiated,
 }
 
 // === impl Limits ===

@@ -261,7 +261,7 @@ impl Service {
     /// Work that may be a little late.
     pub fn upkeep(&self, now: Instant) {
         self.deadlines.sweep(now);
-        self.upstreams.close_idle(now);
+        self.upstreams.look_after(now);
         self.recorder.flush();
     }
 

@@ -1,11 +1,13 @@
 //! The byte stream under a connection, to a client or to an upstream.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io::{self, IoSlice, Write};
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::task::unconstrained;
 use tokio_rustls::TlsStream;
 
 /// Messages longer than this are written from where they lie: copying them costs more than the vectored write does.
@@ -29,11 +31,11 @@ pub enum Stream {
 impl Stream {
     /// Nothing has arrived, not even the end. Asks the kernel only when the runtime was told of an event. What arrived is
     /// lost then: such a stream is of no further use.
-    pub fn is_quiet(&self) -> bool {
+    pub fn is_quiet(&mut self) -> bool {
         let read = match self {
             Self::Tcp(stream) => stream.try_read(&mut [0]),
             Self::Unix(stream) => stream.try_read(&mut [0]),
-            Self::Tls(stream) => stream.get_ref().0.try_read(&mut [0]),
+            Self::Tls(stream) => return is_quiet_inside(stream),
         };
         read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
@@ -75,6 +77,16 @@ impl Write for Now<'_> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// The same for what is under TLS: a session ticket that arrives late is no word of the server's, and what was decrypted and
+/// not read yet is one.
+fn is_quiet_inside(stream: &mut TlsStream<TcpStream>) -> bool {
+    let mut byte = [0];
+    let mut buf = ReadBuf::new(&mut byte);
+    // Whatever this task has done before: `Pending` is to mean that there is nothing.
+    let read = unconstrained(poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut buf)));
+    pin!(read).poll(&mut Context::from_waker(Waker::noop())).is_pending()
 }
 
 impl AsyncRead for Stream {

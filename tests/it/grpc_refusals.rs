@@ -2,10 +2,9 @@
 //! byte in `tests/cases/refusals/grpc_*.http`.
 
 use crate::harness::client::head;
-use crate::harness::{Gateway, Key, Reply, Response, Upstream, eventually};
+use crate::harness::{Gateway, Key, Reply, Response, Upstream, eventually, refusing};
 use crate::refusals::check;
 use keygate::reason::Reason;
-use std::net::TcpListener;
 
 const GRPC: &str = "Content-Type: application/grpc+proto";
 
@@ -56,7 +55,7 @@ fn every_kind_of_refusal() {
 
 #[test]
 fn upstreams_that_do_not_answer_and_too_many_calls() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = refusing();
     let silent =
         Upstream::start(|_| Reply::Custom(Box::new(|_| std::thread::sleep(std::time::Duration::from_secs(3)))));
     let limits = "[limits]\nupstream_head = \"1s\"\nupstream_requests_max = 1";

@@ -2,8 +2,7 @@
 //! What a later check would say is thereby told to nobody who fails an earlier one.
 
 use crate::harness::client::head;
-use crate::harness::{Gateway, Key, Upstream, eventually};
-use std::net::{SocketAddr, TcpListener};
+use crate::harness::{Gateway, Key, Upstream, eventually, refusing};
 
 const OTHER_ENTITY: &str = "/v1/entities/00000000-0000-4000-8000-000000000000";
 /// A key that nobody was given.
@@ -32,11 +31,6 @@ impl Fixture {
         assert_eq!((answer.status, answer.code().as_str()), (status, code), "{method} {target}");
         assert!(self.upstream.received().is_empty(), "{method} {target} reached the upstream");
     }
-}
-
-/// An address that refuses connections.
-fn closed_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 #[test]
@@ -130,7 +124,7 @@ fn the_entity_comes_before_the_scope_and_the_scope_before_the_upstream() {
     let fixture = Fixture::start();
     let key = fixture.key(&["--mode", "live", "--scope", "orders:read"]).bearer();
     fixture.check("GET", &format!("{OTHER_ENTITY}/products"), &[&key], 403, "entity_mismatch");
-    let gateway = Gateway::builder().live_at(closed_address()).start();
+    let gateway = Gateway::builder().live_at(refusing()).start();
     let key = gateway.key(&["orders:read"]).bearer();
     let status = |resource| gateway.client().request("GET", &gateway.path(resource), &[&key]).status;
     assert_eq!(status("products"), 403);

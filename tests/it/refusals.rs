@@ -1,9 +1,8 @@
 //! Every refusal that can occur, byte for byte: `tests/cases/refusals/*.http`. `KEYGATE_BLESS=1` writes them anew.
 
 use crate::harness::client::head;
-use crate::harness::{Gateway, Key, Upstream, eventually};
+use crate::harness::{Gateway, Key, Upstream, eventually, refusing};
 use keygate::reason::Reason;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -180,7 +179,7 @@ fn a_head_request_is_refused_with_the_same_head_and_no_body() {
 
 #[test]
 fn upstreams_that_do_not_answer() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = refusing();
     let silent = Upstream::start(|_| {
         crate::harness::Reply::Custom(Box::new(|_| std::thread::sleep(std::time::Duration::from_secs(3))))
     });

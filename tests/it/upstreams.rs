@@ -1,13 +1,8 @@
 //! Several addresses of an upstream, and which connection a request may travel on.
 
-use crate::harness::{Gateway, PATIENCE, Reply, Upstream, client};
+use crate::harness::{Gateway, PATIENCE, Reply, Upstream, client, refusing};
 use std::io::Read;
-use std::net::{SocketAddr, TcpListener};
-
-/// An address at which nobody listens: taken and given up again.
-fn refusing() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
+use std::net::TcpListener;
 
 #[test]
 fn several_addresses_share_the_requests() {

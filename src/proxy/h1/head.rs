@@ -88,7 +88,10 @@ fn framing(
 }
 
 /// The one length that all `Content-Length` lines say; several equal ones become one.
-fn one_length(headers: &mut HeaderMap) -> Result<Option<u64>, Malformed> {
+///
+/// # Errors
+/// [`Malformed`]: something else than digits, or two that differ.
+pub fn one_length(headers: &mut HeaderMap) -> Result<Option<u64>, Malformed> {
     let mut lines = headers.get_all(header::CONTENT_LENGTH).iter();
     let Some(first) = lines.next() else { return Ok(None) };
     let length = digits(first.as_bytes()).ok_or(Malformed("the length is not a number"))?;

@@ -9,7 +9,7 @@ pub mod chunked;
 pub mod head;
 
 pub use body::BodyReader;
-pub use head::{ResponseHead, take_response};
+pub use head::{ResponseHead, one_length, take_response};
 
 use bytes::Bytes;
 use http::HeaderMap;

@@ -21,7 +21,7 @@ const READ_MIN: usize = 8 * 1024;
 /// Room for a piece of a large body.
 const READ_MAX: usize = 64 * 1024;
 /// Interim responses (RFC 9110, section 15.2) that may come before a final one must.
-const INTERIM_MAX: usize = 16;
+pub const INTERIM_MAX: usize = 16;
 
 /// A connection to an upstream, and what was read of it and not used yet.
 #[derive(Debug)]
@@ -50,7 +50,26 @@ pub enum Failure {
     #[error("{0}")]
     Malformed(#[from] Malformed),
     #[error("{0}")]
+    Http2(#[from] h2::Error),
+    /// Nothing was sent: the connection takes no request.
+    #[error("{0}")]
+    Unsent(h2::Error),
+    #[error("{0}")]
     Body(BodyError),
+}
+
+// === impl Failure ===
+
+impl Failure {
+    /// The upstream says that it has not looked at the request, or was never shown it (RFC 9113, section 8.7).
+    pub fn is_unprocessed(&self) -> bool {
+        match self {
+            Self::Unsent(_) => true,
+            Self::Http2(error) if error.is_go_away() => error.is_remote(),
+            Self::Http2(error) => error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM),
+            Self::Io(_) | Self::Malformed(_) | Self::Body(_) => false,
+        }
+    }
 }
 
 // === impl Connection ===
@@ -61,7 +80,7 @@ impl Connection {
     }
 
     /// Nothing has arrived, not even the end: an unused connection that says anything is of no use.
-    pub fn is_quiet(&self) -> bool {
+    pub fn is_quiet(&mut self) -> bool {
         self.buf.is_empty() && self.stream.is_quiet()
     }
 

@@ -74,6 +74,11 @@ impl Sending {
         }
     }
 
+    /// Whether the head asks for an upgrade, which takes a connection of its own.
+    pub const fn asks_upgrade(&self) -> bool {
+        self.upgrade.is_some()
+    }
+
     /// Whether this head agrees to the upgrade that was asked for, with nothing left to be said in HTTP on either side.
     pub fn is_agreed(&self, answer: &ResponseHead) -> bool {
         let is_framed = !matches!(answer.body, BodyReader::UntilClose);
@@ -84,6 +89,26 @@ impl Sending {
     /// Takes it, leaving nothing to send.
     pub fn take(&mut self) -> Self {
         std::mem::replace(self, Self::new(Vec::new(), None, false))
+    }
+
+    /// The head as it was written, while nothing was sent.
+    pub fn head(&self) -> &[u8] {
+        &self.buf
+    }
+
+    /// Takes the body alone, for a connection that frames it by itself.
+    pub const fn take_body(&mut self) -> Option<RequestBody> {
+        self.body.take()
+    }
+
+    /// Gives a body back of which nothing was taken.
+    pub fn restore(&mut self, body: Option<RequestBody>) {
+        self.body = body;
+    }
+
+    /// Something was taken of the body: it cannot be sent again.
+    pub const fn touch(&mut self) {
+        self.is_untouched = false;
     }
 
     pub const fn is_untouched(&self) -> bool {
@@ -103,9 +128,11 @@ impl Sending {
         loop {
             let filled = self.poll_fill(cx).map_err(Interrupted::Body)?;
             if self.is_flushed() {
+                // TLS keeps what the socket does not take yet.
+                ready!(Pin::new(stream).poll_flush(cx)).map_err(Interrupted::Io)?;
                 return filled.map(Ok);
             }
-            let written = ready!(self.poll_write(Pin::new(stream), cx)).map_err(Interrupted::Io)?;
+            let written = ready!(self.poll_write(Pin::new(&mut *stream), cx)).map_err(Interrupted::Io)?;
             self.advance(written);
         }
     }

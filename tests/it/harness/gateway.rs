@@ -63,8 +63,10 @@ pub struct Key {
 
 /// What a gateway is to be like.
 pub struct Builder {
-    live: Vec<SocketAddr>,
-    test: Vec<SocketAddr>,
+    live: Vec<String>,
+    test: Vec<String>,
+    /// Lines of its [upstreams.erp].
+    upstream: String,
     sections: String,
     /// Lines of its [[listen]].
     listen: String,
@@ -92,20 +94,36 @@ pub struct Gateway {
 impl Builder {
     /// Adds an address; several are balanced.
     pub fn live(mut self, upstream: &Upstream) -> Self {
-        self.live.push(upstream.address);
+        self.live.push(format!("http://{}", upstream.address));
         self.upstreams.push(upstream.clone());
         self
     }
 
     pub fn test(mut self, upstream: &Upstream) -> Self {
-        self.test.push(upstream.address);
+        self.test.push(format!("http://{}", upstream.address));
         self.upstreams.push(upstream.clone());
         self
     }
 
     /// An address that is not an `Upstream`.
-    pub fn live_at(mut self, address: SocketAddr) -> Self {
-        self.live.push(address);
+    pub fn live_at(self, address: SocketAddr) -> Self {
+        self.live_url(format!("http://{address}"))
+    }
+
+    pub fn live_url(mut self, url: impl Into<String>) -> Self {
+        self.live.push(url.into());
+        self
+    }
+
+    pub fn test_url(mut self, url: impl Into<String>) -> Self {
+        self.test.push(url.into());
+        self
+    }
+
+    /// Adds a line to its [upstreams.erp].
+    pub fn upstream(mut self, line: &str) -> Self {
+        self.upstream.push_str(line);
+        self.upstream.push('\n');
         self
     }
 
@@ -177,17 +195,16 @@ impl Builder {
     }
 
     fn config(&self) -> String {
-        let list = |addresses: &[SocketAddr]| {
-            addresses.iter().map(|address| format!("\"http://{address}\"")).collect::<Vec<_>>().join(", ")
-        };
+        let list = |urls: &[String]| urls.iter().map(|url| format!("\"{url}\"")).collect::<Vec<_>>().join(", ");
         format!(
             "[[listen]]\naddress = \"127.0.0.1:0\"\n{}[admin]\naddress = \"127.0.0.1:0\"\n[gateway]\nid = \"{}\"\nworkers = {}\n\
-             {BASE}\n[upstreams.erp]\nlive = [{}]\ntest = [{}]\n{}",
+             {BASE}\n[upstreams.erp]\nlive = [{}]\ntest = [{}]\n{}{}",
             self.listen,
             self.id,
             self.workers,
             list(&self.live),
             list(&self.test),
+            self.upstream,
             self.sections
         )
     }
@@ -198,6 +215,7 @@ impl Gateway {
         Builder {
             live: Vec::new(),
             test: Vec::new(),
+            upstream: String::new(),
             sections: String::new(),
             listen: String::new(),
             workers: 2,

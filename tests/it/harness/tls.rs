@@ -56,6 +56,28 @@ impl Authority {
         self.make(file, file, names, &[&own[..], more].concat())
     }
 
+    /// A pair whose certificate was good for a day of 2020.
+    pub fn issue_expired(&self, file: &str, names: &str) -> Pair {
+        const STORE: &str = "[ca]\ndefault_ca = own\n[own]\nnew_certs_dir = .\ndatabase = index.txt\nserial = serial\n\
+                             default_md = sha256\npolicy = any\nx509_extensions = member\n[any]\ncommonName = supplied\n";
+        let dir = self.dir.path();
+        std::fs::write(dir.join("store.cnf"), format!("{STORE}{OPENSSL}")).unwrap();
+        std::fs::write(dir.join("index.txt"), "").unwrap();
+        std::fs::write(dir.join("serial"), "01\n").unwrap();
+        let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
+        let [cert, key, request] = ["pem", "key", "csr"].map(|kind| format!("{file}.{kind}"));
+        let subject = format!("/CN={file}");
+        let asked =
+            ["req", "-new", "-config", "openssl.cnf", "-noenc", "-keyout", &key, "-out", &request, "-subj", &subject];
+        let own = ["-config", "store.cnf", "-cert", "ca.pem", "-keyfile", "ca.key", "-in", &request, "-out", &cert];
+        let times = ["-startdate", "20200101000000Z", "-enddate", "20200102000000Z"];
+        for args in [[&asked[..], &curve].concat(), [&["ca", "-batch", "-notext"], &own[..], &times].concat()] {
+            let output = Command::new("openssl").args(args).current_dir(dir).env("NAMES", names).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        Pair { cert: dir.join(cert), key: dir.join(key) }
+    }
+
     fn make(&self, file: &str, subject: &str, names: &str, more: &[&str]) -> Pair {
         let mut command = Command::new("openssl");
         command.args(["req", "-x509", "-config", "openssl.cnf", "-days", "2", "-noenc", "-subj"]);

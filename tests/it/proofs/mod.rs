@@ -8,6 +8,7 @@ pub mod history;
 pub mod index;
 pub mod large_bodies;
 pub mod many_keys;
+pub mod matrix;
 pub mod outage;
 pub mod partition;
 pub mod process;

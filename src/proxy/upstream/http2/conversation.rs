@@ -1,0 +1,176 @@
+//! One request and its response on a stream of a shared connection. Both bodies move at once.
+
+use super::super::conversation::{Failure, INTERIM_MAX};
+use super::super::sending::Sending;
+use super::upload::{Stopped, Upload};
+use super::{Place, request};
+use crate::proxy::body::BodyError;
+use crate::proxy::h1::{self, Malformed};
+use crate::reason::Reason;
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::client::ResponseFuture;
+use http::{Response, StatusCode, Version};
+use http_body::Frame;
+use std::future::poll_fn;
+use std::task::{Context, Poll, ready};
+
+/// A response whose body is still on its way, and possibly the request's. Dropped before both have ended, it resets its stream,
+/// and no other.
+pub struct Conversation {
+    body: RecvStream,
+    /// What `Content-Length` says is still to come; the library ends a stream that says something else by its frames.
+    left: Option<u64>,
+    is_data_done: bool,
+    /// `None` once the request is sent, or cannot be.
+    upload: Option<Upload>,
+    place: Place,
+}
+
+/// Sends on a connection and waits for the head of the final response. What can be sent again is left in `sending`.
+///
+/// # Errors
+/// [`Failure`]. The stream is reset then.
+pub async fn begin(
+    place: Place,
+    sending: &mut Sending,
+    to_head: bool,
+) -> Result<(Response<()>, Conversation), Failure> {
+    let request = request::read(sending.head(), place.scheme())?;
+    let body = sending.take_body();
+    let has_body = body.is_some();
+    let (mut response, stream) = match place.send(request, !has_body) {
+        Ok(sent) => sent,
+        Err(error) => {
+            sending.restore(body);
+            return Err(Failure::Unsent(error));
+        }
+    };
+    let mut upload = body.map(|body| Upload::new(stream, body, place.vitals()));
+    let mut interim = 0;
+    let head = poll_fn(|cx| {
+        send_on(&mut upload, cx).map_err(Failure::Body)?;
+        poll_head(&mut response, &mut interim, cx)
+    });
+    let failure = match head.await {
+        Ok(response) => return accept(response, upload, place, to_head).await,
+        Err(failure) => failure,
+    };
+    place.judge(&failure);
+    match upload.and_then(Upload::into_untouched) {
+        Some(body) => sending.restore(Some(body)),
+        None if has_body => sending.touch(),
+        None => {}
+    }
+    Err(failure)
+}
+
+/// Takes a response whose head is here. One that has no body by definition is whole when its stream has ended.
+async fn accept(
+    response: Response<RecvStream>,
+    upload: Option<Upload>,
+    place: Place,
+    to_head: bool,
+) -> Result<(Response<()>, Conversation), Failure> {
+    let (mut head, body) = response.into_parts();
+    head.version = Version::HTTP_11;
+    let length = h1::one_length(&mut head.headers).inspect_err(|_| place.retire())?;
+    let is_bodiless = to_head || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let left = if is_bodiless { Some(0) } else { length };
+    let mut conversation = Conversation { body, left, is_data_done: false, upload, place };
+    while is_bodiless && !conversation.is_done() {
+        let frame = poll_fn(|cx| {
+            send_on(&mut conversation.upload, cx).map_err(Failure::Body)?;
+            conversation.poll_piece(cx)
+        });
+        match frame.await.inspect_err(|failure| conversation.place.judge(failure))? {
+            Some(frame) if frame.is_data() => {
+                conversation.place.retire();
+                return Err(Malformed("a body where there can be none").into());
+            }
+            Some(_) | None => {}
+        }
+    }
+    Ok((Response::from_parts(head, ()), conversation))
+}
+
+/// Sends what can be sent of a request's body.
+fn send_on(upload: &mut Option<Upload>, cx: &mut Context<'_>) -> Result<(), BodyError> {
+    let Some(sending) = upload else { return Ok(()) };
+    match sending.poll(cx) {
+        Poll::Pending => Ok(()),
+        // Nobody may read the rest: an upstream may have answered, and the answer counts.
+        Poll::Ready(Ok(()) | Err(Stopped::Gone)) => {
+            *upload = None;
+            Ok(())
+        }
+        Poll::Ready(Err(Stopped::Body(error))) => Err(error),
+    }
+}
+
+fn poll_head(
+    response: &mut ResponseFuture,
+    interim: &mut usize,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Response<RecvStream>, Failure>> {
+    while let Poll::Ready(Some(passed)) = response.poll_informational(cx) {
+        *interim += 1;
+        // There are no other protocols to switch to (RFC 9113, section 8.6).
+        if passed?.status() == StatusCode::SWITCHING_PROTOCOLS || *interim > INTERIM_MAX {
+            return Poll::Ready(Err(Malformed("no final response").into()));
+        }
+    }
+    std::pin::Pin::new(response).poll(cx).map_err(Failure::Http2)
+}
+
+// === impl Conversation ===
+
+impl Conversation {
+    /// The whole rest of the body, if it is known to be nothing.
+    pub fn take_whole(&self) -> Option<Bytes> {
+        self.is_done().then(Bytes::new)
+    }
+
+    /// The next part of the body; `None` at its end.
+    ///
+    /// # Errors
+    /// [`BodyError`], when either body cannot go on.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Err(error) = send_on(&mut self.upload, cx) {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let frame = ready!(self.poll_piece(cx)).map_err(|failure| {
+            tracing::debug!(%failure, "a response broke off");
+            self.place.judge(&failure);
+            BodyError(Reason::UpstreamAborted)
+        });
+        Poll::Ready(frame.transpose())
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, Failure>> {
+        while !self.is_data_done {
+            match ready!(self.body.poll_data(cx)) {
+                Some(data) => {
+                    let data = data?;
+                    // Asked for means that there is room for it: the upstream may send as much again.
+                    _ = self.body.flow_control().release_capacity(data.len());
+                    self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+                    if !data.is_empty() {
+                        return Poll::Ready(Ok(Some(Frame::data(data))));
+                    }
+                }
+                None => self.is_data_done = true,
+            }
+        }
+        Poll::Ready(Ok(ready!(self.body.poll_trailers(cx))?.map(Frame::trailers)))
+    }
+
+    /// Nothing more of the body is to come.
+    pub fn is_done(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    pub fn exact_len(&self) -> Option<u64> {
+        if self.is_done() { Some(0) } else { self.left }
+    }
+}
