@@ -4,6 +4,7 @@ use super::gap::{Gap, Lack};
 use super::tails::{Tails, Wish, line};
 use super::{Line, Positions};
 use crate::audit::reader::{self, Follow};
+use crate::audit::recent::{Group, Recent};
 use crate::audit::segment;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,6 +24,8 @@ pub struct Room {
 #[derive(Debug)]
 pub struct Batch {
     pub entries: Vec<Entry>,
+    /// Of journals of which there are no entries.
+    pub groups: Vec<Arc<Group>>,
     /// What is damaged or cannot be read, in sentences.
     pub troubles: Vec<String>,
     /// Everything that was synced was read, of every journal.
@@ -43,6 +46,8 @@ pub enum Entry {
 pub struct Feed {
     dir: PathBuf,
     positions: Positions,
+    /// For who needs no lines.
+    recent: Option<Arc<Recent>>,
     slots: BTreeMap<PathBuf, Slot>,
     /// The slot that was read first last time: none starves behind one that is never at its end.
     first: usize,
@@ -62,7 +67,12 @@ struct Slot {
 impl Feed {
     /// Begins behind `positions`; a journal that they do not name begins with the oldest record it still has.
     pub const fn new(dir: PathBuf, positions: Positions) -> Self {
-        Self { dir, positions, slots: BTreeMap::new(), first: 0 }
+        Self { dir, positions, recent: None, slots: BTreeMap::new(), first: 0 }
+    }
+
+    /// Gives groups instead of entries of what is held there.
+    pub fn with_groups(self, recent: Option<Arc<Recent>>) -> Self {
+        Self { recent, ..self }
     }
 
     /// What has been written and synced since the last call, as much as there is room for.
@@ -70,7 +80,7 @@ impl Feed {
     /// # Errors
     /// As of reading the directory; what is wrong with a single journal is one of the batch's troubles.
     pub fn read(&mut self, room: Room, tails: &Tails) -> io::Result<Batch> {
-        let mut batch = Batch { entries: Vec::new(), troubles: Vec::new(), is_whole: true, room, bytes: 0 };
+        let mut batch = Batch::of(room);
         self.find_slots(&mut batch)?;
         let (count, first) = (self.slots.len(), self.first);
         self.first = if count == 0 { 0 } else { (first + 1) % count };
@@ -80,7 +90,7 @@ impl Feed {
             if batch.is_full() {
                 break;
             }
-            slot.read(&mut batch, tails);
+            slot.read(&mut batch, tails, self.recent.as_deref());
         }
         batch.is_whole &= !batch.is_full();
         Ok(batch)
@@ -115,9 +125,17 @@ impl Slot {
         Self { path, follow: None, last }
     }
 
-    fn read(&mut self, batch: &mut Batch, tails: &Tails) {
+    fn read(&mut self, batch: &mut Batch, tails: &Tails, recent: Option<&Recent>) {
         let mut troubles = Vec::new();
         let read = reader::synced_through(&self.path);
+        if let Ok(through) = &read
+            && let Some(groups) = recent.and_then(|recent| recent.after(&self.path, self.last?, batch.left()))
+        {
+            self.follow = None;
+            self.last = groups.last().map(|group| group.last()).or(self.last);
+            batch.is_whole &= self.last >= *through;
+            return batch.groups.extend(groups);
+        }
         let read = read.and_then(|through| self.read_through(through.unwrap_or(u64::MAX), batch, tails, &mut troubles));
         batch.is_whole &= read.is_ok();
         batch.troubles.append(&mut troubles);
@@ -180,8 +198,19 @@ pub fn end_of(slot: &Path) -> io::Result<Option<u64>> {
 // === impl Batch ===
 
 impl Batch {
-    pub const fn is_full(&self) -> bool {
-        self.entries.len() >= self.room.records || self.bytes >= self.room.bytes
+    fn of(room: Room) -> Self {
+        let (entries, groups, troubles) = (Vec::new(), Vec::new(), Vec::new());
+        Self { entries, groups, troubles, is_whole: true, room, bytes: 0 }
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.left() == 0 || self.bytes >= self.room.bytes
+    }
+
+    /// For how many records there is room.
+    fn left(&self) -> usize {
+        let grouped: usize = self.groups.iter().map(|group| group.records.len()).sum();
+        self.room.records.saturating_sub(self.entries.len() + grouped)
     }
 
     /// Takes the next record of a journal, and what lacks before it.

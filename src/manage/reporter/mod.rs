@@ -8,6 +8,7 @@ mod line;
 mod tests;
 
 use super::quiet;
+use crate::audit::recent::{Group, Record};
 use crate::audit::sinks::{self, Positions, Sink, SinkError};
 use crate::clock::{Clock, Instant, Timestamp};
 use crate::store::{Account, JournalAccount, KeyStore, StoreError, Use};
@@ -127,38 +128,57 @@ impl Reporter {
     /// # Errors
     /// The store's, when it was not asked yet what it knows.
     pub fn fold<'a>(&mut self, lines: impl IntoIterator<Item = &'a str>) -> Result<(), StoreError> {
-        if self.known.is_none() {
-            self.positions()?;
-        }
+        self.ask_once()?;
         for text in lines {
             // A whole line that this version cannot read stays unreported, and the next one's number shows that.
-            let Some(told) = Told::read(text) else { continue };
-            self.latest.add(&told);
-            self.account_of(&told).into_iter().for_each(|account| told.add_to(&mut account.journal));
-            self.is_changed = true;
+            Told::read(text).iter().for_each(|told| self.take(told));
         }
         Ok(())
     }
 
+    /// The same for the records of a group.
+    ///
+    /// # Errors
+    /// As of [`Self::fold`].
+    pub fn fold_group(&mut self, group: &Group) -> Result<(), StoreError> {
+        self.ask_once()?;
+        for (seq, record) in group.after_record(0) {
+            match record {
+                Record::Call(call) => self.take(&Told::of(group, seq, call)),
+                Record::Line(text) => self.fold([&**text])?,
+            }
+        }
+        Ok(())
+    }
+
+    fn ask_once(&mut self) -> Result<(), StoreError> {
+        if self.known.is_none() {
+            self.positions()?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, told: &Told<'_>) {
+        self.latest.add(told);
+        self.account_of(&told.journal, told.ended_at).into_iter().for_each(|account| told.add_to(&mut account.journal));
+        self.is_changed = true;
+    }
+
     /// Moves the latest calls into their accounts.
     fn settle(&mut self) {
-        for text in self.latest.take() {
-            let Some(told) = Told::read(&text) else { continue };
-            if let (Some((key, call)), Some(account)) = (told.call(), self.account_of(&told)) {
-                account.add(key, &call);
-            }
+        for (key, call) in self.latest.take() {
+            self.account_of(&call.journal, call.ended_at).into_iter().for_each(|account| account.add(key, &call));
         }
     }
 
-    /// The account of a line's journal, which goes on from what the store knew.
-    fn account_of(&mut self, told: &Told<'_>) -> Option<&mut Account> {
-        if !self.accounts.contains_key(&*told.journal) {
-            let name = told.journal.to_string();
-            let known = self.known.as_ref().and_then(|known| known.get(&name)).cloned();
-            let journal = known.unwrap_or_else(|| JournalAccount::new(name.clone(), told.ended_at));
-            self.accounts.insert(name, Account::new(journal));
+    /// The account of a journal, which goes on from what the store knew.
+    fn account_of(&mut self, journal: &str, ended_at: Timestamp) -> Option<&mut Account> {
+        if !self.accounts.contains_key(journal) {
+            let known = self.known.as_ref().and_then(|known| known.get(journal)).cloned();
+            let known = known.unwrap_or_else(|| JournalAccount::new(journal.to_owned(), ended_at));
+            self.accounts.insert(journal.to_owned(), Account::new(known));
         }
-        self.accounts.get_mut(&*told.journal)
+        self.accounts.get_mut(journal)
     }
 
     /// Everything that could be read back of the journals at `read_at` has been taken.
@@ -179,7 +199,7 @@ impl Reporter {
             let Some(told) = Told::read(&text).filter(|told| told.ended_at.plus(UNDER_WAY_AFTER) <= now) else {
                 continue;
             };
-            if let (Some((key, call)), Some(account)) = (told.call(), self.account_of(&told)) {
+            if let (Some((key, call)), Some(account)) = (told.call(), self.account_of(&told.journal, told.ended_at)) {
                 account.add(key, &Use { ended_at: now, reason: None, ..call });
                 self.is_changed = true;
             }
@@ -264,6 +284,15 @@ impl Sink for Reporter {
     /// Takes them; the store has them once it was told, and where to go on after a restart is what it has.
     fn deliver(&mut self, batch: &[sinks::Line]) -> Result<(), SinkError> {
         self.fold(batch.iter().map(|line| &*line.text)).map_err(again)?;
+        if self.is_due() { Ok(self.hand_over()?) } else { Ok(()) }
+    }
+
+    fn takes_groups(&self) -> bool {
+        true
+    }
+
+    fn deliver_group(&mut self, group: &Group) -> Result<(), SinkError> {
+        self.fold_group(group).map_err(again)?;
         if self.is_due() { Ok(self.hand_over()?) } else { Ok(()) }
     }
 
