@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 const CRC_MEMBER: &str = ",\"crc\":\"";
 const CRC_DIGITS: usize = 8;
 const SUFFIX: &str = ".ndjson";
-const COMPRESSED_SUFFIX: &str = ".ndjson.gz";
+/// Of the compressed form, and of what it was in earlier versions.
+const COMPRESSED_SUFFIXES: [&str; 2] = [".ndjson.zst", ".ndjson.gz"];
 /// Where in a line the writer's own members and `ts` are looked for: they are shorter, whatever the gateway's id.
 const HEAD_BYTES: usize = 200;
 
@@ -182,18 +183,24 @@ pub fn file_name(seq: u64) -> String {
 
 /// The name of the same segment once it is compressed.
 pub fn compressed(path: &Path) -> PathBuf {
-    path.with_extension("ndjson.gz")
+    path.with_extension("ndjson.zst")
 }
 
 /// Whether this is a compressed segment's name.
 pub fn is_compressed(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "zst") || is_gzip(path)
+}
+
+/// Whether it was compressed by an earlier version.
+pub fn is_gzip(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "gz")
 }
 
 /// The first `seq` of the segment that has this name; none if it is no segment's name.
 pub fn first_of(path: &Path) -> Option<u64> {
     let name = path.file_name()?.to_str()?;
-    let digits = name.strip_suffix(SUFFIX).or_else(|| name.strip_suffix(COMPRESSED_SUFFIX))?;
+    let suffixes = [SUFFIX].into_iter().chain(COMPRESSED_SUFFIXES);
+    let digits = suffixes.into_iter().find_map(|suffix| name.strip_suffix(suffix))?;
     digits.parse().ok().filter(|first| format!("{first:020}") == digits)
 }
 
