@@ -91,11 +91,16 @@ const ELLIPSIS: &str = "…";
 
 /// Escapes `bytes` as the inside of a JSON string of at most `bytes_max` bytes. Valid UTF-8 stays; every other byte becomes
 /// U+FFFD.
+#[inline]
 pub fn escape(out: &mut Vec<u8>, bytes: &[u8], bytes_max: usize) {
     if bytes.len() <= bytes_max && are_plain(bytes) {
         out.extend_from_slice(bytes);
-        return;
+    } else {
+        escape_each(out, bytes, bytes_max);
     }
+}
+
+fn escape_each(out: &mut Vec<u8>, bytes: &[u8], bytes_max: usize) {
     let end = out.len() + bytes_max;
     let mut cut = out.len();
     for c in bytes.utf8_chunks().flat_map(chars) {
@@ -118,11 +123,15 @@ fn chars(chunk: std::str::Utf8Chunk<'_>) -> impl Iterator<Item = char> {
 
 /// Whether all of them stand for themselves. Eight at a time: nearly all texts are short and plain.
 fn are_plain(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<8>();
-    let mut last = *b"        ";
-    last.iter_mut().zip(rest).for_each(|(slot, byte)| *slot = *byte);
-    words.iter().chain([&last]).fold(0, |marks, word| marks | not_plain(u64::from_le_bytes(*word))) == 0
+    let word = |marks: u64, word: &[u8; 8]| marks | not_plain(u64::from_le_bytes(*word));
+    match bytes.last_chunk() {
+        // Its bytes are looked at twice, some of them.
+        Some(last) => word(bytes.as_chunks().0.iter().fold(0, word), last) == 0,
+        None => bytes.iter().all(|byte| not_plain(u64::from(*byte) | SPACES << 8) == 0),
+    }
 }
+
+const SPACES: u64 = u64::from_le_bytes(*b"        ");
 
 /// Zero if no byte is a control, a quote, a backslash or beyond ASCII. A borrow or a carry only ever comes out of such a byte.
 const fn not_plain(word: u64) -> u64 {

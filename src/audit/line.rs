@@ -163,7 +163,8 @@ mod tests {
                 prop_assert_eq!(&json[name], &Value::from(ip.map(|ip| ip.to_string())));
             }
             prop_assert_eq!(&json["key_id"], &Value::from(draft.key.map(|(id, _)| id.to_string())));
-            prop_assert_eq!(&json["decision"], &Value::from(if draft.allowed { "allow" } else { "deny" }));
+            let decision = if draft.allowed { "allow" } else { "deny" };
+            prop_assert_eq!(&json["decision"], &Value::from(decision));
             let fields = Fields::read(text).unwrap();
             prop_assert_eq!(fields.at(), Some(draft.at));
         }

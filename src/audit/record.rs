@@ -193,7 +193,7 @@ impl Pending {
 
     /// The same for a request whose gateway died: nothing is known but that it had been sent on.
     pub(super) fn death<'a>(&'a self, query: Option<&'a str>) -> Draft<'a> {
-        self.draft_as(query, Some(GATEWAY_DIED))
+        Draft { allowed: true, ..self.draft_as(query, Some(GATEWAY_DIED)) }
     }
 
     fn draft_as<'a>(&'a self, query: Option<&'a str>, reason: Option<&'static str>) -> Draft<'a> {

@@ -29,10 +29,6 @@ impl TextId {
 // === impl Texts ===
 
 impl Texts {
-    pub fn len(&self) -> usize {
-        self.texts.len()
-    }
-
     /// In the order of their numbers.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.texts.iter().map(|text| &**text)

@@ -125,7 +125,7 @@ impl Writer {
         let journal = format!("{gateway}/{}", slot.number);
         let requests = RequestLines::new(&journal, &config);
         let gathering = Gathering::after(&journal, next_seq - 1);
-        let recent = Arc::new(Recent::new(slot.dir.clone()));
+        let recent = Arc::new(Recent::new(slot.dir.clone(), next_seq - 1));
         let mut writer = Self {
             slot,
             journal,

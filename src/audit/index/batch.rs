@@ -1,7 +1,6 @@
 //! What has been taken and not yet written.
 //!
-//! This is the index's cost for each record. So a record becomes a few numbers in a row, with each text kept once; what
-//! belongs to one key is put together when the batch is written, one key after the other.
+//! This is the index's cost for each record. So it is added to what is known of its key at once, and each text is kept once.
 
 use super::postings::Postings;
 use crate::audit::fields::{Fields, Text};
@@ -43,8 +42,8 @@ pub struct Batch {
     /// The same by what they stand for, of those that were told of in groups.
     key_numbers: HashMap<KeyId, TextId, Seeded>,
     texts: Texts,
-    /// The records of keys, in the order in which they came.
-    records: Vec<Record>,
+    /// By the keys' numbers.
+    gathered: Vec<Gathered>,
     /// How many records of any kind there are.
     count: usize,
 }
@@ -75,21 +74,17 @@ pub struct Stretch {
 pub struct KeyBatch<'a> {
     pub key_id: &'a str,
     /// By the journal's place in the batch.
-    pub postings: Vec<(usize, Postings)>,
+    pub postings: &'a [(usize, Postings)],
     pub days: Vec<(Day, More)>,
 }
 
-/// A record of a key.
-#[derive(Clone, Copy, Debug)]
-struct Record {
-    key: TextId,
-    journal: u32,
-    seq: u64,
-    /// Of a request.
-    use_: Option<Use>,
+/// The same, its texts by number.
+#[derive(Debug, Default)]
+struct Gathered {
+    postings: Vec<(usize, Postings)>,
+    days: Vec<(Day, DayBatch)>,
 }
 
-/// Texts are by number.
 #[derive(Clone, Copy, Debug)]
 struct Use {
     at: Timestamp,
@@ -106,7 +101,7 @@ struct Use {
 struct DayBatch {
     first: Timestamp,
     /// The latest, and the place of its journal.
-    last: (u32, Use),
+    last: (usize, Use),
     statuses: Statuses,
     refusals: Counts<TextId>,
     addresses: Counts<IpAddr>,
@@ -142,13 +137,11 @@ impl Batch {
 
     /// What has been gathered, key by key.
     pub fn keys(&self) -> impl Iterator<Item = KeyBatch<'_>> {
-        let mut lists: Vec<Vec<&Record>> = vec![Vec::new(); self.keys.len()];
-        for record in &self.records {
-            if let Some(list) = lists.get_mut(record.key.place()) {
-                list.push(record);
-            }
-        }
-        self.keys.iter().zip(lists).map(|(key_id, list)| self.key(key_id, &list))
+        self.keys.iter().zip(&self.gathered).map(|(key_id, Gathered { postings, days })| KeyBatch {
+            key_id,
+            postings,
+            days: days.iter().map(|(day, uses)| (*day, self.more(uses))).collect(),
+        })
     }
 
     pub fn positions(&self) -> BTreeMap<String, u64> {
@@ -158,7 +151,7 @@ impl Batch {
     pub fn clear(&mut self) {
         (self.keys, self.texts) = Default::default();
         self.key_numbers.clear();
-        self.records.clear();
+        self.gathered.clear();
         self.count = 0;
         for journal in &mut self.journals {
             journal.first = None;
@@ -182,9 +175,8 @@ impl Batch {
         self.count += 1;
         let Some(key_id) = fields.key_id else { return true };
         let use_ = at.filter(|_| fields.is_request()).map(|at| Use::of(&fields, at, &mut self.texts));
-        // There are few journals.
-        let journal = u32::try_from(index).unwrap_or(u32::MAX);
-        self.records.push(Record { key: self.keys.number(key_id.raw()), journal, seq: entry.seq, use_ });
+        let key = self.keys.number(key_id.raw());
+        self.gathered(key).add(index, entry.seq, use_);
         true
     }
 
@@ -225,29 +217,16 @@ impl Batch {
             status: call.status,
             refused: !call.allowed,
         };
-        let journal = u32::try_from(index).unwrap_or(u32::MAX);
-        self.records.push(Record { key, journal, seq, use_: Some(use_) });
+        self.gathered(key).add(index, seq, Some(use_));
         true
     }
 
-    fn key<'a>(&self, key_id: &'a str, records: &[&Record]) -> KeyBatch<'a> {
-        let mut postings: Vec<(usize, Postings)> = Vec::new();
-        let mut days: Vec<(Day, DayBatch)> = Vec::new();
-        for record in records {
-            let journal = record.journal as usize;
-            match postings.iter_mut().find(|(index, _)| *index == journal) {
-                Some((_, postings)) => postings.push(record.seq),
-                None => postings.push((journal, Postings::new(record.seq))),
-            }
-            let Some(use_) = record.use_ else { continue };
-            let day = Day::of(use_.at);
-            match days.iter_mut().rev().find(|(there, _)| *there == day) {
-                Some((_, uses)) => uses.add(record.journal, use_),
-                None => days.push((day, DayBatch::of(record.journal, use_))),
-            }
+    fn gathered(&mut self, key: TextId) -> &mut Gathered {
+        let place = key.place();
+        if place >= self.gathered.len() {
+            self.gathered.resize_with(place + 1, Gathered::default);
         }
-        let days = days.into_iter().map(|(day, uses)| (day, self.more(&uses))).collect();
-        KeyBatch { key_id, postings, days }
+        &mut self.gathered[place] // tidy: allow(there is a place for it now)
     }
 
     fn more(&self, uses: &DayBatch) -> More {
@@ -262,7 +241,7 @@ impl Batch {
             first: uses.first,
             last: LastUse {
                 at: last.at,
-                gateway: self.journals.get(journal as usize).map(JournalBatch::gateway).unwrap_or_default().to_owned(),
+                gateway: self.journals.get(journal).map(JournalBatch::gateway).unwrap_or_default().to_owned(),
                 client_ip: last.client_ip,
                 method,
                 route: pattern,
@@ -354,10 +333,27 @@ impl Stretch {
     }
 }
 
+// === impl Gathered ===
+
+impl Gathered {
+    fn add(&mut self, journal: usize, seq: u64, use_: Option<Use>) {
+        match self.postings.iter_mut().find(|(index, _)| *index == journal) {
+            Some((_, postings)) => postings.push(seq),
+            None => self.postings.push((journal, Postings::new(seq))),
+        }
+        let Some(use_) = use_ else { return };
+        let day = Day::of(use_.at);
+        match self.days.iter_mut().rev().find(|(there, _)| *there == day) {
+            Some((_, uses)) => uses.add(journal, use_),
+            None => self.days.push((day, DayBatch::of(journal, use_))),
+        }
+    }
+}
+
 // === impl DayBatch ===
 
 impl DayBatch {
-    fn of(journal: u32, first: Use) -> Self {
+    fn of(journal: usize, first: Use) -> Self {
         let mut day = Self {
             first: first.at,
             last: (journal, first),
@@ -370,7 +366,7 @@ impl DayBatch {
         day
     }
 
-    fn add(&mut self, journal: u32, use_: Use) {
+    fn add(&mut self, journal: usize, use_: Use) {
         self.first = self.first.min(use_.at);
         if use_.at >= self.last.1.at {
             self.last = (journal, use_);

@@ -139,8 +139,9 @@ impl Delivery {
             (None, Some(kept)) => kept.into_iter().filter(|(journal, _)| self.shared.is_ours(journal)).collect(),
         };
         self.status.advance(&self.positions);
-        let recent = self.shared.recent.clone().filter(|_| self.sink.takes_groups());
-        self.feed = Some(Feed::new(self.shared.dir.clone(), self.positions.clone()).with_groups(recent));
+        let recent = self.shared.recent.as_ref().filter(|_| self.sink.takes_groups());
+        let feed = Feed::new(self.shared.dir.clone(), self.positions.clone());
+        self.feed = Some(feed.with_groups(recent.map(|recent| recent.taker())));
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use super::gap::{Gap, Lack};
 use super::tails::{Tails, Wish, line};
 use super::{Line, Positions};
 use crate::audit::reader::{self, Follow};
-use crate::audit::recent::{Group, Recent};
+use crate::audit::recent::{Group, Taker};
 use crate::audit::segment;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,6 +19,9 @@ pub struct Room {
     pub records: usize,
     pub bytes: usize,
 }
+
+/// So many records of groups are taken at once: they are small, and in memory already.
+const GROUPED_MAX: usize = 20_000;
 
 /// What was read at once.
 #[derive(Debug)]
@@ -47,7 +50,7 @@ pub struct Feed {
     dir: PathBuf,
     positions: Positions,
     /// For who needs no lines.
-    recent: Option<Arc<Recent>>,
+    taker: Option<Arc<Taker>>,
     slots: BTreeMap<PathBuf, Slot>,
     /// The slot that was read first last time: none starves behind one that is never at its end.
     first: usize,
@@ -67,12 +70,12 @@ struct Slot {
 impl Feed {
     /// Begins behind `positions`; a journal that they do not name begins with the oldest record it still has.
     pub const fn new(dir: PathBuf, positions: Positions) -> Self {
-        Self { dir, positions, recent: None, slots: BTreeMap::new(), first: 0 }
+        Self { dir, positions, taker: None, slots: BTreeMap::new(), first: 0 }
     }
 
-    /// Gives groups instead of entries of what is held there.
-    pub fn with_groups(self, recent: Option<Arc<Recent>>) -> Self {
-        Self { recent, ..self }
+    /// Gives groups instead of entries where there are any.
+    pub fn with_groups(self, taker: Option<Arc<Taker>>) -> Self {
+        Self { taker, ..self }
     }
 
     /// What has been written and synced since the last call, as much as there is room for.
@@ -90,7 +93,7 @@ impl Feed {
             if batch.is_full() {
                 break;
             }
-            slot.read(&mut batch, tails, self.recent.as_deref());
+            slot.read(&mut batch, tails, self.taker.as_deref());
         }
         batch.is_whole &= !batch.is_full();
         Ok(batch)
@@ -125,11 +128,11 @@ impl Slot {
         Self { path, follow: None, last }
     }
 
-    fn read(&mut self, batch: &mut Batch, tails: &Tails, recent: Option<&Recent>) {
+    fn read(&mut self, batch: &mut Batch, tails: &Tails, taker: Option<&Taker>) {
         let mut troubles = Vec::new();
         let read = reader::synced_through(&self.path);
         if let Ok(through) = &read
-            && let Some(groups) = recent.and_then(|recent| recent.after(&self.path, self.last?, batch.left()))
+            && let Some(groups) = taker.and_then(|taker| taker.take(&self.path, self.last?, GROUPED_MAX))
         {
             self.follow = None;
             self.last = groups.last().map(|group| group.last()).or(self.last);
@@ -204,13 +207,8 @@ impl Batch {
     }
 
     pub fn is_full(&self) -> bool {
-        self.left() == 0 || self.bytes >= self.room.bytes
-    }
-
-    /// For how many records there is room.
-    fn left(&self) -> usize {
         let grouped: usize = self.groups.iter().map(|group| group.records.len()).sum();
-        self.room.records.saturating_sub(self.entries.len() + grouped)
+        self.entries.len() >= self.room.records || self.bytes >= self.room.bytes || grouped >= GROUPED_MAX
     }
 
     /// Takes the next record of a journal, and what lacks before it.
@@ -225,6 +223,7 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::recent::{Gathering, Recent};
     use crate::audit::segment::{Kind, file_name, write_line};
     use proptest::prelude::*;
 
@@ -294,6 +293,37 @@ mod tests {
         let rest = of("other/0", &[(10, 10), (11, 11)]);
         assert_eq!(from(&[("gw/0", 9), ("gw/1", 1)]), rest);
         assert_eq!(from(&[("gw/0", 9), ("gw/1", 1), ("other/0", 10)]), rest[1..]);
+    }
+
+    #[test]
+    fn what_is_told_from_memory_is_not_read_and_what_was_missed_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let recent = Recent::new(dir.path().join("0"), 5);
+        let mut gathering = Gathering::after("gw/0", 5);
+        let mut tell = |count| {
+            (0..count).for_each(|_| gathering.add_line(b"{}\n"));
+            recent.push(gathering.take());
+        };
+        let feed = |list| Feed::new(dir.path().to_owned(), positions(list)).with_groups(Some(recent.taker()));
+        let room = Room { records: 100, bytes: 1 << 20 };
+        let read = |feed: &mut Feed| {
+            let batch = feed.read(room, &Tails::new(1 << 20)).unwrap();
+            let groups = batch.groups.iter().map(|group| (group.first, group.last())).collect::<Vec<_>>();
+            (batch.entries.len(), groups, batch.is_whole)
+        };
+        write(dir.path(), "gw/0", 1, 5);
+        let mut first = feed(&[]);
+        assert_eq!(read(&mut first), (5, vec![], true));
+        // They are not even in a file, and still they are not missed.
+        tell(3);
+        tell(1);
+        assert_eq!(read(&mut first), (0, vec![(6, 8), (9, 9)], true));
+        write(dir.path(), "gw/0", 6, 9);
+        let mut late = feed(&[("gw/0", 3)]);
+        assert_eq!(read(&mut late), (6, vec![], true));
+        tell(2);
+        assert_eq!([read(&mut first), read(&mut late)], [(0, vec![(10, 11)], true), (0, vec![(10, 11)], true)]);
+        assert_eq!(read(&mut late), (0, vec![], true));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::audit::fields::{Fields, Text};
 use crate::audit::hash::Seeded;
-use crate::audit::recent::{Call, Group};
+use crate::audit::recent::{Call, Group, TextNumber};
 use crate::audit::texts::{TextId, Texts};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
@@ -14,13 +14,11 @@ use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// A record, read. Texts are as JSON has them between their quotes.
+/// A line, read. Texts are as JSON has them between their quotes.
 pub struct Told<'a> {
     pub journal: Cow<'a, str>,
-    seq: u64,
     at: Timestamp,
-    /// When what it tells of was over.
-    pub ended_at: Timestamp,
+    pub place: Place,
     /// Of a request with a key.
     key: Option<KeyId>,
     client_ip: Option<IpAddr>,
@@ -28,21 +26,39 @@ pub struct Told<'a> {
     route: Option<&'a str>,
     reason: Option<&'a str>,
     is_allowed: bool,
-    /// Calls may have been made before it of which no record names the key.
-    is_hole: bool,
     /// A sink's word for what the journal lacks.
     is_sinks: bool,
     /// Of a seal.
     hash: Option<Cow<'a, str>>,
 }
 
+/// Where a record stands in what is known of its journal.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub seq: u64,
+    /// When what it tells of was over.
+    pub ended_at: Timestamp,
+    /// Calls may have been made before it of which no record names the key.
+    pub is_hole: bool,
+}
+
+/// The numbers that a group's texts have among those of the [`Latest`].
+pub struct Numbers {
+    journal: TextId,
+    texts: Vec<TextId>,
+    /// By the same places: the reasons for which nobody is named.
+    names_nobody: Vec<bool>,
+}
+
 /// The latest calls with each key.
 #[derive(Debug, Default)]
 pub struct Latest {
     texts: Texts,
-    /// By key, of all calls and of those that were allowed.
-    calls: HashMap<(KeyId, bool), Kept, Seeded>,
+    calls: Calls,
 }
+
+/// By key, of calls that were refused and of those that were allowed.
+type Calls = HashMap<(KeyId, bool), Kept, Seeded>;
 
 /// A call, its texts by number.
 #[derive(Debug)]
@@ -77,40 +93,21 @@ impl<'a> Told<'a> {
         let is_sinks_gap = |reason: Text<'_>| SINK_GAPS.iter().any(|gap| reason.is(gap));
         Some(Self {
             journal: fields.journal?.decoded(),
-            seq: fields.seq?,
             at,
-            ended_at: ended_at(at, fields.duration_us),
+            place: Place {
+                seq: fields.seq?,
+                ended_at: at.plus(Duration::from_micros(fields.duration_us.unwrap_or(0))),
+                is_hole: is_hole(&fields, text),
+            },
             key: fields.key_id.filter(|_| fields.is_request()).and_then(|id| KeyId::parse(id.raw())),
             client_ip: fields.client_ip.and_then(|ip| ip.raw().parse().ok()),
             method: fields.method.map_or("", Text::raw),
             route: fields.route.map(Text::raw),
             reason: fields.reason.map(Text::raw),
             is_allowed: !is_denied(&fields),
-            is_hole: is_hole(&fields, text),
             is_sinks: is("gap") && fields.reason.is_some_and(is_sinks_gap),
             hash: fields.hash.filter(|_| is("seal")).map(Text::decoded),
         })
-    }
-
-    /// A call of a group.
-    pub fn of(group: &'a Group, seq: u64, call: &Call) -> Self {
-        let text = |number| group.text(number);
-        let reason = call.reason.and_then(text);
-        Self {
-            journal: Cow::Borrowed(&group.journal),
-            seq,
-            at: call.at,
-            ended_at: ended_at(call.at, call.duration_us),
-            key: call.key,
-            client_ip: call.client_ip,
-            method: call.method.and_then(text).unwrap_or_default(),
-            route: call.route.and_then(text),
-            reason,
-            is_allowed: call.allowed,
-            is_hole: call.key.is_none() && !call.allowed && reason.is_some_and(names_nobody),
-            is_sinks: false,
-            hash: None,
-        }
     }
 
     /// Adds what it tells of its journal.
@@ -118,17 +115,9 @@ impl<'a> Told<'a> {
         if self.is_sinks {
             return;
         }
-        let ended_at = self.ended_at;
-        let is_new = self.seq > journal.seq;
-        let is_another = !is_new && ended_at > journal.through.max(journal.whole_since).plus(REPEATED_WITHIN);
-        let is_missing = is_new && self.seq != journal.seq + 1;
-        if is_missing || is_another || self.is_hole {
-            journal.whole_since = journal.whole_since.max(ended_at);
-        }
-        journal.since = journal.since.min(ended_at);
-        journal.seq = journal.seq.max(self.seq);
+        self.place.add_to(journal);
         if let Some(hash) = &self.hash {
-            let seal = Seal { seq: self.seq, hash: hash.to_string() };
+            let seal = Seal { seq: self.place.seq, hash: hash.to_string() };
             journal.seal = journal.seal.take().max(Some(seal));
         }
     }
@@ -137,12 +126,39 @@ impl<'a> Told<'a> {
     pub fn call(&self) -> Option<(KeyId, Use)> {
         let mut latest = Latest::default();
         latest.add(self);
-        latest.take().next().map(|(key, call)| (key, call))
+        latest.take().next()
     }
 }
 
-fn ended_at(at: Timestamp, duration_us: Option<u64>) -> Timestamp {
-    at.plus(Duration::from_micros(duration_us.unwrap_or(0)))
+// === impl Place ===
+
+impl Place {
+    pub fn add_to(self, journal: &mut JournalAccount) {
+        let Self { seq, ended_at, is_hole } = self;
+        let is_new = seq > journal.seq;
+        let is_another = !is_new && ended_at > journal.through.max(journal.whole_since).plus(REPEATED_WITHIN);
+        let is_missing = is_new && seq != journal.seq + 1;
+        if is_missing || is_another || is_hole {
+            journal.whole_since = journal.whole_since.max(ended_at);
+        }
+        journal.since = journal.since.min(ended_at);
+        journal.seq = journal.seq.max(seq);
+    }
+}
+
+// === impl Numbers ===
+
+impl Numbers {
+    /// Where a call stands.
+    pub fn place(&self, seq: u64, call: &Call) -> Place {
+        let names_nobody = |reason: TextNumber| self.names_nobody.get(reason.place()) == Some(&true);
+        let is_hole = call.key.is_none() && !call.allowed && call.reason.is_some_and(names_nobody);
+        Place { seq, ended_at: call.ended_at, is_hole }
+    }
+
+    fn of(&self, text: Option<TextNumber>) -> Option<TextId> {
+        self.texts.get(text?.place()).copied()
+    }
 }
 
 fn is_denied(fields: &Fields<'_>) -> bool {
@@ -170,25 +186,45 @@ fn names_nobody(reason: &str) -> bool {
 // === impl Latest ===
 
 impl Latest {
-    /// Adds a call. Of two that ended at the same moment the one that was recorded later counts.
+    /// Adds a line's call. Of two that ended at the same moment the one that was recorded later counts.
     pub fn add(&mut self, told: &Told<'_>) {
         let Some(key) = told.key else { return };
-        let texts = &mut self.texts;
-        let mut kept = || Kept {
+        let Self { texts, calls } = self;
+        keep(calls, (key, told.is_allowed), told.place.ended_at, || Kept {
             at: told.at,
-            ended_at: told.ended_at,
-            seq: told.seq,
+            ended_at: told.place.ended_at,
+            seq: told.place.seq,
             client_ip: told.client_ip,
+            journal: texts.number(&told.journal),
             method: texts.number(told.method),
             route: told.route.map(|route| texts.number(route)),
             reason: told.reason.map(|reason| texts.number(reason)),
-            journal: texts.number(&told.journal),
-        };
-        match self.calls.entry((key, told.is_allowed)) {
-            Entry::Vacant(place) => _ = place.insert(kept()),
-            Entry::Occupied(mut place) if told.ended_at >= place.get().ended_at => _ = place.insert(kept()),
-            Entry::Occupied(_) => {}
+        });
+    }
+
+    /// The numbers of a group's texts, which stay until the calls are taken.
+    pub fn numbers(&mut self, group: &Group) -> Numbers {
+        Numbers {
+            journal: self.texts.number(&group.journal),
+            texts: group.texts().map(|text| self.texts.number(text)).collect(),
+            names_nobody: group.texts().map(names_nobody).collect(),
         }
+    }
+
+    /// Adds a call of that group.
+    pub fn add_call(&mut self, seq: u64, call: &Call, numbers: &Numbers) {
+        let Some(key) = call.key else { return };
+        let Self { texts, calls } = self;
+        keep(calls, (key, call.allowed), call.ended_at, || Kept {
+            at: call.at,
+            ended_at: call.ended_at,
+            seq,
+            client_ip: call.client_ip,
+            journal: numbers.journal,
+            method: numbers.of(call.method).unwrap_or_else(|| texts.number("")),
+            route: numbers.of(call.route),
+            reason: numbers.of(call.reason),
+        });
     }
 
     pub fn len(&self) -> usize {
@@ -214,5 +250,14 @@ impl Latest {
             };
             (key, call.bounded())
         })
+    }
+}
+
+/// Keeps a call if no later one is known.
+fn keep(calls: &mut Calls, which: (KeyId, bool), ended_at: Timestamp, call: impl FnOnce() -> Kept) {
+    match calls.entry(which) {
+        Entry::Vacant(place) => _ = place.insert(call()),
+        Entry::Occupied(mut place) if ended_at >= place.get().ended_at => _ = place.insert(call()),
+        Entry::Occupied(_) => {}
     }
 }

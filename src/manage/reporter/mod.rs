@@ -142,12 +142,23 @@ impl Reporter {
     /// As of [`Self::fold`].
     pub fn fold_group(&mut self, group: &Group) -> Result<(), StoreError> {
         self.ask_once()?;
+        let numbers = self.latest.numbers(group);
+        let ended_at = |record: &Record| match record {
+            Record::Call(call) => Some(call.ended_at),
+            Record::Line(_) => None,
+        };
+        let since = group.records.iter().find_map(ended_at).unwrap_or_else(|| self.clock.now());
+        let account = account_of(&mut self.accounts, self.known.as_ref(), &group.journal, since);
         for (seq, record) in group.after_record(0) {
             match record {
-                Record::Call(call) => self.take(&Told::of(group, seq, call)),
-                Record::Line(text) => self.fold([&**text])?,
+                Record::Call(call) => {
+                    self.latest.add_call(seq, call, &numbers);
+                    numbers.place(seq, call).add_to(&mut account.journal);
+                }
+                Record::Line(text) => Told::read(text).iter().for_each(|told| told.add_to(&mut account.journal)),
             }
         }
+        self.is_changed = true;
         Ok(())
     }
 
@@ -160,25 +171,19 @@ impl Reporter {
 
     fn take(&mut self, told: &Told<'_>) {
         self.latest.add(told);
-        self.account_of(&told.journal, told.ended_at).into_iter().for_each(|account| told.add_to(&mut account.journal));
+        told.add_to(&mut self.account_of(&told.journal, told.place.ended_at).journal);
         self.is_changed = true;
     }
 
     /// Moves the latest calls into their accounts.
     fn settle(&mut self) {
         for (key, call) in self.latest.take() {
-            self.account_of(&call.journal, call.ended_at).into_iter().for_each(|account| account.add(key, &call));
+            self.account_of(&call.journal, call.ended_at).add(key, &call);
         }
     }
 
-    /// The account of a journal, which goes on from what the store knew.
-    fn account_of(&mut self, journal: &str, ended_at: Timestamp) -> Option<&mut Account> {
-        if !self.accounts.contains_key(journal) {
-            let known = self.known.as_ref().and_then(|known| known.get(journal)).cloned();
-            let known = known.unwrap_or_else(|| JournalAccount::new(journal.to_owned(), ended_at));
-            self.accounts.insert(journal.to_owned(), Account::new(known));
-        }
-        self.accounts.get_mut(journal)
+    fn account_of(&mut self, journal: &str, ended_at: Timestamp) -> &mut Account {
+        account_of(&mut self.accounts, self.known.as_ref(), journal, ended_at)
     }
 
     /// Everything that could be read back of the journals at `read_at` has been taken.
@@ -196,11 +201,9 @@ impl Reporter {
     fn take_under_way(&mut self, now: Timestamp) {
         for text in (self.under_way)() {
             // One that has just begun is in its record before long.
-            let Some(told) = Told::read(&text).filter(|told| told.ended_at.plus(UNDER_WAY_AFTER) <= now) else {
-                continue;
-            };
-            if let (Some((key, call)), Some(account)) = (told.call(), self.account_of(&told.journal, told.ended_at)) {
-                account.add(key, &Use { ended_at: now, reason: None, ..call });
+            let told = Told::read(&text).filter(|told| told.place.ended_at.plus(UNDER_WAY_AFTER) <= now);
+            if let Some((key, call)) = told.and_then(|told| told.call()) {
+                self.account_of(&call.journal, call.ended_at).add(key, &Use { ended_at: now, reason: None, ..call });
                 self.is_changed = true;
             }
         }
@@ -256,6 +259,19 @@ impl Reporter {
             Err(error) => tracing::warn!(%error, "rotated keys that are quiet cannot be ended now"),
         }
     }
+}
+
+/// The account of a journal, which goes on from what the store knew.
+fn account_of<'a>(
+    accounts: &'a mut BTreeMap<String, Account>,
+    known: Option<&BTreeMap<String, JournalAccount>>,
+    journal: &str,
+    since: Timestamp,
+) -> &'a mut Account {
+    accounts.entry(journal.to_owned()).or_insert_with(|| {
+        let known = known.and_then(|known| known.get(journal)).cloned();
+        Account::new(known.unwrap_or_else(|| JournalAccount::new(journal.to_owned(), since)))
+    })
 }
 
 /// As the store says it, in a sink's words.
