@@ -140,7 +140,7 @@ impl Gateway {
             heard: Box::new(move |change| journal_change(change, &changes)),
         })?;
         first_load(&mut follower)?;
-        let shipper = start_shipper(&config, accounts, shipped, clock.clone())?;
+        let shipper = start_shipper(&config, accounts, shipped, &journal, clock.clone())?;
         let state = Arc::new(State {
             cache: Arc::clone(&cache),
             clock: clock.clone(),
@@ -192,11 +192,18 @@ impl Gateway {
 }
 
 /// Starts to ship what the journal holds. Whatever fails after this leaves the records where they are.
-fn start_shipper(config: &Config, accounts: Outlet, gateway: String, clock: Clock) -> Result<Shipper, StartError> {
+fn start_shipper(
+    config: &Config,
+    accounts: Outlet,
+    gateway: String,
+    journal: &Journal,
+    clock: Clock,
+) -> Result<Shipper, StartError> {
     let mut outlets = sinks::build(&config.sinks, &config.audit.dir)?;
     outlets.push(accounts);
     let keeper = Keeper::new(&config.audit, clock.clone());
-    let parts = ShipperParts { dir: config.audit.dir.clone(), gateway, outlets, keeper, clock };
+    let parts =
+        ShipperParts { dir: config.audit.dir.clone(), gateway, outlets, recent: Some(journal.recent()), keeper, clock };
     Shipper::start(parts).map_err(|error| StartError::Other(format!("cannot start the shipper: {error}")))
 }
 

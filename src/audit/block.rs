@@ -1,11 +1,12 @@
-//! Compressed segments: blocks of whole lines, each a gzip member of its own.
+//! Compressed segments: blocks of whole lines, each a zstd frame of its own, behind a skippable frame that says what it is.
 //!
-//! So `zcat` reads the file, and a damaged block takes no other with it: each member carries its own length, the first `seq`
-//! in it and a checksum over all of it, in a subfield `KG` of its extra field (RFC 1952, section 2.3.1.1).
+//! So `zstdcat` reads the file, and a damaged block takes no other with it: each carries its own length, the first `seq` in it
+//! and a checksum over all of it (RFC 8878, section 3.1.2). Segments of earlier versions are gzip members instead, which carry
+//! the same in a subfield `KG` of their extra fields (RFC 1952, section 2.3.1.1): they are read, and not written any more.
 
 use super::pieces::{Piece, Pieces};
 use super::segment;
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use flate2::{Decompress, FlushDecompress, Status};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
@@ -14,18 +15,26 @@ use std::path::{Path, PathBuf};
 /// A block's lines are together no longer.
 pub const BLOCK_BYTES_MAX: usize = 64 * 1024;
 /// What does not shrink may grow: a fast compressor takes nine bits for some bytes.
-const MEMBER_BYTES_MAX: usize = BLOCK_BYTES_MAX / 8 * 9 + 1024;
-/// Magic, deflate, FEXTRA; no time, no flags, unknown system; 20 bytes of extra field; subfield KG of 16 bytes. The length
-/// (u32), the first `seq` (u64) and the checksum (u32) follow, little endian.
-const MARK: [u8; 16] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, 20, 0, b'K', b'G', 16, 0];
-const LENGTH_AT: usize = MARK.len();
+const PACKED_BYTES_MAX: usize = BLOCK_BYTES_MAX / 8 * 9 + 1024;
+const MARK_BYTES: usize = 16;
+/// How a block begins. The length (u32), the first `seq` (u64) and the checksum (u32) follow, little endian.
+///
+/// A skippable frame of 24 bytes, of ours.
+const ZSTD_MARK: [u8; MARK_BYTES] = *b"\x50\x2a\x4d\x18\x18\0\0\0kgblock\0";
+/// Magic, deflate, FEXTRA; no time, no flags, unknown system; 20 bytes of extra field; subfield KG of 16 bytes.
+const GZIP_MARK: [u8; MARK_BYTES] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, 20, 0, b'K', b'G', 16, 0];
+const LENGTH_AT: usize = MARK_BYTES;
 const FIRST_AT: usize = LENGTH_AT + 4;
 const CHECKSUM_AT: usize = FIRST_AT + 8;
 pub const HEADER_BYTES: usize = CHECKSUM_AT + 4;
-/// CRC-32 and length of the lines.
+/// At the end of a gzip member: CRC-32 and length of the lines.
 const TRAILER_BYTES: usize = 8;
-/// How many bytes one step of compressing takes in: less than a millisecond of a core, on which a request may wait.
+/// Of zstd. Records repeat each other so much that more effort costs more than it saves.
+const LEVEL: i32 = 1;
+/// How many bytes one step of compressing takes in: a fraction of a millisecond of a core, on which a request may wait.
 pub const STEP_BYTES: u64 = 256 * 1024;
+/// So much is written and synced at once: more would hold the journal's own syncs up.
+const WRITE_BYTES: usize = 256 * 1024;
 
 /// A piece of a compressed segment: these bytes of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +53,8 @@ pub struct Blocks {
     window: Vec<u8>,
     at: u64,
     at_end: bool,
-    inflate: Inflate,
+    mark: [u8; MARK_BYTES],
+    unpack: Unpack,
     lines: Vec<u8>,
 }
 
@@ -55,11 +65,12 @@ pub struct Compressing {
     part: PathBuf,
     from: Pieces,
     to: File,
-    deflate: Deflate,
+    pack: Pack,
     /// The lines of the next block, and the first one's `seq`; 0 before there is any.
     lines: Vec<u8>,
     first: u64,
-    members: Vec<u8>,
+    /// Not written yet.
+    blocks: Vec<u8>,
 }
 
 /// How far a step has come.
@@ -74,9 +85,16 @@ pub enum Step {
 }
 
 /// The compressor. Its own type, as it prints nothing.
-struct Deflate(Compress);
+struct Pack {
+    zstd: zstd::bulk::Compressor<'static>,
+    frame: Vec<u8>,
+}
 
-struct Inflate(Decompress);
+/// What reads a segment, by its form.
+enum Unpack {
+    Zstd(zstd::bulk::Decompressor<'static>),
+    Gzip(Decompress),
+}
 
 // === impl Blocks ===
 
@@ -88,8 +106,11 @@ impl Blocks {
     pub fn open(path: &Path, from: u64) -> io::Result<Self> {
         let mut file = File::open(path)?;
         file.seek(SeekFrom::Start(from))?;
-        let inflate = Inflate(Decompress::new(false));
-        Ok(Self { file, window: Vec::new(), at: from, at_end: false, inflate, lines: Vec::new() })
+        let (mark, unpack) = match segment::is_gzip(path) {
+            true => (GZIP_MARK, Unpack::Gzip(Decompress::new(false))),
+            false => (ZSTD_MARK, Unpack::Zstd(zstd::bulk::Decompressor::new()?)),
+        };
+        Ok(Self { file, window: Vec::new(), at: from, at_end: false, mark, unpack, lines: Vec::new() })
     }
 
     /// The next block; none at the end.
@@ -100,10 +121,10 @@ impl Blocks {
         self.lines.clear();
         self.fill()?;
         let start = self.at;
-        let is_whole = match member(&self.window) {
+        let is_whole = match block(&self.window, &self.mark) {
             _ if self.window.is_empty() => return Ok(None),
-            Some(member) => {
-                let (bytes, is_whole) = (member.len(), self.inflate.lines(member, &mut self.lines));
+            Some(block) => {
+                let (bytes, is_whole) = (block.len(), self.unpack.lines(block, &mut self.lines));
                 self.pass(bytes);
                 is_whole
             }
@@ -128,15 +149,15 @@ impl Blocks {
         self.pass(1);
         loop {
             self.fill()?;
-            match memchr::memmem::find(&self.window, &MARK) {
-                Some(0) if member(&self.window).is_some() => return Ok(()),
+            match memchr::memmem::find(&self.window, &self.mark) {
+                Some(0) if block(&self.window, &self.mark).is_some() => return Ok(()),
                 Some(0) => self.pass(1),
                 Some(hit) => self.pass(hit),
                 None if self.at_end => {
                     self.pass(self.window.len());
                     return Ok(());
                 }
-                None => self.pass(self.window.len().saturating_sub(MARK.len() - 1)),
+                None => self.pass(self.window.len().saturating_sub(MARK_BYTES - 1)),
             }
         }
     }
@@ -147,10 +168,10 @@ impl Blocks {
         self.at += bytes as u64;
     }
 
-    /// Reads on until the window holds the longest member, or the rest of the file.
+    /// Reads on until the window holds the longest block, or the rest of the file.
     fn fill(&mut self) -> io::Result<()> {
-        if self.window.len() < MEMBER_BYTES_MAX && !self.at_end {
-            let wanted = 2 * MEMBER_BYTES_MAX - self.window.len();
+        if self.window.len() < PACKED_BYTES_MAX && !self.at_end {
+            let wanted = 2 * PACKED_BYTES_MAX - self.window.len();
             let read = (&self.file).take(wanted as u64).read_to_end(&mut self.window)?;
             self.at_end = read < wanted;
         }
@@ -158,27 +179,27 @@ impl Blocks {
     }
 }
 
-/// The length of the member that has this header, and the first `seq` in it, as the header says: whether it is whole, only
+/// The length of the block that has this header, and the first `seq` in it, as the header says: whether it is whole, only
 /// reading it tells. None when this is no header.
 pub fn header(bytes: &[u8; HEADER_BYTES]) -> Option<(u64, u64)> {
     let length = u64::from(u32_at(bytes, LENGTH_AT)?);
-    let is_possible = bytes.starts_with(&MARK) && length >= (HEADER_BYTES + TRAILER_BYTES) as u64;
-    Some((length, u64_at(bytes, FIRST_AT)?)).filter(|_| is_possible)
+    let has_mark = bytes.starts_with(&ZSTD_MARK) || bytes.starts_with(&GZIP_MARK);
+    Some((length, u64_at(bytes, FIRST_AT)?)).filter(|_| has_mark && length > HEADER_BYTES as u64)
 }
 
-/// The member at the beginning of `bytes`, if there is a whole one.
-fn member(bytes: &[u8]) -> Option<&[u8]> {
+/// The block at the beginning of `bytes`, if there is a whole one of this form.
+fn block<'a>(bytes: &'a [u8], mark: &[u8; MARK_BYTES]) -> Option<&'a [u8]> {
     let length = usize::try_from(u32_at(bytes, LENGTH_AT)?).ok()?;
-    let is_possible = bytes.starts_with(&MARK) && (HEADER_BYTES + TRAILER_BYTES..=MEMBER_BYTES_MAX).contains(&length);
-    let member = bytes.get(..length).filter(|_| is_possible)?;
-    (checksum(member) == u32_at(member, CHECKSUM_AT)).then_some(member)
+    let is_possible = bytes.starts_with(mark) && (HEADER_BYTES + 1..=PACKED_BYTES_MAX).contains(&length);
+    let block = bytes.get(..length).filter(|_| is_possible)?;
+    (checksum(block) == u32_at(block, CHECKSUM_AT)).then_some(block)
 }
 
-/// The checksum over a member, but for its own four bytes.
-fn checksum(member: &[u8]) -> Option<u32> {
+/// The checksum over a block, but for its own four bytes.
+fn checksum(block: &[u8]) -> Option<u32> {
     let mut hasher = crc32fast::Hasher::new();
-    hasher.update(member.get(..CHECKSUM_AT)?);
-    hasher.update(member.get(HEADER_BYTES..)?);
+    hasher.update(block.get(..CHECKSUM_AT)?);
+    hasher.update(block.get(HEADER_BYTES..)?);
     Some(hasher.finalize())
 }
 
@@ -207,68 +228,67 @@ pub fn last_start(path: &Path) -> io::Result<u64> {
     }
 }
 
-// === impl Inflate ===
+// === impl Unpack ===
 
-impl Inflate {
-    /// Puts a member's lines into `lines`; false if they are not what the member says they are.
-    fn lines(&mut self, member: &[u8], lines: &mut Vec<u8>) -> bool {
-        let deflated = member.get(HEADER_BYTES..member.len() - TRAILER_BYTES).unwrap_or_default();
-        let trailer = member.len() - TRAILER_BYTES;
-        let (crc, length) = (u32_at(member, trailer), u32_at(member, trailer + 4));
-        self.0.reset(false);
+impl Unpack {
+    /// Puts a block's lines into `lines`; false if they are not what the block says they are.
+    fn lines(&mut self, block: &[u8], lines: &mut Vec<u8>) -> bool {
+        let packed = block.get(HEADER_BYTES..).unwrap_or_default();
         lines.clear();
         lines.resize(BLOCK_BYTES_MAX, 0);
-        let status = self.0.decompress(deflated, lines, FlushDecompress::Finish);
-        let is_at_end = matches!(status, Ok(Status::StreamEnd)) && self.0.total_in() == deflated.len() as u64;
-        lines.truncate(usize::try_from(self.0.total_out()).unwrap_or(0));
-        is_at_end
-            && lines.ends_with(b"\n")
-            && length.map(u64::from) == Some(lines.len() as u64)
-            && crc == Some(crc32fast::hash(lines))
-            && segment::seq_of(lines) == u64_at(member, FIRST_AT)
+        let length = match self {
+            Self::Zstd(zstd) => zstd.decompress_to_buffer(packed, lines.as_mut_slice()).ok(),
+            Self::Gzip(inflate) => inflate_member(inflate, packed, lines),
+        };
+        lines.truncate(length.unwrap_or(0));
+        lines.ends_with(b"\n") && segment::seq_of(lines) == u64_at(block, FIRST_AT)
     }
 }
 
-impl std::fmt::Debug for Inflate {
+/// Gives the length of the lines, if they are those that were compressed.
+fn inflate_member(inflate: &mut Decompress, packed: &[u8], lines: &mut [u8]) -> Option<usize> {
+    let (deflated, trailer) = packed.split_at_checked(packed.len().checked_sub(TRAILER_BYTES)?)?;
+    inflate.reset(false);
+    let status = inflate.decompress(deflated, lines, FlushDecompress::Finish);
+    let is_at_end = matches!(status, Ok(Status::StreamEnd)) && inflate.total_in() == deflated.len() as u64;
+    let lines = lines.get(..usize::try_from(inflate.total_out()).ok()?)?;
+    let is_length = u32_at(trailer, 4).map(u64::from) == Some(lines.len() as u64);
+    (is_at_end && is_length && u32_at(trailer, 0) == Some(crc32fast::hash(lines))).then_some(lines.len())
+}
+
+impl std::fmt::Debug for Unpack {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Inflate")
+        f.write_str("Unpack")
     }
 }
 
-// === impl Deflate ===
+// === impl Pack ===
 
-impl Deflate {
-    /// Appends these lines, at most [`BLOCK_BYTES_MAX`], as a member. `first` is the first one's `seq`.
-    fn member(&mut self, lines: &[u8], first: u64, out: &mut Vec<u8>) -> io::Result<()> {
+impl Pack {
+    fn new() -> io::Result<Self> {
+        Ok(Self { zstd: zstd::bulk::Compressor::new(LEVEL)?, frame: Vec::with_capacity(PACKED_BYTES_MAX) })
+    }
+
+    /// Appends these lines, at most [`BLOCK_BYTES_MAX`], as a block. `first` is the first one's `seq`.
+    fn block(&mut self, lines: &[u8], first: u64, out: &mut Vec<u8>) -> io::Result<()> {
+        self.zstd.compress_to_buffer(lines, &mut self.frame)?;
         let start = out.len();
-        out.extend_from_slice(&MARK);
-        out.extend_from_slice(&[0; HEADER_BYTES - MARK.len()]);
-        out.reserve(MEMBER_BYTES_MAX);
-        self.0.reset();
-        let status = self.0.compress_vec(lines, out, FlushCompress::Finish).map_err(io::Error::other)?;
-        if status != Status::StreamEnd {
-            return Err(io::Error::other("a block does not fit its member"));
-        }
-        out.extend_from_slice(&crc32fast::hash(lines).to_le_bytes());
-        out.extend_from_slice(&u32::try_from(lines.len()).map_err(io::Error::other)?.to_le_bytes());
-        let member = out.get_mut(start..).unwrap_or_default();
-        let length = u32::try_from(member.len()).map_err(io::Error::other)?;
-        put(member, LENGTH_AT, &length.to_le_bytes());
-        put(member, FIRST_AT, &first.to_le_bytes());
-        if let Some(checksum) = checksum(member) {
-            put(member, CHECKSUM_AT, &checksum.to_le_bytes());
+        out.extend_from_slice(&ZSTD_MARK);
+        out.extend_from_slice(&u32::try_from(HEADER_BYTES + self.frame.len()).map_err(io::Error::other)?.to_le_bytes());
+        out.extend_from_slice(&first.to_le_bytes());
+        out.extend_from_slice(&[0; HEADER_BYTES - CHECKSUM_AT]);
+        out.extend_from_slice(&self.frame);
+        let block = out.get_mut(start..).unwrap_or_default();
+        if let Some(checksum) = checksum(block) {
+            block.iter_mut().skip(CHECKSUM_AT).zip(checksum.to_le_bytes()).for_each(|(byte, value)| *byte = value);
         }
         Ok(())
     }
 }
 
-fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
-    bytes.iter_mut().skip(at).zip(value).for_each(|(byte, value)| *byte = *value);
-}
-
-impl std::fmt::Debug for Deflate {
+impl std::fmt::Debug for Pack {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Deflate")
+        f.write_str("Pack")
     }
 }
 
@@ -286,14 +306,14 @@ impl Compressing {
             from: Pieces::open(path, 0)?,
             to: File::create(&part)?,
             part,
-            deflate: Deflate(Compress::new(Compression::fast(), false)),
+            pack: Pack::new()?,
             lines: Vec::with_capacity(BLOCK_BYTES_MAX),
             first: 0,
-            members: Vec::new(),
+            blocks: Vec::new(),
         })
     }
 
-    /// Compresses about a megabyte more and syncs it. After the last one the compressed segment gets its name, the directory
+    /// Compresses a quarter of a megabyte more. After the last one the compressed segment gets its name, the directory
     /// is synced, and the original goes.
     ///
     /// # Errors
@@ -305,6 +325,7 @@ impl Compressing {
             step = self.take()?;
         }
         match step {
+            Step::More if self.blocks.len() < WRITE_BYTES => {}
             Step::More => self.write()?,
             Step::Done => {
                 self.end_block()?;
@@ -325,7 +346,7 @@ impl Compressing {
             None => return Ok(Step::Done),
         };
         if self.lines.len() + line.len() > BLOCK_BYTES_MAX {
-            self.deflate.member(&self.lines, self.first, &mut self.members)?;
+            self.pack.block(&self.lines, self.first, &mut self.blocks)?;
             self.lines.clear();
         }
         if self.lines.is_empty() {
@@ -337,15 +358,15 @@ impl Compressing {
 
     fn end_block(&mut self) -> io::Result<()> {
         if !self.lines.is_empty() {
-            self.deflate.member(&self.lines, self.first, &mut self.members)?;
+            self.pack.block(&self.lines, self.first, &mut self.blocks)?;
             self.lines.clear();
         }
         Ok(())
     }
 
     fn write(&mut self) -> io::Result<()> {
-        self.to.write_all(&self.members)?;
-        self.members.clear();
+        self.to.write_all(&self.blocks)?;
+        self.blocks.clear();
         self.to.sync_data()
     }
 

@@ -288,8 +288,8 @@ proptest! {
 fn j3_a_record_whose_slot_was_not_freed_yet_is_not_told_to_have_died() {
     let dir = tempfile::tempdir().unwrap();
     let ring = Ring::create(Some(&dir.path().join("ring")), SLOTS, "cfg").unwrap();
-    ring.open(1, br#""request_id":"1","#, 17);
-    ring.open(2, br#""request_id":"2","#, 17);
+    ring.open(1, br#""request_id":"1","#);
+    ring.open(2, br#""request_id":"2","#);
     assert_eq!(ring.left_in_slots().len(), 2);
     // As a kill leaves them in the middle of a commit: the record placed and published, or placed alone.
     ring.stop_in_place(1, true);

@@ -1,10 +1,12 @@
 //! The journal: one directory, one writer thread, a gapless sequence.
 
+use super::draft::Draft;
 use super::events::{Anonymous, Changes, ConnectionEvents, Health};
+use super::line::RequestLines;
 use super::reader;
+use super::recent::Recent;
 use super::recorder::{Recorder, Terms};
 use super::ring::Ring;
-use super::segment::{Kind, write_line};
 use super::slot::{self, Slot};
 use super::writer::{Parts, Writer};
 use super::{Durability, Settings};
@@ -50,6 +52,7 @@ pub struct Journal {
     dir: PathBuf,
     health: Arc<Health>,
     rings: Vec<Arc<Ring>>,
+    recent: Arc<Recent>,
     changes: Changes,
     stop: Arc<AtomicBool>,
     writer: JoinHandle<()>,
@@ -121,10 +124,10 @@ impl Journal {
             recorder: Recorder::new(Arc::clone(ring), Arc::clone(&synced), terms.clone()),
             events: ConnectionEvents(Arc::clone(ring)),
         });
-        let tellers = tellers.collect();
+        let (tellers, recent) = (tellers.collect(), writer.recent());
         let writer = std::thread::Builder::new().name("journal".into()).spawn(move || writer.run()).map_err(failed)?;
         let changes = Changes { sender, health: Arc::clone(&health) };
-        Ok((Self { name, dir, health, rings, changes, stop, writer }, tellers))
+        Ok((Self { name, dir, health, rings, recent, changes, stop, writer }, tellers))
     }
 
     pub fn health(&self) -> Arc<Health> {
@@ -133,6 +136,11 @@ impl Journal {
 
     pub fn under_way(&self) -> UnderWay {
         UnderWay { journal: self.name.clone(), rings: self.rings.clone() }
+    }
+
+    /// What its newest records say.
+    pub fn recent(&self) -> Arc<Recent> {
+        Arc::clone(&self.recent)
     }
 
     pub fn changes(&self) -> Changes {
@@ -158,10 +166,11 @@ impl UnderWay {
     /// A line for each of them, under the number 0: what it would leave if the process died now. That of a request which begins or
     /// ends at this moment may be of no sense.
     pub fn lines(&self) -> Vec<String> {
-        let bodies = self.rings.iter().flat_map(|ring| ring.left_in_slots());
-        let lines = bodies.filter_map(|body| {
+        let mut requests = RequestLines::new(&self.journal, "");
+        let records = self.rings.iter().flat_map(|ring| ring.left_in_slots());
+        let lines = records.filter_map(|record| {
             let mut line = Vec::new();
-            write_line(&mut line, Kind::Request, &self.journal, 0, "", &body);
+            requests.write(&mut line, 0, &Draft::read(&record)?);
             line.pop();
             String::from_utf8(line).ok()
         });

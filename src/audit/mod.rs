@@ -1,22 +1,26 @@
 //! Exactly one record for every request: the recorder, the rings, the journal and what reads it.
 //!
-//! A worker encodes a record and puts it into its own ring, a mapped file; one thread drains the rings, numbers the records,
-//! appends them to the journal's segments and syncs. On the request path there is no lock and no system call. The format is described in
+//! A worker drafts a record and puts it into its own ring, a mapped file; one thread drains the rings, makes numbered lines of what
+//! they hold, appends them to the journal's segments and syncs. On the request path there is no lock and no system call. The format is described in
 //! the manual's page on the audit format.
 
 mod appender;
 pub mod block;
 #[cfg(test)]
 mod death;
+mod draft;
 pub mod events;
 pub mod fields;
+pub mod hash;
 pub mod index;
 pub mod journal;
 mod json;
 pub mod keeper;
+mod line;
 pub mod pieces;
 pub mod query;
 pub mod reader;
+pub mod recent;
 pub mod record;
 pub mod recorder;
 mod ring;
@@ -24,6 +28,7 @@ pub mod seal;
 pub mod segment;
 pub mod sinks;
 mod slot;
+pub mod texts;
 pub mod usage;
 pub mod verify;
 mod words;
@@ -119,5 +124,5 @@ impl Settings {
 
 /// The version of the record format: the `schema` member.
 pub const SCHEMA: u32 = 1;
-/// The longest encoded record, before what the writer adds to it: a line is at most 4 KiB.
-pub const RECORD_BYTES_MAX: usize = 3072;
+/// The longest record in a ring; the line of one is at most 4 KiB.
+pub const RECORD_BYTES_MAX: usize = 2048;

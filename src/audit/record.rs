@@ -1,6 +1,6 @@
-//! One request's record: filled through the request's life, encoded once.
+//! One request's record: filled through the request's life, drafted once.
 
-use super::json::ObjectWriter;
+use super::draft::{Draft, Protocol};
 use super::recorder::Recorder;
 use crate::clock::{Instant, Moment, Timestamp};
 use crate::key::Principal;
@@ -12,14 +12,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Longest shown part of each free text, in bytes once escaped. Together they fit a record.
-const PATH_MAX: usize = 256;
-const HOST_MAX: usize = 100;
-const USER_AGENT_MAX: usize = 120;
-const NAME_MAX: usize = 64;
-const ROUTE_MAX: usize = 200;
-const QUERY_MAX: usize = 200;
-const IDENTITY_MAX: usize = 160;
 /// The reason in the record of a request that was under way when its gateway died.
 pub const GATEWAY_DIED: &str = "gateway_died";
 
@@ -180,81 +172,61 @@ impl Pending {
         self.slot
     }
 
-    pub(super) const fn is_open(&self) -> bool {
-        self.open
+    /// The parts of its query that the operator allows (`audit.query_names`).
+    pub(super) fn allowed_query(&self, names: &[String]) -> Option<String> {
+        let query = self.target.as_ref().and_then(|target| target.query()).filter(|_| !names.is_empty())?;
+        let is_allowed = |part: &&str| names.iter().any(|name| part.split('=').next() == Some(name));
+        Some(query.split('&').filter(is_allowed).collect::<Vec<_>>().join("&"))
     }
 
-    /// Encodes what does not change any more once the request is on its way. What the journal's writer adds is not among it:
-    /// schema, kind, journal, seq and crc.
-    pub(super) fn encode_request(&self, out: &mut Vec<u8>, ts: &str, query_names: &[String]) {
-        let mut object = ObjectWriter::new(out);
-        object.plain("ts", ts);
-        self.encode_head(&mut object, query_names);
-        self.encode_key(&mut object);
-    }
-
-    /// Encodes what came of it.
-    pub(super) fn encode_outcome(&self, out: &mut Vec<u8>, reason: Option<Reason>, duration: Duration) {
-        let mut object = ObjectWriter::new(out);
-        object.plain("decision", if self.allowed { "allow" } else { "deny" });
-        or_null(&mut object, "reason", reason.map(Reason::as_str), |object, name, text| object.plain(name, text));
-        or_null(&mut object, "status", self.status.map(|status| status.as_u16().into()), |object, name, number| {
-            object.number(name, number)
-        });
-        object.number("bytes_in", self.bytes_in);
-        object.number("bytes_out", self.bytes_out);
-        object.number("duration_us", micros(duration));
-        self.encode_upstream(&mut object);
+    /// What came of it.
+    pub(super) fn draft<'a>(&'a self, query: Option<&'a str>, reason: Option<Reason>, duration: Duration) -> Draft<'a> {
+        let reason = reason.map(Reason::as_str);
+        Draft {
+            duration_us: Some(micros(duration)),
+            bytes_in: Some(self.bytes_in),
+            bytes_out: Some(self.bytes_out),
+            status: self.status.map(|status| status.as_u16()),
+            ..self.draft_as(query, reason)
+        }
     }
 
     /// The same for a request whose gateway died: nothing is known but that it had been sent on.
-    pub(super) fn encode_death(&self, out: &mut Vec<u8>) {
-        let mut object = ObjectWriter::new(out);
-        object.plain("decision", "allow");
-        object.plain("reason", GATEWAY_DIED);
-        ["status", "bytes_in", "bytes_out", "duration_us"].into_iter().for_each(|name| object.null(name));
-        self.encode_upstream(&mut object);
+    pub(super) fn death<'a>(&'a self, query: Option<&'a str>) -> Draft<'a> {
+        Draft { allowed: true, ..self.draft_as(query, Some(GATEWAY_DIED)) }
     }
 
-    fn encode_head(&self, object: &mut ObjectWriter<'_>, query_names: &[String]) {
-        text_or_null(object, "request_id", self.request_id.as_ref().map(HeaderValue::as_bytes), 128);
-        object.hex("trace_id", &self.trace_id);
-        or_null(object, "client_ip", self.client_ip, |object, name, ip| object.ip(name, ip));
-        or_null(object, "peer_ip", self.peer_ip, |object, name, ip| object.ip(name, ip));
-        object.text("method", self.method.as_str().as_bytes(), 32);
-        text_or_null(object, "host", self.host.as_ref().map(HeaderValue::as_bytes), HOST_MAX);
-        text_or_null(object, "path", self.target.as_ref().map(|target| target.path().as_bytes()), PATH_MAX);
-        if let Some(query) = self.target.as_ref().and_then(|target| target.query()).filter(|_| !query_names.is_empty())
-        {
-            object.text("query", allowed_query(query, query_names).as_bytes(), QUERY_MAX);
+    fn draft_as<'a>(&'a self, query: Option<&'a str>, reason: Option<&'static str>) -> Draft<'a> {
+        let principal = self.principal.as_deref();
+        Draft {
+            at: self.started.wall,
+            duration_us: None,
+            bytes_in: None,
+            bytes_out: None,
+            upstream_us: self.upstream_time.map(micros),
+            trace_id: self.trace_id,
+            key: principal.map(|principal| (principal.id, principal.mode)),
+            client_ip: self.client_ip,
+            peer_ip: self.peer_ip,
+            status: None,
+            protocol: protocol(self.version),
+            allowed: self.allowed,
+            // In the order of `Text`.
+            texts: [
+                self.request_id.as_ref().map(HeaderValue::as_bytes),
+                Some(self.method.as_str().as_bytes()),
+                self.host.as_ref().map(HeaderValue::as_bytes),
+                self.target.as_ref().map(|target| target.path().as_bytes()),
+                query.map(str::as_bytes),
+                self.route.as_ref().map(|route| route.as_bytes()),
+                self.user_agent.as_ref().map(HeaderValue::as_bytes),
+                self.client_identity.as_ref().map(|name| name.as_bytes()),
+                principal.map(|principal| principal.name.as_bytes()),
+                principal.map(|principal| principal.entity.id.as_bytes()),
+                reason.map(str::as_bytes),
+                self.upstream.as_ref().map(|name| name.as_bytes()),
+            ],
         }
-        text_or_null(object, "route", self.route.as_ref().map(|route| route.as_bytes()), ROUTE_MAX);
-        object.plain("protocol", protocol(self.version));
-        text_or_null(object, "user_agent", self.user_agent.as_ref().map(HeaderValue::as_bytes), USER_AGENT_MAX);
-        text_or_null(
-            object,
-            "client_identity",
-            self.client_identity.as_ref().map(|name| name.as_bytes()),
-            IDENTITY_MAX,
-        );
-    }
-
-    fn encode_key(&self, object: &mut ObjectWriter<'_>) {
-        let Some(principal) = &self.principal else {
-            ["key_id", "key_name", "entity_id", "mode"].into_iter().for_each(|name| object.null(name));
-            return;
-        };
-        object.parts("key_id", &[b"key_", &principal.id.ulid().text()]);
-        object.text("key_name", principal.name.as_bytes(), NAME_MAX);
-        object.plain("entity_id", &principal.entity.id);
-        object.plain("mode", principal.mode.as_str());
-    }
-
-    fn encode_upstream(&self, object: &mut ObjectWriter<'_>) {
-        text_or_null(object, "upstream", self.upstream.as_ref().map(|name| name.as_bytes()), NAME_MAX);
-        or_null(object, "upstream_us", self.upstream_time.map(micros), |object, name, number| {
-            object.number(name, number)
-        });
     }
 }
 
@@ -265,38 +237,12 @@ impl Drop for Pending {
     }
 }
 
-/// The parts of a query whose names the operator allows (`audit.query_names`).
-fn allowed_query(query: &str, names: &[String]) -> String {
-    let is_allowed = |part: &&str| names.iter().any(|name| part.split('=').next() == Some(name));
-    query.split('&').filter(is_allowed).collect::<Vec<_>>().join("&")
-}
-
 /// HTTP/1.1 is what is spoken unless it is said otherwise.
-const fn protocol(version: Version) -> &'static str {
+const fn protocol(version: Version) -> Protocol {
     match version {
-        Version::HTTP_10 => "HTTP/1.0",
-        Version::HTTP_2 => "HTTP/2.0",
-        _ => "HTTP/1.1",
-    }
-}
-
-fn text_or_null(object: &mut ObjectWriter<'_>, name: &str, value: Option<&[u8]>, bytes_max: usize) {
-    match value {
-        Some(value) => object.text(name, value, bytes_max),
-        None => object.null(name),
-    }
-}
-
-/// A member by `write`, or null.
-fn or_null<T>(
-    object: &mut ObjectWriter<'_>,
-    name: &str,
-    value: Option<T>,
-    write: impl FnOnce(&mut ObjectWriter<'_>, &str, T),
-) {
-    match value {
-        Some(value) => write(object, name, value),
-        None => object.null(name),
+        Version::HTTP_10 => Protocol::Http10,
+        Version::HTTP_2 => Protocol::Http2,
+        _ => Protocol::Http11,
     }
 }
 

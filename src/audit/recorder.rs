@@ -4,9 +4,9 @@ use super::events::{Anonymous, Health};
 use super::record::Pending;
 use super::ring::{Counter, RING_BYTES, Ring};
 use super::{Durability, Overload, RECORD_BYTES_MAX};
-use crate::clock::{Moment, Timestamp};
+use crate::clock::Moment;
 use crate::reason::Reason;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -52,7 +52,6 @@ pub struct Recorder {
     /// Slots whose records found the ring full. While there are any, no request begins.
     kept: RefCell<VecDeque<usize>>,
     scratch: RefCell<Vec<u8>>,
-    second: Cell<(i64, [u8; 19])>,
 }
 
 // === impl Recorder ===
@@ -67,7 +66,6 @@ impl Recorder {
             free: RefCell::new(free),
             kept: RefCell::default(),
             scratch: RefCell::new(Vec::with_capacity(RECORD_BYTES_MAX)),
-            second: Cell::new((i64::MIN, [b' '; 19])),
         }
     }
 
@@ -101,12 +99,11 @@ impl Recorder {
         if cfg!(feature = "without-audit") || self.terms.durability == Durability::Async {
             return;
         }
+        let query = pending.allowed_query(&self.terms.query_names);
         let mut record = self.scratch.borrow_mut();
         record.clear();
-        self.encode_request(pending, &mut record);
-        let known = record.len();
-        pending.encode_death(&mut record);
-        self.ring.open(pending.slot(), &record, known);
+        pending.death(query.as_deref()).write(&mut record);
+        self.ring.open(pending.slot(), &record);
     }
 
     pub(super) fn commit(&self, pending: &Pending, reason: Option<Reason>, duration: Duration) {
@@ -114,15 +111,10 @@ impl Recorder {
         if cfg!(feature = "without-audit") || self.is_counted_only(pending, reason) {
             return self.release(slot);
         }
+        let query = pending.allowed_query(&self.terms.query_names);
         let mut record = self.scratch.borrow_mut();
         record.clear();
-        if pending.is_open() && self.terms.durability != Durability::Async {
-            self.ring.known(slot, &mut record);
-        } else {
-            self.encode_request(pending, &mut record);
-        }
-        pending.encode_outcome(&mut record, reason, duration);
-        debug_assert!(record.len() <= RECORD_BYTES_MAX);
+        pending.draft(query.as_deref(), reason, duration).write(&mut record);
         if self.kept.borrow().is_empty() && self.ring.place(&record, slot) {
             return self.free.borrow_mut().push(slot);
         }
@@ -151,11 +143,6 @@ impl Recorder {
     fn release(&self, slot: usize) {
         self.ring.release(slot);
         self.free.borrow_mut().push(slot);
-    }
-
-    fn encode_request(&self, pending: &Pending, record: &mut Vec<u8>) {
-        let ts = self.timestamp(pending.started());
-        pending.encode_request(record, std::str::from_utf8(&ts).unwrap_or_default(), &self.terms.query_names);
     }
 
     /// Moves records that found the ring full into it.
@@ -195,25 +182,6 @@ impl Recorder {
             }
         };
         tokio::time::timeout(HOLD_MAX, synced).await.map_err(|_| NotSynced)
-    }
-
-    /// RFC 3339 with microseconds. The second's text is kept, because thousands of records share it.
-    fn timestamp(&self, time: Timestamp) -> [u8; 27] {
-        let second = time.as_micros().div_euclid(1_000_000);
-        let (known, mut text) = self.second.get();
-        if known != second {
-            let full = time.to_string();
-            text.copy_from_slice(full.as_bytes().get(..19).unwrap_or(&[b'0'; 19]));
-            self.second.set((second, text));
-        }
-        let mut stamp = *b"0000-00-00T00:00:00.000000Z";
-        stamp.iter_mut().zip(text).for_each(|(slot, byte)| *slot = byte);
-        let mut rest = time.as_micros().rem_euclid(1_000_000);
-        for slot in stamp.iter_mut().skip(20).take(6).rev() {
-            *slot = b'0' + (rest % 10) as u8;
-            rest /= 10;
-        }
-        stamp
     }
 }
 

@@ -5,23 +5,23 @@
 //! modulo the ring's size. Every request has a slot from its beginning to its end: before it goes upstream, the slot holds
 //! the record that it will leave if the process dies; a record that finds the ring full stays in its slot until there is room.
 
+use super::RECORD_BYTES_MAX;
 use super::events::Cause;
 use super::words::{self, WORD, Words};
-use super::{RECORD_BYTES_MAX, SCHEMA};
 use crate::clock::boot_id;
 use crate::reason::Reason;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes of records in a ring: what the writer can be late by, some 14,000 records.
+/// Bytes of records in a ring: what the writer can be late by, some 20,000 records.
 pub const RING_BYTES: u64 = 8 * 1024 * 1024;
 const RING_WORDS: usize = RING_BYTES as usize / WORD;
-/// A slot: its state, the lengths of what it holds, and the bytes of one record.
+/// A slot: its state, the length of what it holds, and the bytes of one record.
 const SLOT_WORDS: usize = 2 + RECORD_BYTES_MAX / WORD;
 const HEADER_WORDS: usize = 512;
-/// What marks a ring whose other words can be trusted; with the record format, which it holds.
-const MAGIC: u64 = u64::from_le_bytes(*b"kgring\0\0") | (SCHEMA as u64) << 56;
+/// What marks a ring whose other words can be trusted, with the number of this layout and that of the records in it.
+const MAGIC: u64 = u64::from_le_bytes(*b"kgring\0\x02");
 
 // The header, by word. Who stores what is apart by cache lines.
 const AT_MAGIC: usize = 0;
@@ -84,10 +84,9 @@ pub struct Run {
     pub end: u64,
 }
 
-/// The ring is not what this program left there.
-#[derive(Debug, thiserror::Error)]
-#[error("the ring is damaged at byte {0}")]
-pub struct Damaged(u64);
+/// What is in the ring was never a record.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Damaged;
 
 #[derive(Debug)]
 pub struct Ring {
@@ -291,18 +290,17 @@ impl Ring {
         true
     }
 
-    /// Before its first byte goes upstream: what the request leaves if the process dies. The first `known` bytes of it stay
-    /// true whatever becomes of it.
-    pub fn open(&self, slot: usize, record: &[u8], known: usize) {
-        self.fill(slot, record, known, OPEN);
+    /// Before its first byte goes upstream: what the request leaves if the process dies.
+    pub fn open(&self, slot: usize, record: &[u8]) {
+        self.fill(slot, record, OPEN);
     }
 
     /// The record waits here for room in the ring.
     pub fn keep(&self, slot: usize, record: &[u8]) {
-        self.fill(slot, record, 0, KEPT);
+        self.fill(slot, record, KEPT);
     }
 
-    fn fill(&self, slot: usize, record: &[u8], known: usize, state: u64) {
+    fn fill(&self, slot: usize, record: &[u8], state: u64) {
         let words = self.slot(slot);
         if slot as u64 >= self.load(AT_SLOTS_USED) {
             self.store(AT_SLOTS_USED, slot as u64 + 1);
@@ -310,30 +308,21 @@ impl Ring {
         self.set_state(slot, FREE);
         words::store(words, 2, record);
         if let Some(word) = words.get(1) {
-            word.store(record.len() as u64 | (known as u64) << 32, Ordering::Relaxed);
+            word.store(record.len() as u64, Ordering::Relaxed);
         }
         self.set_state(slot, state);
     }
 
-    /// Appends what was known of a request when it was opened.
-    pub fn known(&self, slot: usize, out: &mut Vec<u8>) {
-        words::load(self.slot(slot), 2, self.lengths(slot).1, out);
-    }
-
-    /// Appends the whole record in a slot.
+    /// Appends the record in a slot.
     pub fn kept(&self, slot: usize, out: &mut Vec<u8>) {
-        words::load(self.slot(slot), 2, self.lengths(slot).0, out);
+        let words = self.slot(slot);
+        let length = words.get(1).map_or(0, |word| word.load(Ordering::Relaxed));
+        let length = usize::try_from(length).map_or(RECORD_BYTES_MAX, |length| length.min(RECORD_BYTES_MAX));
+        words::load(words, 2, length, out);
     }
 
     pub fn release(&self, slot: usize) {
         self.set_state(slot, FREE);
-    }
-
-    /// Of the record in a slot, and of its part that stays true.
-    fn lengths(&self, slot: usize) -> (usize, usize) {
-        let word = self.slot(slot).get(1).map_or(0, |word| word.load(Ordering::Relaxed));
-        let (length, known) = ((word & u64::from(u32::MAX)) as usize, (word >> 32) as usize);
-        (length.min(RECORD_BYTES_MAX), known.min(RECORD_BYTES_MAX))
     }
 
     fn state(&self, slot: usize) -> u64 {
@@ -368,13 +357,13 @@ impl Ring {
         let word = ring.get(at).map_or(0, |word| word.load(Ordering::Relaxed));
         let length = (word & u64::from(u32::MAX)) as usize;
         if length == 0 || length > RECORD_BYTES_MAX {
-            return Err(Damaged(position));
+            return Err(Damaged);
         }
         let start = out.len();
         words::load(ring, (at + 1) % RING_WORDS, length, out);
         if seal(out.get(start..).unwrap_or_default()) != word {
             out.truncate(start);
-            return Err(Damaged(position));
+            return Err(Damaged);
         }
         Ok(Some(position + ((1 + length.div_ceil(WORD)) * WORD) as u64))
     }

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 const CRC_MEMBER: &str = ",\"crc\":\"";
 const CRC_DIGITS: usize = 8;
 const SUFFIX: &str = ".ndjson";
-const COMPRESSED_SUFFIX: &str = ".ndjson.gz";
+/// Of the compressed form, and of what it was in earlier versions.
+const COMPRESSED_SUFFIXES: [&str; 2] = [".ndjson.zst", ".ndjson.gz"];
 /// Where in a line the writer's own members and `ts` are looked for: they are shorter, whatever the gateway's id.
 const HEAD_BYTES: usize = 200;
 
@@ -48,20 +49,33 @@ impl Kind {
 /// Appends one line: the members the writer adds, `body` (members, each followed by a comma), and the checksum.
 pub fn write_line(out: &mut Vec<u8>, kind: Kind, journal: &str, seq: u64, config: &str, body: &[u8]) {
     let start = out.len();
-    out.extend_from_slice(br#"{"schema":"#);
-    push_number(out, SCHEMA.into());
-    extend(out, &[br#","kind":""#, kind.as_str().as_bytes(), br#"","journal":""#, journal.as_bytes(), br#"","seq":"#]);
+    out.extend_from_slice(&begin(kind, journal));
     push_number(out, seq);
+    out.push(b',');
+    out.extend_from_slice(body);
+    // The members' last comma is there already.
+    out.extend_from_slice(end(journal, config).get(1..).unwrap_or_default());
+    push_crc(out, start);
+}
+
+/// What a line begins with, up to its number.
+pub(super) fn begin(kind: Kind, journal: &str) -> Vec<u8> {
+    format!(r#"{{"schema":{SCHEMA},"kind":"{}","journal":"{journal}","seq":"#, kind.as_str()).into_bytes()
+}
+
+/// The members with which a line ends, but for the checksum.
+pub(super) fn end(journal: &str, config: &str) -> Vec<u8> {
     let gateway = journal.split('/').next().unwrap_or_default();
-    extend(out, &[b",", body, br#""gateway":""#, gateway.as_bytes(), br#"","config":""#, config.as_bytes(), b"\""]);
+    format!(r#","gateway":"{gateway}","config":"{config}""#).into_bytes()
+}
+
+/// Ends the line that begins at byte `start`. Gives its checksum.
+pub(super) fn push_crc(out: &mut Vec<u8>, start: usize) -> u32 {
     let crc = crc32fast::hash(out.get(start..).unwrap_or_default());
     out.extend_from_slice(CRC_MEMBER.as_bytes());
     push_hex(out, &crc.to_be_bytes());
     out.extend_from_slice(b"\"}\n");
-}
-
-fn extend(out: &mut Vec<u8>, parts: &[&[u8]]) {
-    parts.iter().for_each(|part| out.extend_from_slice(part));
+    crc
 }
 
 /// Whether a line (without its newline) is whole: its checksum is that of the bytes before it.
@@ -169,18 +183,24 @@ pub fn file_name(seq: u64) -> String {
 
 /// The name of the same segment once it is compressed.
 pub fn compressed(path: &Path) -> PathBuf {
-    path.with_extension("ndjson.gz")
+    path.with_extension("ndjson.zst")
 }
 
 /// Whether this is a compressed segment's name.
 pub fn is_compressed(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "zst") || is_gzip(path)
+}
+
+/// Whether it was compressed by an earlier version.
+pub fn is_gzip(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "gz")
 }
 
 /// The first `seq` of the segment that has this name; none if it is no segment's name.
 pub fn first_of(path: &Path) -> Option<u64> {
     let name = path.file_name()?.to_str()?;
-    let digits = name.strip_suffix(SUFFIX).or_else(|| name.strip_suffix(COMPRESSED_SUFFIX))?;
+    let suffixes = [SUFFIX].into_iter().chain(COMPRESSED_SUFFIXES);
+    let digits = suffixes.into_iter().find_map(|suffix| name.strip_suffix(suffix))?;
     digits.parse().ok().filter(|first| format!("{first:020}") == digits)
 }
 

@@ -1,13 +1,16 @@
 //! The writer: one thread that numbers what the rings hold, appends it to the slot's segments, and syncs.
 
 use super::appender::Appender;
+use super::draft::Draft;
 use super::events::{ChangeEntry, Health};
 use super::json::ObjectWriter;
-use super::ring::{Family, Ring, Run};
+use super::line::RequestLines;
+use super::recent::{Gathering, Recent};
+use super::ring::{Damaged, Family, Ring, Run};
 use super::seal::Chain;
 use super::segment::{self, Kind, write_line};
 use super::slot::{Ended, Slot};
-use super::{Durability, RECORD_BYTES_MAX, Rotation};
+use super::{Durability, Rotation};
 use crate::clock::{Clock, Instant, monotonic};
 use std::collections::BTreeMap;
 use std::io;
@@ -67,6 +70,11 @@ pub struct Writer {
     batch: Vec<u8>,
     batch_seq: u64,
     told_at: Instant,
+    /// The same lines' requests, under the configuration in force.
+    requests: RequestLines,
+    /// What the batch says, for those who are told once it is synced.
+    gathering: Gathering,
+    recent: Arc<Recent>,
     scratch: Vec<u8>,
 }
 
@@ -115,6 +123,9 @@ impl Writer {
         let next_seq = last.max(slot.synced()?) + 1;
         let chain = Chain::recover(&slot.dir, next_seq - 1)?;
         let journal = format!("{gateway}/{}", slot.number);
+        let requests = RequestLines::new(&journal, &config);
+        let gathering = Gathering::after(&journal, next_seq - 1);
+        let recent = Arc::new(Recent::new(slot.dir.clone(), next_seq - 1));
         let mut writer = Self {
             slot,
             journal,
@@ -135,6 +146,9 @@ impl Writer {
             batch: Vec::new(),
             batch_seq: next_seq,
             told_at: monotonic(),
+            requests,
+            gathering,
+            recent,
             scratch: Vec::new(),
         };
         let (after, left) = writer.left_behind(last)?;
@@ -174,17 +188,18 @@ impl Writer {
     /// Appends what a ring holds and a journal that ends with `last` lacks. Interrupted, it goes on from where it was.
     fn adopt(&mut self, ring: &Ring, last: u64) {
         let config = std::mem::replace(&mut self.config, ring.config());
+        let requests = std::mem::replace(&mut self.requests, RequestLines::new(&self.journal, &self.config));
         ring.settle(last);
         match ring.unnumbered(last) {
             Ok(from) => self.number(ring, from, usize::MAX),
-            Err(damaged) => self.append_damage(&damaged),
+            Err(Damaged) => self.append_damage(),
         }
         let left = ring.left_in_slots();
         let done = ring.slots_numbered_from().map_or(0, |first| (last + 1).saturating_sub(first));
         ring.number_slots_from(self.next_seq - done);
         let done = usize::try_from(done).unwrap_or(usize::MAX);
-        left.iter().skip(done).for_each(|record| self.append(Kind::Request, record));
-        self.config = config;
+        left.iter().skip(done).for_each(|record| self.append_request(record));
+        (self.config, self.requests) = (config, requests);
     }
 
     /// Takes over the rings of this process.
@@ -194,6 +209,11 @@ impl Writer {
 
     pub fn dir(&self) -> &Path {
         &self.slot.dir
+    }
+
+    /// Where its newest records are told of.
+    pub fn recent(&self) -> Arc<Recent> {
+        Arc::clone(&self.recent)
     }
 }
 
@@ -305,12 +325,12 @@ impl Writer {
             scratch.clear();
             match ring.record(at, &mut scratch) {
                 Ok(Some(next)) => {
-                    self.append(Kind::Request, &scratch);
+                    self.append_request(&scratch);
                     at = next;
                 }
                 Ok(None) => break,
-                Err(damaged) => {
-                    self.append_damage(&damaged);
+                Err(Damaged) => {
+                    self.append_damage();
                     at = ring.produced();
                     break;
                 }
@@ -321,6 +341,15 @@ impl Writer {
         if at > from {
             ring.begin_run(Run { from, seq, end: at });
         }
+    }
+
+    fn append_request(&mut self, record: &[u8]) {
+        let Some(draft) = Draft::read(record) else { return self.append_damage() };
+        let start = self.batch.len();
+        let crc = self.requests.write(&mut self.batch, self.next_seq, &draft);
+        self.next_seq += 1;
+        self.gathering.add(&draft, crc);
+        self.chain.add(self.batch.get(start..).unwrap_or_default());
     }
 
     fn append(&mut self, kind: Kind, body: &[u8]) {
@@ -342,12 +371,13 @@ impl Writer {
         let start = self.batch.len();
         write_line(&mut self.batch, kind, &self.journal, self.next_seq, &self.config, body);
         self.next_seq += 1;
+        self.gathering.add_line(self.batch.get(start..).unwrap_or_default());
         start
     }
 
     fn append_with(&mut self, kind: Kind, members: impl FnOnce(&mut ObjectWriter<'_>)) {
         let now = self.clock.now();
-        let mut body = Vec::with_capacity(RECORD_BYTES_MAX);
+        let mut body = Vec::new();
         let mut object = ObjectWriter::new(&mut body);
         object.plain("ts", &now.to_string());
         members(&mut object);
@@ -380,8 +410,8 @@ impl Writer {
     }
 
     /// Records were there, and cannot be read: how many is not known.
-    fn append_damage(&mut self, damaged: &super::ring::Damaged) {
-        tracing::error!(error = %damaged, dir = %self.slot.dir.display(), "audit records lost");
+    fn append_damage(&mut self) {
+        tracing::error!(dir = %self.slot.dir.display(), "a ring is damaged: audit records are lost");
         self.append_with(Kind::Gap, |object| object.null("records_lost"));
     }
 
@@ -436,6 +466,7 @@ impl Writer {
             ring.settle(self.next_seq - 1);
         }
         self.synced.notify_waiters();
+        self.recent.push(self.gathering.take());
         if std::mem::take(&mut self.closes) {
             self.segment = None;
         }

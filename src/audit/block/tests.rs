@@ -3,7 +3,7 @@
 use super::*;
 use crate::audit::reader::{Fault, Follow};
 use crate::audit::segment::{Kind, write_line};
-use flate2::read::MultiGzDecoder;
+use flate2::{Compress, Compression, FlushCompress};
 use proptest::prelude::*;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -59,13 +59,12 @@ fn read(dir: &Path) -> (Vec<u64>, Vec<Fault>) {
 }
 
 #[test]
-fn a_compressed_segment_is_gzip_and_holds_exactly_what_the_original_held() {
+fn a_compressed_segment_is_zstd_and_holds_exactly_what_the_original_held() {
     for count in [1, 2, 200] {
         let lines = lines(1, count);
         let (dir, path) = journal(&lines);
-        let mut inflated = Vec::new();
-        MultiGzDecoder::new(File::open(&path).unwrap()).read_to_end(&mut inflated).unwrap();
-        assert!(inflated == lines, "{count}");
+        let unpacked = zstd::stream::decode_all(File::open(&path).unwrap()).unwrap();
+        assert!(unpacked == lines, "{count}");
         assert_eq!(read(dir.path()), ((1..=count).collect(), vec![]));
         let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert_eq!(names, [path]);
@@ -98,19 +97,52 @@ fn text_that_does_not_compress_fits_its_blocks_all_the_same() {
 #[test]
 fn a_block_that_claims_more_than_it_may_hold_is_damage() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("x.ndjson.gz");
-    let mut deflate = Deflate(Compress::new(Compression::fast(), false));
+    let path = dir.path().join("x.ndjson.zst");
+    let mut pack = Pack::new().unwrap();
     for extra in [0, 1, 1_000_000] {
         let mut lines = Vec::new();
         write_line(&mut lines, Kind::Gap, "gw/0", 1, "cfg", b"");
         lines.resize(BLOCK_BYTES_MAX + extra - 1, b' ');
         lines.push(b'\n');
-        let mut member = Vec::new();
-        deflate.member(&lines, 1, &mut member).unwrap();
-        fs::write(&path, &member).unwrap();
+        let mut block = Vec::new();
+        pack.block(&lines, 1, &mut block).unwrap();
+        fs::write(&path, &block).unwrap();
         let mut blocks = Blocks::open(&path, 0).unwrap();
         assert_eq!(blocks.read().unwrap().unwrap().is_whole, extra == 0, "{extra}");
         assert!(blocks.window.capacity() + blocks.lines.capacity() < 8 * BLOCK_BYTES_MAX);
+    }
+}
+
+/// A block as earlier versions wrote it.
+fn gzip(lines: &[u8]) -> Vec<u8> {
+    let mut deflated = Vec::with_capacity(2 * BLOCK_BYTES_MAX);
+    Compress::new(Compression::fast(), false).compress_vec(lines, &mut deflated, FlushCompress::Finish).unwrap();
+    let trailer = [crc32fast::hash(lines).to_le_bytes(), (lines.len() as u32).to_le_bytes()].concat();
+    let length = (HEADER_BYTES + deflated.len() + trailer.len()) as u32;
+    let (length, first) = (length.to_le_bytes(), segment::seq_of(lines).unwrap().to_le_bytes());
+    let block = [&GZIP_MARK[..], &length, &first, &[0; 4], &deflated, &trailer].concat();
+    let checksum = checksum(&block).unwrap().to_le_bytes();
+    [&block[..CHECKSUM_AT], &checksum, &block[HEADER_BYTES..]].concat()
+}
+
+#[test]
+fn a_segment_of_an_earlier_version_is_read_and_its_damage_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("00000000000000000001.ndjson.gz");
+    let blocks = [lines(1, 9), lines(10, 9), lines(19, 9)].map(|lines| gzip(&lines));
+    fs::write(&path, blocks.concat()).unwrap();
+    assert_eq!(read(dir.path()), ((1..=27).collect(), vec![]));
+    assert_eq!(last_start(&path).unwrap(), (blocks[0].len() + blocks[1].len()) as u64);
+    // A record of the middle block, its trailer, its mark.
+    for at in [HEADER_BYTES + 50, blocks[1].len() - 2, 3] {
+        let mut bytes = blocks.concat();
+        bytes[blocks[0].len() + at] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let (seqs, faults) = read(dir.path());
+        assert_eq!(seqs, (1..10).chain(19..28).collect::<Vec<_>>(), "byte {at}");
+        let (start, bytes) = (blocks[0].len() as u64, blocks[1].len() as u64);
+        let damage = Fault::Damage { segment: path.clone(), start, bytes, after: Some(9), before: Some(19) };
+        assert_eq!(faults[0], damage);
     }
 }
 
@@ -191,7 +223,7 @@ proptest! {
         let (dir, path) = hundred();
         let whole = fs::read(&path).unwrap();
         let part = &whole[..cut.index(whole.len())];
-        let mixed = [&bytes[..], &MARK[..], &part.repeat(copies), &bytes, &whole].concat();
+        let mixed = [&bytes[..], &ZSTD_MARK[..], &part.repeat(copies), &bytes, &whole].concat();
         fs::write(&path, &mixed).unwrap();
         let (mut blocks, mut at) = (Blocks::open(&path, 0).unwrap(), 0);
         while let Some(block) = blocks.read().unwrap() {

@@ -1,17 +1,19 @@
 //! What has been taken and not yet written.
 //!
-//! This is the index's cost for each record. So a record becomes a few numbers in a row, with each text kept once; what
-//! belongs to one key is put together when the batch is written, one key after the other.
+//! This is the index's cost for each record. So it is added to what is known of its key at once, and each text is kept once.
 
-use super::hash::Seeded;
 use super::postings::Postings;
 use crate::audit::fields::{Fields, Text};
+use crate::audit::hash::Seeded;
+use crate::audit::recent::{Call, Group, Record as Told, TextNumber};
 use crate::audit::segment::{self, Kind};
+use crate::audit::texts::{TextId, Texts};
 use crate::audit::usage::{Day, LastUse, More, Route, Seen, Statuses};
 use crate::clock::Timestamp;
+use crate::key::KeyId;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
-use std::num::NonZeroU32;
+use std::net::IpAddr;
 
 /// Records whose time range is kept as one.
 const STRETCH_RECORDS: u64 = 512;
@@ -37,9 +39,11 @@ pub struct Batch {
     journals: Vec<JournalBatch>,
     /// The ids of keys.
     keys: Texts,
+    /// The same by what they stand for, of those that were told of in groups.
+    key_numbers: HashMap<KeyId, TextId, Seeded>,
     texts: Texts,
-    /// The records of keys, in the order in which they came.
-    records: Vec<Record>,
+    /// By the keys' numbers.
+    gathered: Vec<Gathered>,
     /// How many records of any kind there are.
     count: usize,
 }
@@ -70,25 +74,21 @@ pub struct Stretch {
 pub struct KeyBatch<'a> {
     pub key_id: &'a str,
     /// By the journal's place in the batch.
-    pub postings: Vec<(usize, Postings)>,
+    pub postings: &'a [(usize, Postings)],
     pub days: Vec<(Day, More)>,
 }
 
-/// A record of a key.
-#[derive(Clone, Copy, Debug)]
-struct Record {
-    key: TextId,
-    journal: u32,
-    seq: u64,
-    /// Of a request.
-    use_: Option<Use>,
+/// The same, its texts by number.
+#[derive(Debug, Default)]
+struct Gathered {
+    postings: Vec<(usize, Postings)>,
+    days: Vec<(Day, DayBatch)>,
 }
 
-/// Texts are by number.
 #[derive(Clone, Copy, Debug)]
 struct Use {
     at: Timestamp,
-    client_ip: Option<TextId>,
+    client_ip: Option<IpAddr>,
     method: TextId,
     route: Option<TextId>,
     reason: Option<TextId>,
@@ -101,10 +101,10 @@ struct Use {
 struct DayBatch {
     first: Timestamp,
     /// The latest, and the place of its journal.
-    last: (u32, Use),
+    last: (usize, Use),
     statuses: Statuses,
     refusals: Counts<TextId>,
-    addresses: Counts<TextId>,
+    addresses: Counts<IpAddr>,
     routes: Counts<(TextId, Option<TextId>)>,
 }
 
@@ -116,21 +116,6 @@ struct Counts<T> {
     places: Option<HashMap<T, usize, Seeded>>,
     latest: usize,
 }
-
-/// Each text once.
-#[derive(Debug, Default)]
-struct Texts {
-    numbers: HashMap<Box<str>, TextId, Seeded>,
-    /// As JSON has them, between their quotes.
-    texts: Vec<Box<str>>,
-    /// Of the last record: the next one's are often the same.
-    method: Option<TextId>,
-    route: Option<TextId>,
-}
-
-/// Beginning with 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct TextId(NonZeroU32);
 
 // === impl Batch ===
 
@@ -152,13 +137,11 @@ impl Batch {
 
     /// What has been gathered, key by key.
     pub fn keys(&self) -> impl Iterator<Item = KeyBatch<'_>> {
-        let mut lists: Vec<Vec<&Record>> = vec![Vec::new(); self.keys.texts.len()];
-        for record in &self.records {
-            if let Some(list) = lists.get_mut(record.key.place()) {
-                list.push(record);
-            }
-        }
-        self.keys.texts.iter().zip(lists).map(|(key_id, list)| self.key(key_id, &list))
+        self.keys.iter().zip(&self.gathered).map(|(key_id, Gathered { postings, days })| KeyBatch {
+            key_id,
+            postings,
+            days: days.iter().map(|(day, uses)| (*day, self.more(uses))).collect(),
+        })
     }
 
     pub fn positions(&self) -> BTreeMap<String, u64> {
@@ -166,9 +149,9 @@ impl Batch {
     }
 
     pub fn clear(&mut self) {
-        self.keys = Texts::default();
-        self.texts = Texts::default();
-        self.records.clear();
+        (self.keys, self.texts) = Default::default();
+        self.key_numbers.clear();
+        self.gathered.clear();
         self.count = 0;
         for journal in &mut self.journals {
             journal.first = None;
@@ -191,31 +174,59 @@ impl Batch {
         journal.mark = if fields.kind.is_some_and(is_word) { Mark::default() } else { Mark::end_of(entry.text) };
         self.count += 1;
         let Some(key_id) = fields.key_id else { return true };
-        let use_ = at.filter(|_| fields.is_request()).map(|at| self.texts.use_of(&fields, at));
-        // There are few journals.
-        let journal = u32::try_from(index).unwrap_or(u32::MAX);
-        self.records.push(Record { key: self.keys.number(key_id.raw()), journal, seq: entry.seq, use_ });
+        let use_ = at.filter(|_| fields.is_request()).map(|at| Use::of(&fields, at, &mut self.texts));
+        let key = self.keys.number(key_id.raw());
+        self.gathered(key).add(index, entry.seq, use_);
         true
     }
 
-    fn key<'a>(&self, key_id: &'a str, records: &[&Record]) -> KeyBatch<'a> {
-        let mut postings: Vec<(usize, Postings)> = Vec::new();
-        let mut days: Vec<(Day, DayBatch)> = Vec::new();
-        for record in records {
-            let journal = record.journal as usize;
-            match postings.iter_mut().find(|(index, _)| *index == journal) {
-                Some((_, postings)) => postings.push(record.seq),
-                None => postings.push((journal, Postings::new(record.seq))),
-            }
-            let Some(use_) = record.use_ else { continue };
-            let day = Day::of(use_.at);
-            match days.iter_mut().rev().find(|(there, _)| *there == day) {
-                Some((_, uses)) => uses.add(record.journal, use_),
-                None => days.push((day, DayBatch::of(record.journal, use_))),
-            }
+    /// The same for each record of a group.
+    pub fn add_group(&mut self, group: &Group) -> bool {
+        let index = self.journal(&group.journal);
+        let last = self.journals.get(index).map_or(0, |journal| journal.last);
+        let texts: Vec<TextId> = group.texts().map(|raw| self.texts.number(raw)).collect();
+        // The last one that is known, too: whether it is the same is seen.
+        group.after_record(last.saturating_sub(1)).all(|(seq, record)| match record {
+            Told::Call(call) => self.add_call(index, seq, call, &texts),
+            Told::Line(text) => self.add(&Entry { journal: &group.journal, seq, text }),
+        })
+    }
+
+    fn add_call(&mut self, index: usize, seq: u64, call: &Call, texts: &[TextId]) -> bool {
+        let Some(journal) = self.journals.get_mut(index) else { return true };
+        let mark = Mark::of_crc(call.crc);
+        if seq <= journal.last {
+            return mark.may_be(journal.mark);
         }
-        let days = days.into_iter().map(|(day, uses)| (day, self.more(&uses))).collect();
-        KeyBatch { key_id, postings, days }
+        journal.add(seq, Some(call.at));
+        journal.mark = mark;
+        self.count += 1;
+        let Some(key_id) = call.key else { return true };
+        let key = self.key_numbers.get(&key_id).copied().unwrap_or_else(|| {
+            let number = self.keys.number(&key_id.to_string());
+            self.key_numbers.insert(key_id, number);
+            number
+        });
+        let text = |number: Option<TextNumber>| number.and_then(|number| texts.get(number.place())).copied();
+        let use_ = Use {
+            at: call.at,
+            client_ip: call.client_ip,
+            method: text(call.method).unwrap_or_else(|| self.texts.number("")),
+            route: text(call.route),
+            reason: text(call.reason).filter(|_| !call.allowed),
+            status: call.status,
+            refused: !call.allowed,
+        };
+        self.gathered(key).add(index, seq, Some(use_));
+        true
+    }
+
+    fn gathered(&mut self, key: TextId) -> &mut Gathered {
+        let place = key.place();
+        if place >= self.gathered.len() {
+            self.gathered.resize_with(place + 1, Gathered::default);
+        }
+        &mut self.gathered[place] // tidy: allow(there is a place for it now)
     }
 
     fn more(&self, uses: &DayBatch) -> More {
@@ -223,7 +234,6 @@ impl Batch {
             method: self.texts.text(method),
             pattern: pattern.map(|pattern| self.texts.text(pattern)),
         };
-        let ip = |ip| self.texts.text(ip).parse().ok();
         let (journal, last) = uses.last;
         let Route { method, pattern } = route((last.method, last.route));
         let refusals = uses.refusals.entries.iter();
@@ -231,15 +241,15 @@ impl Batch {
             first: uses.first,
             last: LastUse {
                 at: last.at,
-                gateway: self.journals.get(journal as usize).map(JournalBatch::gateway).unwrap_or_default().to_owned(),
-                client_ip: last.client_ip.and_then(ip),
+                gateway: self.journals.get(journal).map(JournalBatch::gateway).unwrap_or_default().to_owned(),
+                client_ip: last.client_ip,
                 method,
                 route: pattern,
                 refused: last.refused,
             },
             statuses: uses.statuses,
             refusals: refusals.map(|(reason, seen)| (self.texts.text(*reason), seen.count)).collect(),
-            addresses: uses.addresses.entries.iter().filter_map(|(from, seen)| Some((ip(*from)?, *seen))).collect(),
+            addresses: uses.addresses.entries.clone(),
             routes: uses.routes.entries.iter().map(|(what, seen)| (route(*what), *seen)).collect(),
         }
     }
@@ -262,6 +272,17 @@ impl Mark {
     pub fn of(line: &str) -> Self {
         let kind = segment::kind_of(line.as_bytes());
         if kind == Some(Kind::Gap.as_str()) { Self::default() } else { Self::end_of(line) }
+    }
+
+    /// Of a line with this checksum.
+    pub fn of_crc(crc: u32) -> Self {
+        let mut mark = *b"00000000\"}";
+        let mut rest = crc;
+        for digit in mark.iter_mut().take(8).rev() {
+            *digit = char::from_digit(rest & 15, 16).map_or(b'0', |digit| digit as u8);
+            rest >>= 4;
+        }
+        Self(mark)
     }
 
     /// Whether they may be of the same record.
@@ -312,10 +333,27 @@ impl Stretch {
     }
 }
 
+// === impl Gathered ===
+
+impl Gathered {
+    fn add(&mut self, journal: usize, seq: u64, use_: Option<Use>) {
+        match self.postings.iter_mut().find(|(index, _)| *index == journal) {
+            Some((_, postings)) => postings.push(seq),
+            None => self.postings.push((journal, Postings::new(seq))),
+        }
+        let Some(use_) = use_ else { return };
+        let day = Day::of(use_.at);
+        match self.days.iter_mut().rev().find(|(there, _)| *there == day) {
+            Some((_, uses)) => uses.add(journal, use_),
+            None => self.days.push((day, DayBatch::of(journal, use_))),
+        }
+    }
+}
+
 // === impl DayBatch ===
 
 impl DayBatch {
-    fn of(journal: u32, first: Use) -> Self {
+    fn of(journal: usize, first: Use) -> Self {
         let mut day = Self {
             first: first.at,
             last: (journal, first),
@@ -328,7 +366,7 @@ impl DayBatch {
         day
     }
 
-    fn add(&mut self, journal: u32, use_: Use) {
+    fn add(&mut self, journal: usize, use_: Use) {
         self.first = self.first.min(use_.at);
         if use_.at >= self.last.1.at {
             self.last = (journal, use_);
@@ -382,55 +420,20 @@ impl<T> Default for Counts<T> {
     }
 }
 
-// === impl TextId ===
+// === impl Use ===
 
-impl TextId {
-    const fn place(self) -> usize {
-        self.0.get() as usize - 1
-    }
-}
-
-// === impl Texts ===
-
-impl Texts {
-    fn use_of(&mut self, fields: &Fields<'_>, at: Timestamp) -> Use {
+impl Use {
+    /// What a request's record says.
+    fn of(fields: &Fields<'_>, at: Timestamp, texts: &mut Texts) -> Self {
         let refused = fields.decision.is_some_and(|decision| decision.is("deny"));
-        Use {
+        Self {
             at,
-            client_ip: fields.client_ip.map(|ip| self.number(ip.raw())),
-            method: {
-                let number = self.number_like(self.method, fields.method.map_or("", Text::raw));
-                *self.method.insert(number)
-            },
-            route: fields.route.map(|route| {
-                let number = self.number_like(self.route, route.raw());
-                *self.route.insert(number)
-            }),
-            reason: fields.reason.filter(|_| refused).map(|reason| self.number(reason.raw())),
+            client_ip: fields.client_ip.and_then(|ip| ip.raw().parse().ok()),
+            method: texts.number(fields.method.map_or("", Text::raw)),
+            route: fields.route.map(|route| texts.number(route.raw())),
+            reason: fields.reason.filter(|_| refused).map(|reason| texts.number(reason.raw())),
             status: fields.status.and_then(|status| u16::try_from(status).ok()),
             refused,
         }
-    }
-
-    /// The number of a text that is probably this one.
-    fn number_like(&mut self, probably: Option<TextId>, raw: &str) -> TextId {
-        let is_it = |number: &TextId| self.texts.get(number.place()).is_some_and(|text| &**text == raw);
-        probably.filter(is_it).unwrap_or_else(|| self.number(raw))
-    }
-
-    /// The number of a text; `raw` is what JSON has between its quotes.
-    fn number(&mut self, raw: &str) -> TextId {
-        if let Some(number) = self.numbers.get(raw) {
-            return *number;
-        }
-        self.texts.push(raw.into());
-        // A batch has far fewer records.
-        let number = u32::try_from(self.texts.len()).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MAX);
-        self.numbers.insert(raw.into(), TextId(number));
-        TextId(number)
-    }
-
-    fn text(&self, number: TextId) -> String {
-        self.texts.get(number.place()).map(|raw| Text::of(raw).decoded().into_owned()).unwrap_or_default()
     }
 }

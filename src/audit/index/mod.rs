@@ -7,7 +7,6 @@
 //! in one transaction with the checkpoint; who asks meanwhile reads the rest from the journal itself.
 
 mod batch;
-mod hash;
 mod open;
 mod postings;
 mod read;
@@ -18,6 +17,7 @@ mod write;
 pub use batch::{Entry, Mark};
 pub use read::{IndexReader, Span};
 
+use super::recent::Group;
 use crate::clock::{Instant, monotonic};
 use batch::Batch;
 use rusqlite::Connection;
@@ -94,13 +94,32 @@ impl Index {
     pub fn deliver<'a>(&mut self, entries: impl IntoIterator<Item = Entry<'a>>) -> Result<(), IndexError> {
         for entry in entries {
             if !self.batch.add(&entry) {
-                let how = format!("made from another journal {}", entry.journal);
-                return Err(self.recover(IndexError::Unusable { path: self.path.clone(), how }));
+                return Err(self.of_another(entry.journal));
             }
             if self.batch.records() >= BATCH_RECORDS_MAX {
                 self.flush()?;
             }
         }
+        self.flush_if_old()
+    }
+
+    /// The same for the records of a group.
+    ///
+    /// # Errors
+    /// As of [`Index::deliver`].
+    pub fn deliver_group(&mut self, group: &Group) -> Result<(), IndexError> {
+        if !self.batch.add_group(group) {
+            return Err(self.of_another(&group.journal));
+        }
+        if self.batch.records() >= BATCH_RECORDS_MAX { self.flush() } else { self.flush_if_old() }
+    }
+
+    fn of_another(&mut self, journal: &str) -> IndexError {
+        let how = format!("made from another journal {journal}");
+        self.recover(IndexError::Unusable { path: self.path.clone(), how })
+    }
+
+    fn flush_if_old(&mut self) -> Result<(), IndexError> {
         let now = monotonic();
         let since = *self.gathering_since.get_or_insert(now);
         if now.saturating_duration_since(since) >= BATCH_AGE_MAX { self.flush() } else { Ok(()) }

@@ -2,6 +2,7 @@
 
 use super::{Entry, FILE, Index, IndexError, IndexReader};
 use crate::audit::fields::Fields;
+use crate::audit::recent::tests::both_forms;
 use crate::audit::segment::{Kind, file_name, write_line};
 use crate::audit::usage::{Day, Usage};
 use crate::clock::Timestamp;
@@ -229,6 +230,38 @@ proptest! {
         world.check_usage(since, since + length);
         world.check_last_uses();
         world.check_postings(since, since + length);
+    }
+}
+
+/// All that is in an index's file.
+fn content(dir: &Path) -> Vec<String> {
+    let connection = rusqlite::Connection::open(dir.join(FILE)).unwrap();
+    let rows = ["journals", "stretches", "keys", "postings", "days"].map(|table| {
+        let mut select = connection.prepare(&format!("SELECT * FROM {table} ORDER BY 1, 2")).unwrap();
+        let columns = select.column_count();
+        let row = |row: &rusqlite::Row<'_>| (0..columns).map(|at| row.get::<_, rusqlite::types::Value>(at)).collect();
+        let rows = select.query_map([], row).unwrap().map(|row: rusqlite::Result<Vec<_>>| row.unwrap());
+        rows.map(|row| format!("{table} {row:?}")).collect::<Vec<_>>()
+    });
+    rows.concat()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
+    fn it_takes_groups_as_it_takes_their_lines((lines, groups) in both_forms(), known in 0_usize..30) {
+        let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [mut by_lines, mut by_groups] = dirs.each_ref().map(|dir| Index::open(dir.path()).unwrap());
+        let entries = (1..).zip(&lines).map(|(seq, text)| Entry { journal: "edge-1/0", seq, text });
+        by_lines.deliver(entries.clone()).unwrap();
+        by_groups.deliver(entries.take(known)).unwrap();
+        // Some twice.
+        for group in groups.iter().chain(groups.last()) {
+            by_groups.deliver_group(group).unwrap();
+        }
+        [by_lines, by_groups].iter_mut().for_each(|index| index.flush().unwrap());
+        prop_assert_eq!(content(dirs[1].path()), content(dirs[0].path()));
     }
 }
 

@@ -62,7 +62,7 @@ fn drop_gone(transaction: &Transaction<'_>, id: i64, journal: &JournalBatch, dir
 
 fn write_key(transaction: &Transaction<'_>, key: KeyBatch<'_>, journals: &[Option<i64>]) -> rusqlite::Result<()> {
     let id = key_number(transaction, key.key_id)?;
-    for (journal, postings) in &key.postings {
+    for (journal, postings) in key.postings {
         if let Some(journal) = journals.get(*journal).copied().flatten() {
             write_postings(transaction, id, journal, postings)?;
         }

@@ -122,7 +122,7 @@ fn closed_segments_are_compressed_and_the_newest_of_each_journal_is_not() {
     kept.write(0, &[(20, DAY), (3000, DAY), (5, DAY)]);
     kept.write(1, &[(20, DAY)]);
     kept.turn(&passed(&[0, 0]));
-    let (first, second) = (format!("{:020}.ndjson.gz", 1), format!("{:020}.ndjson.gz", 22));
+    let (first, second) = (format!("{:020}.ndjson.zst", 1), format!("{:020}.ndjson.zst", 22));
     assert_eq!(kept.names(0), [first, second, file_name(3023)]);
     assert_eq!(kept.names(1), [file_name(1)]);
     assert_eq!(kept.records(0), (1..=3028).collect::<Vec<_>>());
@@ -272,7 +272,7 @@ fn of_a_slot_that_nobody_holds_only_the_number_stays_when_its_time_is_over() {
 fn what_was_moved_aside_goes_with_its_segment() {
     let mut kept = Kept::new(Retention { age: 30 * DAY, bytes: u64::MAX });
     kept.write(0, &[(20, YEAR), (20, DAY), (5, DAY)]);
-    for (number, end) in [(1, "torn"), (1, "void"), (1, "ndjson.gz.part"), (22, "torn"), (43, "void")] {
+    for (number, end) in [(1, "torn"), (1, "void"), (1, "ndjson.zst.part"), (22, "torn"), (43, "void")] {
         fs::write(kept.slot(0).join(format!("{number:020}.{end}")), "x").unwrap();
     }
     fs::write(kept.slot(0).join("lock"), "").unwrap();

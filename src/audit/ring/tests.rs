@@ -81,7 +81,7 @@ fn j2_a_rings_file_has_its_space_from_the_beginning_keeps_its_size_and_shows_wha
     assert!(made.1 == length && made.2 * 512 >= length, "{made:?} of {length} bytes");
     let mut placed = VecDeque::new();
     fill(&ring, &mut fastrand::Rng::with_seed(1), &mut placed);
-    ring.open(1, b"\"request_id\":\"1\",", 17);
+    ring.open(1, b"\"request_id\":\"1\",");
     assert_eq!(shape(), made);
     // As a kill leaves it: the file alone, while nothing was synced and nobody ended in good order.
     let left = Ring::left_behind(&path).unwrap().unwrap();

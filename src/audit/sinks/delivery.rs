@@ -6,6 +6,7 @@ use super::gap::{Gap, Lack};
 use super::shipper::Shared;
 use super::status::{Said, State, Status};
 use super::{Line, Outlet, Positions, Sink, SinkError};
+use crate::audit::recent::Group;
 use crate::clock::{Instant, Timestamp, monotonic};
 use crate::telemetry;
 use std::sync::Arc;
@@ -33,6 +34,8 @@ pub struct Delivery {
     pending: Vec<Line>,
     /// Those lines of `pending` that stand for records.
     gaps: Vec<Gap>,
+    /// Of other journals, the newest first.
+    groups: Vec<Arc<Group>>,
     positions: Positions,
     saved: Positions,
     saved_at: Instant,
@@ -68,6 +71,7 @@ impl Delivery {
             feed: None,
             pending: Vec::new(),
             gaps: Vec::new(),
+            groups: Vec::new(),
             positions: Positions::new(),
             saved: Positions::new(),
             saved_at: monotonic(),
@@ -101,7 +105,7 @@ impl Delivery {
 
     /// Forgets what was in hand: it is read again, from what was taken.
     pub fn start_over(&mut self) {
-        (self.feed, self.pending, self.gaps) = (None, Vec::new(), Vec::new());
+        (self.feed, self.pending, self.gaps, self.groups) = Default::default();
     }
 
     /// Reads a batch, if none is in hand, and delivers it.
@@ -110,7 +114,8 @@ impl Delivery {
             self.resume()?;
         }
         let read_at = self.shared.clock.now();
-        let (is_full, is_whole) = if self.pending.is_empty() { self.refill()? } else { (true, false) };
+        let is_empty = self.pending.is_empty() && self.groups.is_empty();
+        let (is_full, is_whole) = if is_empty { self.refill()? } else { (true, false) };
         self.deliver()?;
         if is_whole {
             self.sink.caught_up(read_at, self.shared.stop.is_set())?;
@@ -134,7 +139,9 @@ impl Delivery {
             (None, Some(kept)) => kept.into_iter().filter(|(journal, _)| self.shared.is_ours(journal)).collect(),
         };
         self.status.advance(&self.positions);
-        self.feed = Some(Feed::new(self.shared.dir.clone(), self.positions.clone()));
+        let recent = self.shared.recent.as_ref().filter(|_| self.sink.takes_groups());
+        let feed = Feed::new(self.shared.dir.clone(), self.positions.clone());
+        self.feed = Some(feed.with_groups(recent.map(|recent| recent.taker())));
         Ok(())
     }
 
@@ -156,17 +163,21 @@ impl Delivery {
             };
             self.pending.push(line);
         }
+        self.groups = batch.groups;
+        self.groups.reverse();
         self.begin_journals();
-        self.status.wait_since(self.pending.first().map(|line| written_at(line).unwrap_or(now)));
+        let first = self.pending.first().map(|line| written_at(line).unwrap_or(now));
+        self.status.wait_since(first.or(self.groups.last().map(|_| now)));
         Ok(read)
     }
 
     /// Holds on to where a journal began before anything of it was taken: what goes from there on is a gap.
     fn begin_journals(&mut self) {
         let known = self.positions.len();
-        for lines in runs(&self.pending) {
-            if let Some(line) = lines.first().filter(|line| !self.positions.contains_key(&*line.journal)) {
-                self.positions.insert(line.journal.to_string(), line.seq.saturating_sub(1));
+        let lines = runs(&self.pending).filter_map(|lines| lines.first()).map(|line| (&line.journal, line.seq));
+        for (journal, first) in lines.chain(self.groups.iter().rev().map(|group| (&group.journal, group.first))) {
+            if !self.positions.contains_key(&**journal) {
+                self.positions.insert(journal.to_string(), first.saturating_sub(1));
             }
         }
         self.save(self.positions.len() > known);
@@ -187,6 +198,14 @@ impl Delivery {
                 Err(error) => return Err(error),
             }
         }
+        while let Some(group) = self.groups.last() {
+            self.sink.deliver_group(group)?;
+            let before = self.positions.insert(group.journal.to_string(), group.last());
+            let records = group.last().saturating_sub(before.unwrap_or(group.first - 1));
+            telemetry::sink_sent(self.sink.name(), usize::try_from(records).unwrap_or(0));
+            self.groups.pop();
+        }
+        self.status.advance(&self.positions);
         self.status.wait_since(None);
         Ok(())
     }

@@ -4,6 +4,7 @@ use super::gap::{Gap, Lack};
 use super::tails::{Tails, Wish, line};
 use super::{Line, Positions};
 use crate::audit::reader::{self, Follow};
+use crate::audit::recent::{Group, Taker};
 use crate::audit::segment;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,10 +20,15 @@ pub struct Room {
     pub bytes: usize,
 }
 
+/// So many records of groups are taken at once: they are small, and in memory already.
+const GROUPED_MAX: usize = 20_000;
+
 /// What was read at once.
 #[derive(Debug)]
 pub struct Batch {
     pub entries: Vec<Entry>,
+    /// Of journals of which there are no entries.
+    pub groups: Vec<Arc<Group>>,
     /// What is damaged or cannot be read, in sentences.
     pub troubles: Vec<String>,
     /// Everything that was synced was read, of every journal.
@@ -43,6 +49,8 @@ pub enum Entry {
 pub struct Feed {
     dir: PathBuf,
     positions: Positions,
+    /// For who needs no lines.
+    taker: Option<Arc<Taker>>,
     slots: BTreeMap<PathBuf, Slot>,
     /// The slot that was read first last time: none starves behind one that is never at its end.
     first: usize,
@@ -62,7 +70,12 @@ struct Slot {
 impl Feed {
     /// Begins behind `positions`; a journal that they do not name begins with the oldest record it still has.
     pub const fn new(dir: PathBuf, positions: Positions) -> Self {
-        Self { dir, positions, slots: BTreeMap::new(), first: 0 }
+        Self { dir, positions, taker: None, slots: BTreeMap::new(), first: 0 }
+    }
+
+    /// Gives groups instead of entries where there are any.
+    pub fn with_groups(self, taker: Option<Arc<Taker>>) -> Self {
+        Self { taker, ..self }
     }
 
     /// What has been written and synced since the last call, as much as there is room for.
@@ -70,7 +83,7 @@ impl Feed {
     /// # Errors
     /// As of reading the directory; what is wrong with a single journal is one of the batch's troubles.
     pub fn read(&mut self, room: Room, tails: &Tails) -> io::Result<Batch> {
-        let mut batch = Batch { entries: Vec::new(), troubles: Vec::new(), is_whole: true, room, bytes: 0 };
+        let mut batch = Batch::of(room);
         self.find_slots(&mut batch)?;
         let (count, first) = (self.slots.len(), self.first);
         self.first = if count == 0 { 0 } else { (first + 1) % count };
@@ -80,7 +93,7 @@ impl Feed {
             if batch.is_full() {
                 break;
             }
-            slot.read(&mut batch, tails);
+            slot.read(&mut batch, tails, self.taker.as_deref());
         }
         batch.is_whole &= !batch.is_full();
         Ok(batch)
@@ -115,9 +128,17 @@ impl Slot {
         Self { path, follow: None, last }
     }
 
-    fn read(&mut self, batch: &mut Batch, tails: &Tails) {
+    fn read(&mut self, batch: &mut Batch, tails: &Tails, taker: Option<&Taker>) {
         let mut troubles = Vec::new();
         let read = reader::synced_through(&self.path);
+        if let Ok(through) = &read
+            && let Some(groups) = taker.and_then(|taker| taker.take(&self.path, self.last?, GROUPED_MAX))
+        {
+            self.follow = None;
+            self.last = groups.last().map(|group| group.last()).or(self.last);
+            batch.is_whole &= self.last >= *through;
+            return batch.groups.extend(groups);
+        }
         let read = read.and_then(|through| self.read_through(through.unwrap_or(u64::MAX), batch, tails, &mut troubles));
         batch.is_whole &= read.is_ok();
         batch.troubles.append(&mut troubles);
@@ -180,8 +201,14 @@ pub fn end_of(slot: &Path) -> io::Result<Option<u64>> {
 // === impl Batch ===
 
 impl Batch {
-    pub const fn is_full(&self) -> bool {
-        self.entries.len() >= self.room.records || self.bytes >= self.room.bytes
+    fn of(room: Room) -> Self {
+        let (entries, groups, troubles) = (Vec::new(), Vec::new(), Vec::new());
+        Self { entries, groups, troubles, is_whole: true, room, bytes: 0 }
+    }
+
+    pub fn is_full(&self) -> bool {
+        let grouped: usize = self.groups.iter().map(|group| group.records.len()).sum();
+        self.entries.len() >= self.room.records || self.bytes >= self.room.bytes || grouped >= GROUPED_MAX
     }
 
     /// Takes the next record of a journal, and what lacks before it.
@@ -196,6 +223,7 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::recent::{Gathering, Recent};
     use crate::audit::segment::{Kind, file_name, write_line};
     use proptest::prelude::*;
 
@@ -265,6 +293,37 @@ mod tests {
         let rest = of("other/0", &[(10, 10), (11, 11)]);
         assert_eq!(from(&[("gw/0", 9), ("gw/1", 1)]), rest);
         assert_eq!(from(&[("gw/0", 9), ("gw/1", 1), ("other/0", 10)]), rest[1..]);
+    }
+
+    #[test]
+    fn what_is_told_from_memory_is_not_read_and_what_was_missed_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let recent = Recent::new(dir.path().join("0"), 5);
+        let mut gathering = Gathering::after("gw/0", 5);
+        let mut tell = |count| {
+            (0..count).for_each(|_| gathering.add_line(b"{}\n"));
+            recent.push(gathering.take());
+        };
+        let feed = |list| Feed::new(dir.path().to_owned(), positions(list)).with_groups(Some(recent.taker()));
+        let room = Room { records: 100, bytes: 1 << 20 };
+        let read = |feed: &mut Feed| {
+            let batch = feed.read(room, &Tails::new(1 << 20)).unwrap();
+            let groups = batch.groups.iter().map(|group| (group.first, group.last())).collect::<Vec<_>>();
+            (batch.entries.len(), groups, batch.is_whole)
+        };
+        write(dir.path(), "gw/0", 1, 5);
+        let mut first = feed(&[]);
+        assert_eq!(read(&mut first), (5, vec![], true));
+        // They are not even in a file, and still they are not missed.
+        tell(3);
+        tell(1);
+        assert_eq!(read(&mut first), (0, vec![(6, 8), (9, 9)], true));
+        write(dir.path(), "gw/0", 6, 9);
+        let mut late = feed(&[("gw/0", 3)]);
+        assert_eq!(read(&mut late), (6, vec![], true));
+        tell(2);
+        assert_eq!([read(&mut first), read(&mut late)], [(0, vec![(10, 11)], true), (0, vec![(10, 11)], true)]);
+        assert_eq!(read(&mut late), (0, vec![], true));
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub use sqlite::Sqlite;
 pub use status::{Standing, State};
 pub use stdout::Stdout;
 
+use super::recent::Group;
 use crate::clock::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,6 +61,19 @@ pub trait Sink: Send {
     /// # Errors
     /// [`SinkError`], by what is to be done about it. None of them loses a line.
     fn deliver(&mut self, batch: &[Line]) -> Result<(), SinkError>;
+
+    /// Whether it needs no lines, and takes [`Group`]s where there are any.
+    fn takes_groups(&self) -> bool {
+        false
+    }
+
+    /// The same for the records of a group, of which the first ones may have been delivered before.
+    ///
+    /// # Errors
+    /// As of [`Sink::deliver`], but for [`SinkError::TooLarge`].
+    fn deliver_group(&mut self, _: &Group) -> Result<(), SinkError> {
+        Err(SinkError::later("it takes lines alone"))
+    }
 
     /// Writes what it has taken and holds back, where it gathers. Called before the end.
     ///

@@ -6,6 +6,7 @@ use super::keeping::Keeping;
 use super::status::{self, Standing, Status, Told};
 use super::tails::Tails;
 use crate::audit::keeper::Keeper;
+use crate::audit::recent::Recent;
 use crate::clock::{Clock, monotonic};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::setpriority_process;
@@ -39,6 +40,8 @@ pub struct ShipperParts {
     pub gateway: String,
     /// The sinks. Their names differ.
     pub outlets: Vec<Outlet>,
+    /// What this process's own journal tells besides its files, for sinks that take that.
+    pub recent: Option<Arc<Recent>>,
     /// Who compresses and deletes what the sinks have taken.
     pub keeper: Keeper,
     pub clock: Clock,
@@ -61,6 +64,7 @@ pub struct Shared {
     pub stop: Stop,
     pub told: Told,
     pub tails: Tails,
+    pub recent: Option<Arc<Recent>>,
     gateway: String,
     statuses: Vec<Arc<Status>>,
 }
@@ -80,9 +84,9 @@ impl Shipper {
     /// # Errors
     /// When no thread can be started.
     pub fn start(parts: ShipperParts) -> io::Result<Self> {
-        let ShipperParts { dir, gateway, outlets, keeper, clock } = parts;
+        let ShipperParts { dir, gateway, outlets, recent, keeper, clock } = parts;
         let statuses = outlets.iter().map(|outlet| Arc::new(Status::new(outlet.sink.name()))).collect();
-        let shared = Arc::new(Shared::new(dir, gateway, clock, statuses));
+        let shared = Arc::new(Shared { recent, ..Shared::new(dir, gateway, clock, statuses) });
         let led = Arc::clone(&shared);
         let lead = Builder::new().name("shipper".into()).spawn(move || ship(&led, outlets, keeper))?;
         Ok(Self { shared, lead })
@@ -127,6 +131,7 @@ impl Shared {
             stop: Stop::default(),
             told: Told::default(),
             tails: Tails::new(TAIL_BYTES),
+            recent: None,
             gateway,
             statuses,
         }

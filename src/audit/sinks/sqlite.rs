@@ -2,6 +2,7 @@
 
 use super::{Line, Positions, Sink, SinkError};
 use crate::audit::index::{Entry, Index, IndexError};
+use crate::audit::recent::Group;
 use std::path::PathBuf;
 
 /// Fills the index of an audit directory.
@@ -44,6 +45,14 @@ impl Sink for Sqlite {
     fn deliver(&mut self, batch: &[Line]) -> Result<(), SinkError> {
         let entries = batch.iter().map(|line| Entry { journal: &line.journal, seq: line.seq, text: &line.text });
         Ok(self.index()?.deliver(entries)?)
+    }
+
+    fn takes_groups(&self) -> bool {
+        true
+    }
+
+    fn deliver_group(&mut self, group: &Group) -> Result<(), SinkError> {
+        Ok(self.index()?.deliver_group(group)?)
     }
 
     fn flush(&mut self) -> Result<(), SinkError> {

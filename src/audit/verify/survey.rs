@@ -139,7 +139,7 @@ fn seal_in(piece: Piece<'_>) -> Option<(u64, Seal)> {
 
 fn looks_like_one(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    (name.ends_with(".ndjson") || name.ends_with(".ndjson.gz")) && path.is_file()
+    [".ndjson", ".ndjson.zst", ".ndjson.gz"].iter().any(|suffix| name.ends_with(suffix)) && path.is_file()
 }
 
 /// Whether it is the compressed form of a segment whose original is there, and counts.

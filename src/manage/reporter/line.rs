@@ -1,36 +1,76 @@
 //! What a line of a journal tells of keys, and of what is not known.
 
 use crate::audit::fields::{Fields, Text};
+use crate::audit::hash::Seeded;
+use crate::audit::recent::{Call, Group, TextNumber};
+use crate::audit::texts::{TextId, Texts};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::reason::Reason;
 use crate::store::{JournalAccount, Seal, Use};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
 use std::time::Duration;
 
-/// A line, read.
+/// A line, read. Texts are as JSON has them between their quotes.
 pub struct Told<'a> {
-    text: &'a str,
-    fields: Fields<'a>,
     pub journal: Cow<'a, str>,
-    seq: u64,
     at: Timestamp,
+    pub place: Place,
+    /// Of a request with a key.
+    key: Option<KeyId>,
+    client_ip: Option<IpAddr>,
+    method: &'a str,
+    route: Option<&'a str>,
+    reason: Option<&'a str>,
+    is_allowed: bool,
+    /// A sink's word for what the journal lacks.
+    is_sinks: bool,
+    /// Of a seal.
+    hash: Option<Cow<'a, str>>,
+}
+
+/// Where a record stands in what is known of its journal.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub seq: u64,
     /// When what it tells of was over.
     pub ended_at: Timestamp,
+    /// Calls may have been made before it of which no record names the key.
+    pub is_hole: bool,
 }
 
-/// The lines of the latest calls with each key: none of the others need be looked at more closely, or kept.
+/// The numbers that a group's texts have among those of the [`Latest`].
+pub struct Numbers {
+    journal: TextId,
+    texts: Vec<TextId>,
+    /// By the same places: the reasons for which nobody is named.
+    names_nobody: Vec<bool>,
+}
+
+/// The latest calls with each key.
 #[derive(Debug, Default)]
 pub struct Latest {
-    /// By key, of all calls and of those that were allowed.
-    calls: HashMap<(KeyId, bool), Kept>,
+    texts: Texts,
+    calls: Calls,
 }
 
+/// By key, of calls that were refused and of those that were allowed.
+type Calls = HashMap<(KeyId, bool), Kept, Seeded>;
+
+/// A call, its texts by number.
 #[derive(Debug)]
 struct Kept {
+    at: Timestamp,
     ended_at: Timestamp,
-    text: String,
+    seq: u64,
+    client_ip: Option<IpAddr>,
+    journal: TextId,
+    method: TextId,
+    route: Option<TextId>,
+    reason: Option<TextId>,
 }
 
 /// A record that is so much younger than all that was reported, and has a number that was reported, is another journal's.
@@ -49,111 +89,175 @@ impl<'a> Told<'a> {
     pub fn read(text: &'a str) -> Option<Self> {
         let fields = Fields::read(text)?;
         let at = fields.at()?;
-        let duration = Duration::from_micros(fields.duration_us.unwrap_or(0));
-        let journal = fields.journal?.decoded();
-        Some(Self { text, fields, journal, seq: fields.seq?, at, ended_at: at.plus(duration) })
+        let is = |kind: &str| fields.kind.is_some_and(|own| own.is(kind));
+        let is_sinks_gap = |reason: Text<'_>| SINK_GAPS.iter().any(|gap| reason.is(gap));
+        Some(Self {
+            journal: fields.journal?.decoded(),
+            at,
+            place: Place {
+                seq: fields.seq?,
+                ended_at: at.plus(Duration::from_micros(fields.duration_us.unwrap_or(0))),
+                is_hole: is_hole(&fields, text),
+            },
+            key: fields.key_id.filter(|_| fields.is_request()).and_then(|id| KeyId::parse(id.raw())),
+            client_ip: fields.client_ip.and_then(|ip| ip.raw().parse().ok()),
+            method: fields.method.map_or("", Text::raw),
+            route: fields.route.map(Text::raw),
+            reason: fields.reason.map(Text::raw),
+            is_allowed: !is_denied(&fields),
+            is_sinks: is("gap") && fields.reason.is_some_and(is_sinks_gap),
+            hash: fields.hash.filter(|_| is("seal")).map(Text::decoded),
+        })
     }
 
     /// Adds what it tells of its journal.
     pub fn add_to(&self, journal: &mut JournalAccount) {
-        if self.is_sinks() {
+        if self.is_sinks {
             return;
         }
-        let ended_at = self.ended_at;
-        let is_new = self.seq > journal.seq;
-        let is_another = !is_new && ended_at > journal.through.max(journal.whole_since).plus(REPEATED_WITHIN);
-        let is_missing = is_new && self.seq != journal.seq + 1;
-        if is_missing || is_another || self.is_hole() {
-            journal.whole_since = journal.whole_since.max(ended_at);
-        }
-        journal.since = journal.since.min(ended_at);
-        journal.seq = journal.seq.max(self.seq);
-        if let Some(hash) = self.fields.hash.filter(|_| self.is("seal")) {
-            let seal = Seal { seq: self.seq, hash: hash.decoded().into_owned() };
+        self.place.add_to(journal);
+        if let Some(hash) = &self.hash {
+            let seal = Seal { seq: self.place.seq, hash: hash.to_string() };
             journal.seal = journal.seal.take().max(Some(seal));
         }
     }
 
     /// The call with a key that it tells of.
     pub fn call(&self) -> Option<(KeyId, Use)> {
-        let (key, fields) = (self.key()?, &self.fields);
-        let call = Use {
-            at: self.at,
-            ended_at: self.ended_at,
-            gateway: self.journal.split('/').next().unwrap_or_default().to_owned(),
-            journal: self.journal.clone().into_owned(),
-            seq: self.seq,
-            client_ip: fields.client_ip.and_then(|ip| ip.raw().parse().ok()),
-            method: fields.method.map(owned).unwrap_or_default(),
-            route: fields.route.map(owned),
-            allowed: !self.is_denied(),
-            reason: fields.reason.map(owned),
-        };
-        Some((key, call.bounded()))
+        let mut latest = Latest::default();
+        latest.add(self);
+        latest.take().next()
     }
+}
 
-    /// The key of the call that it tells of.
-    fn key(&self) -> Option<KeyId> {
-        self.fields.key_id.filter(|_| self.fields.is_request()).and_then(|id| KeyId::parse(id.raw()))
-    }
+// === impl Place ===
 
-    fn is(&self, kind: &str) -> bool {
-        self.fields.kind.is_some_and(|own| own.is(kind))
-    }
-
-    fn is_denied(&self) -> bool {
-        self.fields.decision.is_some_and(|decision| decision.is("deny"))
-    }
-
-    /// Whether calls may have been made before it of which no record names the key.
-    fn is_hole(&self) -> bool {
-        let kind = self.fields.kind.map(Text::decoded).unwrap_or_default();
-        match &*kind {
-            "request" => self.fields.key_id.is_none() && self.is_denied() && UNNAMED.iter().any(|why| self.is_by(*why)),
-            "summary" => UNNAMED.iter().any(|why| self.text.contains(&format!("\"{}\":", why.as_str()))),
-            "start" => self.text.contains(POWER_LOSS),
-            "change" | "connection" | "seal" => false,
-            // A gap, or what only a newer version can read.
-            _ => true,
+impl Place {
+    pub fn add_to(self, journal: &mut JournalAccount) {
+        let Self { seq, ended_at, is_hole } = self;
+        let is_new = seq > journal.seq;
+        let is_another = !is_new && ended_at > journal.through.max(journal.whole_since).plus(REPEATED_WITHIN);
+        let is_missing = is_new && seq != journal.seq + 1;
+        if is_missing || is_another || is_hole {
+            journal.whole_since = journal.whole_since.max(ended_at);
         }
+        journal.since = journal.since.min(ended_at);
+        journal.seq = journal.seq.max(seq);
+    }
+}
+
+// === impl Numbers ===
+
+impl Numbers {
+    /// Where a call stands.
+    pub fn place(&self, seq: u64, call: &Call) -> Place {
+        let names_nobody = |reason: TextNumber| self.names_nobody.get(reason.place()) == Some(&true);
+        let is_hole = call.key.is_none() && !call.allowed && call.reason.is_some_and(names_nobody);
+        Place { seq, ended_at: call.ended_at, is_hole }
     }
 
-    fn is_by(&self, reason: Reason) -> bool {
-        self.fields.reason.is_some_and(|own| own.is(reason.as_str()))
+    fn of(&self, text: Option<TextNumber>) -> Option<TextId> {
+        self.texts.get(text?.place()).copied()
     }
+}
 
-    fn is_sinks(&self) -> bool {
-        let is_one = |reason: Text<'_>| SINK_GAPS.iter().any(|gap| reason.is(gap));
-        self.is("gap") && self.fields.reason.is_some_and(is_one)
+fn is_denied(fields: &Fields<'_>) -> bool {
+    fields.decision.is_some_and(|decision| decision.is("deny"))
+}
+
+fn is_hole(fields: &Fields<'_>, line: &str) -> bool {
+    let kind = fields.kind.map(Text::decoded).unwrap_or_default();
+    match &*kind {
+        "request" => {
+            fields.key_id.is_none() && is_denied(fields) && fields.reason.is_some_and(|own| names_nobody(own.raw()))
+        }
+        "summary" => UNNAMED.iter().any(|why| line.contains(&format!("\"{}\":", why.as_str()))),
+        "start" => line.contains(POWER_LOSS),
+        "change" | "connection" | "seal" => false,
+        // A gap, or what only a newer version can read.
+        _ => true,
     }
+}
+
+fn names_nobody(reason: &str) -> bool {
+    UNNAMED.iter().any(|why| why.as_str() == reason)
 }
 
 // === impl Latest ===
 
 impl Latest {
-    /// Adds a line. Of two calls that ended at the same moment the one that was recorded later counts.
+    /// Adds a line's call. Of two that ended at the same moment the one that was recorded later counts.
     pub fn add(&mut self, told: &Told<'_>) {
-        let Some(key) = told.key() else { return };
-        let latest = self.calls.entry((key, !told.is_denied()));
-        let kept = latest.or_insert_with(|| Kept { ended_at: told.ended_at, text: String::new() });
-        if told.ended_at >= kept.ended_at {
-            kept.ended_at = told.ended_at;
-            // The room of the line before it is used again.
-            kept.text.clear();
-            kept.text.push_str(told.text);
+        let Some(key) = told.key else { return };
+        let Self { texts, calls } = self;
+        keep(calls, (key, told.is_allowed), told.place.ended_at, || Kept {
+            at: told.at,
+            ended_at: told.place.ended_at,
+            seq: told.place.seq,
+            client_ip: told.client_ip,
+            journal: texts.number(&told.journal),
+            method: texts.number(told.method),
+            route: told.route.map(|route| texts.number(route)),
+            reason: told.reason.map(|reason| texts.number(reason)),
+        });
+    }
+
+    /// The numbers of a group's texts, which stay until the calls are taken.
+    pub fn numbers(&mut self, group: &Group) -> Numbers {
+        Numbers {
+            journal: self.texts.number(&group.journal),
+            texts: group.texts().map(|text| self.texts.number(text)).collect(),
+            names_nobody: group.texts().map(names_nobody).collect(),
         }
+    }
+
+    /// Adds a call of that group.
+    pub fn add_call(&mut self, seq: u64, call: &Call, numbers: &Numbers) {
+        let Some(key) = call.key else { return };
+        let Self { texts, calls } = self;
+        keep(calls, (key, call.allowed), call.ended_at, || Kept {
+            at: call.at,
+            ended_at: call.ended_at,
+            seq,
+            client_ip: call.client_ip,
+            journal: numbers.journal,
+            method: numbers.of(call.method).unwrap_or_else(|| texts.number("")),
+            route: numbers.of(call.route),
+            reason: numbers.of(call.reason),
+        });
     }
 
     pub fn len(&self) -> usize {
         self.calls.len()
     }
 
-    /// Gives the lines, and forgets them.
-    pub fn take(&mut self) -> impl Iterator<Item = String> + use<> {
-        std::mem::take(&mut self.calls).into_values().map(|kept| kept.text)
+    /// Gives the calls, and forgets them.
+    pub fn take(&mut self) -> impl Iterator<Item = (KeyId, Use)> + use<> {
+        let Self { texts, calls } = std::mem::take(self);
+        calls.into_iter().map(move |((key, allowed), kept)| {
+            let journal = texts.text(kept.journal);
+            let call = Use {
+                at: kept.at,
+                ended_at: kept.ended_at,
+                gateway: journal.split('/').next().unwrap_or_default().to_owned(),
+                journal,
+                seq: kept.seq,
+                client_ip: kept.client_ip,
+                method: texts.text(kept.method),
+                route: kept.route.map(|route| texts.text(route)),
+                allowed,
+                reason: kept.reason.map(|reason| texts.text(reason)),
+            };
+            (key, call.bounded())
+        })
     }
 }
 
-fn owned(text: Text<'_>) -> String {
-    text.decoded().into_owned()
+/// Keeps a call if no later one is known.
+fn keep(calls: &mut Calls, which: (KeyId, bool), ended_at: Timestamp, call: impl FnOnce() -> Kept) {
+    match calls.entry(which) {
+        Entry::Vacant(place) => _ = place.insert(call()),
+        Entry::Occupied(mut place) if ended_at >= place.get().ended_at => _ = place.insert(call()),
+        Entry::Occupied(_) => {}
+    }
 }

@@ -8,6 +8,7 @@ mod line;
 mod tests;
 
 use super::quiet;
+use crate::audit::recent::{Group, Record};
 use crate::audit::sinks::{self, Positions, Sink, SinkError};
 use crate::clock::{Clock, Instant, Timestamp};
 use crate::store::{Account, JournalAccount, KeyStore, StoreError, Use};
@@ -127,38 +128,62 @@ impl Reporter {
     /// # Errors
     /// The store's, when it was not asked yet what it knows.
     pub fn fold<'a>(&mut self, lines: impl IntoIterator<Item = &'a str>) -> Result<(), StoreError> {
-        if self.known.is_none() {
-            self.positions()?;
-        }
+        self.ask_once()?;
         for text in lines {
             // A whole line that this version cannot read stays unreported, and the next one's number shows that.
-            let Some(told) = Told::read(text) else { continue };
-            self.latest.add(&told);
-            self.account_of(&told).into_iter().for_each(|account| told.add_to(&mut account.journal));
-            self.is_changed = true;
+            Told::read(text).iter().for_each(|told| self.take(told));
         }
         Ok(())
     }
 
+    /// The same for the records of a group.
+    ///
+    /// # Errors
+    /// As of [`Self::fold`].
+    pub fn fold_group(&mut self, group: &Group) -> Result<(), StoreError> {
+        self.ask_once()?;
+        let numbers = self.latest.numbers(group);
+        let ended_at = |record: &Record| match record {
+            Record::Call(call) => Some(call.ended_at),
+            Record::Line(_) => None,
+        };
+        let since = group.records.iter().find_map(ended_at).unwrap_or_else(|| self.clock.now());
+        let account = account_of(&mut self.accounts, self.known.as_ref(), &group.journal, since);
+        for (seq, record) in group.after_record(0) {
+            match record {
+                Record::Call(call) => {
+                    self.latest.add_call(seq, call, &numbers);
+                    numbers.place(seq, call).add_to(&mut account.journal);
+                }
+                Record::Line(text) => Told::read(text).iter().for_each(|told| told.add_to(&mut account.journal)),
+            }
+        }
+        self.is_changed = true;
+        Ok(())
+    }
+
+    fn ask_once(&mut self) -> Result<(), StoreError> {
+        if self.known.is_none() {
+            self.positions()?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, told: &Told<'_>) {
+        self.latest.add(told);
+        told.add_to(&mut self.account_of(&told.journal, told.place.ended_at).journal);
+        self.is_changed = true;
+    }
+
     /// Moves the latest calls into their accounts.
     fn settle(&mut self) {
-        for text in self.latest.take() {
-            let Some(told) = Told::read(&text) else { continue };
-            if let (Some((key, call)), Some(account)) = (told.call(), self.account_of(&told)) {
-                account.add(key, &call);
-            }
+        for (key, call) in self.latest.take() {
+            self.account_of(&call.journal, call.ended_at).add(key, &call);
         }
     }
 
-    /// The account of a line's journal, which goes on from what the store knew.
-    fn account_of(&mut self, told: &Told<'_>) -> Option<&mut Account> {
-        if !self.accounts.contains_key(&*told.journal) {
-            let name = told.journal.to_string();
-            let known = self.known.as_ref().and_then(|known| known.get(&name)).cloned();
-            let journal = known.unwrap_or_else(|| JournalAccount::new(name.clone(), told.ended_at));
-            self.accounts.insert(name, Account::new(journal));
-        }
-        self.accounts.get_mut(&*told.journal)
+    fn account_of(&mut self, journal: &str, ended_at: Timestamp) -> &mut Account {
+        account_of(&mut self.accounts, self.known.as_ref(), journal, ended_at)
     }
 
     /// Everything that could be read back of the journals at `read_at` has been taken.
@@ -176,11 +201,9 @@ impl Reporter {
     fn take_under_way(&mut self, now: Timestamp) {
         for text in (self.under_way)() {
             // One that has just begun is in its record before long.
-            let Some(told) = Told::read(&text).filter(|told| told.ended_at.plus(UNDER_WAY_AFTER) <= now) else {
-                continue;
-            };
-            if let (Some((key, call)), Some(account)) = (told.call(), self.account_of(&told)) {
-                account.add(key, &Use { ended_at: now, reason: None, ..call });
+            let told = Told::read(&text).filter(|told| told.place.ended_at.plus(UNDER_WAY_AFTER) <= now);
+            if let Some((key, call)) = told.and_then(|told| told.call()) {
+                self.account_of(&call.journal, call.ended_at).add(key, &Use { ended_at: now, reason: None, ..call });
                 self.is_changed = true;
             }
         }
@@ -238,6 +261,19 @@ impl Reporter {
     }
 }
 
+/// The account of a journal, which goes on from what the store knew.
+fn account_of<'a>(
+    accounts: &'a mut BTreeMap<String, Account>,
+    known: Option<&BTreeMap<String, JournalAccount>>,
+    journal: &str,
+    since: Timestamp,
+) -> &'a mut Account {
+    accounts.entry(journal.to_owned()).or_insert_with(|| {
+        let known = known.and_then(|known| known.get(journal)).cloned();
+        Account::new(known.unwrap_or_else(|| JournalAccount::new(journal.to_owned(), since)))
+    })
+}
+
 /// As the store says it, in a sink's words.
 fn again(error: StoreError) -> SinkError {
     SinkError::later(error.to_string())
@@ -264,6 +300,15 @@ impl Sink for Reporter {
     /// Takes them; the store has them once it was told, and where to go on after a restart is what it has.
     fn deliver(&mut self, batch: &[sinks::Line]) -> Result<(), SinkError> {
         self.fold(batch.iter().map(|line| &*line.text)).map_err(again)?;
+        if self.is_due() { Ok(self.hand_over()?) } else { Ok(()) }
+    }
+
+    fn takes_groups(&self) -> bool {
+        true
+    }
+
+    fn deliver_group(&mut self, group: &Group) -> Result<(), SinkError> {
+        self.fold_group(group).map_err(again)?;
         if self.is_due() { Ok(self.hand_over()?) } else { Ok(()) }
     }
 

@@ -1,6 +1,7 @@
 //! What the store is told of lines of a journal.
 
 use super::*;
+use crate::audit::recent::tests::both_forms;
 use crate::audit::segment::{self, Kind};
 use crate::clock::Hand;
 use crate::key::KeyId;
@@ -240,6 +241,20 @@ fn a_store_that_was_put_back_from_a_copy_is_told_again_what_it_has_lost() {
 }
 
 proptest! {
+    #[test]
+    fn what_groups_tell_is_what_their_lines_do((lines, groups) in both_forms()) {
+        let told = |fold: &dyn Fn(&mut Reporter)| {
+            let store = Arc::new(MemoryStore::default());
+            let (mut reporter, _) = reporter(&store);
+            fold(&mut reporter);
+            reporter.settle();
+            reporter.accounts
+        };
+        let by_lines = told(&|reporter| reporter.fold(lines.iter().map(String::as_str)).unwrap());
+        let by_groups = told(&|reporter| groups.iter().for_each(|group| reporter.fold_group(group).unwrap()));
+        prop_assert_eq!(by_groups, by_lines);
+    }
+
     /// Whatever the lines and however they come in batches, the store has what a plain fold over all calls gives.
     #[test]
     fn the_last_uses_are_those_of_a_plain_fold(

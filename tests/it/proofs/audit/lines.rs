@@ -1,10 +1,8 @@
 //! The journal's lines as they lie in the files, read by what the page on the audit format says and by nothing of the program.
 
-use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 const CRC_MEMBER: &str = ",\"crc\":\"";
@@ -144,7 +142,7 @@ fn segments(slot: &Path) -> Vec<(u64, PathBuf)> {
     paths.sort();
     for path in paths {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        let first = name.strip_suffix(".ndjson.gz").or_else(|| name.strip_suffix(".ndjson"));
+        let first = name.strip_suffix(".ndjson.zst").or_else(|| name.strip_suffix(".ndjson"));
         if let Some(first) = first.and_then(|digits| digits.parse().ok()) {
             segments.entry(first).or_insert(path);
         }
@@ -154,11 +152,8 @@ fn segments(slot: &Path) -> Vec<(u64, PathBuf)> {
 
 fn text(path: &Path) -> String {
     let bytes = std::fs::read(path).unwrap();
-    if path.extension().is_some_and(|extension| extension == "gz") {
-        let mut text = String::new();
-        MultiGzDecoder::new(&*bytes).read_to_string(&mut text).unwrap();
-        return text;
-    }
+    let is_compressed = path.extension().is_some_and(|extension| extension == "zst");
+    let bytes = if is_compressed { zstd::stream::decode_all(&*bytes).unwrap() } else { bytes };
     String::from_utf8_lossy(&bytes).into_owned()
 }
 

@@ -1,4 +1,4 @@
-//! A hash for the texts of a batch, where the library's costs more than everything else that is done to a record.
+//! A hash for what is looked up for each record, where the library's costs more than everything else that is done to it.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -60,6 +60,12 @@ impl Hasher for Folding {
     #[inline]
     fn write_u64(&mut self, number: u64) {
         self.add(number);
+    }
+
+    #[inline]
+    fn write_u128(&mut self, number: u128) {
+        self.add(number as u64);
+        self.add((number >> 64) as u64);
     }
 
     #[inline]
