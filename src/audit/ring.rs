@@ -14,7 +14,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes of records in a ring: what the writer can be late by, some 20,000 records.
+/// Bytes of records in a ring: what the writer can be late by, some 24,000 records.
 pub const RING_BYTES: u64 = 8 * 1024 * 1024;
 const RING_WORDS: usize = RING_BYTES as usize / WORD;
 /// A slot: its state, the length of what it holds, and the bytes of one record.

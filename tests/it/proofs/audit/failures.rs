@@ -14,7 +14,7 @@ const DISK_BYTES: u64 = 96 * 1024 * 1024;
 /// The load before, during and after the failure.
 const WHILE: Duration = Duration::from_millis(300);
 /// What must be answered while records are dropped: more than all buffers hold.
-const DROPPED_MIN: usize = 20_000;
+const DROPPED_MIN: usize = 35_000;
 
 /// What fails.
 #[derive(Clone, Copy, Debug)]
