@@ -9,7 +9,10 @@ mod proofs;
 
 use proofs::failover::{self, End};
 use proofs::revocation::{self, Fleet};
-use proofs::{audit, chaos, deaths, history, index, large_bodies, many_keys, matrix, outage, partition, slow_clients};
+use proofs::{
+    audit, certificates, chaos, deaths, history, index, large_bodies, many_keys, matrix, outage, partition,
+    slow_clients,
+};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -152,6 +155,12 @@ fn chaos_no_ended_key_is_accepted_whatever_fails() {
     let minutes = number("KEYGATE_CHAOS_MINUTES").unwrap_or(5);
     let seed = number("KEYGATE_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..));
     chaos::prove(&chaos::Run { seed, length: Duration::from_secs(60 * minutes), pace: Duration::from_millis(10) });
+}
+
+#[test]
+fn certificates_are_swapped_100_times_under_load_and_no_request_fails() {
+    let _alone = alone();
+    certificates::prove(100);
 }
 
 /// Each way to end, fifteen times.

@@ -24,7 +24,7 @@ mod serve;
 mod store;
 mod when;
 
-use crate::config::Config;
+use crate::config::{Config, Purpose};
 use crate::store::StoreError;
 use clap::{Parser, Subcommand};
 use output::Output;
@@ -95,7 +95,7 @@ pub fn main() -> ExitCode {
 type Failure = Box<dyn std::error::Error>;
 
 fn with_config(path: &Path, run: impl FnOnce(&Config) -> Result<ExitCode, Failure>) -> ExitCode {
-    match Config::load(path) {
+    match Config::load_for(Purpose::Command, path) {
         Ok(config) => run(&config).unwrap_or_else(|failure| report(failure.as_ref())),
         Err(errors) => {
             say!("{errors}");

@@ -2,6 +2,7 @@
 
 mod tls;
 
+use super::Purpose;
 use super::diagnostics::Diagnostic;
 use super::reader::{Located, Section};
 use super::sections::socket_address;
@@ -14,8 +15,19 @@ use std::path::Path;
 /// What an address on the file system begins with.
 const UNIX: &str = "unix:";
 
-/// `[[listen]]`. Paths are relative to `dir`; `trusted` are `[client_ip] trusted_proxies`.
-pub fn listen(root: &mut Section<'_, '_>, admin: SocketAddr, dir: &Path, trusted: &Networks) -> Vec<Listen> {
+/// What else decides about listeners.
+pub struct Surroundings<'a> {
+    pub admin: SocketAddr,
+    /// To which paths are relative.
+    pub dir: &'a Path,
+    /// `[client_ip] trusted_proxies`
+    pub trusted: &'a Networks,
+    pub purpose: Purpose,
+}
+
+/// `[[listen]]`.
+pub fn listen(root: &mut Section<'_, '_>, around: &Surroundings<'_>) -> Vec<Listen> {
+    let Surroundings { admin, dir, trusted, purpose } = *around;
     let mut known: Vec<Located<Address>> = Vec::new();
     let mut listens = Vec::new();
     let given = root.has("listen");
@@ -36,7 +48,7 @@ pub fn listen(root: &mut Section<'_, '_>, admin: SocketAddr, dir: &Path, trusted
             if let Address::Unix(_) = address.value {
                 refuse_tls(&mut section);
             }
-            let tls = tls::tls(&mut section, protocols, dir);
+            let tls = tls::tls(&mut section, protocols, dir, purpose);
             let proxies = proxies.is_some().then(|| trusted.clone());
             listens.push(Listen { address: address.value.clone(), protocols, proxies, tls });
             known.push(address);

@@ -51,6 +51,16 @@ pub struct Config {
     pub admin: admin::Settings,
 }
 
+/// What a configuration is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To serve, or to say whether that would do: everything that is named must be there.
+    Serve,
+    /// For a command about keys or records. It needs no certificate of a listener, which may be just being replaced, and whose
+    /// key the command's user may not be allowed to read.
+    Command,
+}
+
 /// What to do where the file is not there.
 const NO_FILE: &str =
     "there is no such file; say where it is with --config or KEYGATE_CONFIG. `keygate demo` needs none";
@@ -58,11 +68,19 @@ const NO_FILE: &str =
 // === impl Config ===
 
 impl Config {
-    /// Reads the file at `path`.
+    /// Reads the file at `path`, to serve.
     ///
     /// # Errors
     /// [`Diagnostics`], all at once.
     pub fn load(path: &Path) -> Result<Self, Diagnostics> {
+        Self::load_for(Purpose::Serve, path)
+    }
+
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    /// [`Diagnostics`], all at once.
+    pub fn load_for(purpose: Purpose, path: &Path) -> Result<Self, Diagnostics> {
         let unreadable = |message: String| Diagnostics::unreadable(path, message);
         let bytes = read_bounded(path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => unreadable(NO_FILE.to_owned()),
@@ -75,14 +93,18 @@ impl Config {
             let at = error.utf8_error().valid_up_to();
             unreadable(format!("not UTF-8 at byte {at}; save it as UTF-8"))
         })?;
-        Self::parse(&text, path)
+        Self::parse_for(purpose, &text, path)
     }
 
-    /// Reads `text` as the file at `path`, to whose directory relative paths are relative.
+    /// Reads `text` as the file at `path`, to whose directory relative paths are relative, to serve.
     ///
     /// # Errors
     /// [`Diagnostics`], all at once.
     pub fn parse(text: &str, path: &Path) -> Result<Self, Diagnostics> {
+        Self::parse_for(Purpose::Serve, text, path)
+    }
+
+    fn parse_for(purpose: Purpose, text: &str, path: &Path) -> Result<Self, Diagnostics> {
         let report = Report::default();
         let (document, errors) = DeTable::parse_recoverable(text);
         for error in errors {
@@ -91,7 +113,7 @@ impl Config {
         // What follows a syntax error is guesswork: meaning is judged only in a file that parses.
         let config = report.is_empty().then(|| {
             let root = Section::new(&report, "gateway.toml", 0..0, document.into_inner());
-            build(root, path, text)
+            build(root, path, text, purpose)
         });
         match config.flatten() {
             Some(config) if report.is_empty() => Ok(config),
@@ -111,11 +133,12 @@ fn short_hash(text: &str) -> String {
     Digest::of(text.as_bytes()).to_string().trim_start_matches("sha256:").chars().take(16).collect()
 }
 
-fn build(mut root: Section<'_, '_>, path: &Path, text: &str) -> Option<Config> {
+fn build(mut root: Section<'_, '_>, path: &Path, text: &str, purpose: Purpose) -> Option<Config> {
     let dir = path.parent().map(Path::to_owned).unwrap_or_default();
     let admin = sections::admin(root.table("admin"));
     let trusted_proxies = sections::client_ip(root.table("client_ip"));
-    let listen = listen::listen(&mut root, admin.address, &dir, &trusted_proxies);
+    let surroundings = listen::Surroundings { admin: admin.address, dir: &dir, trusted: &trusted_proxies, purpose };
+    let listen = listen::listen(&mut root, &surroundings);
     let (gateway_id, workers) = sections::gateway(root.table("gateway"));
     let store = key_store::store(root.table("store"), &dir);
     let prefix = sections::keys(root.table("keys"));

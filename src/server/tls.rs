@@ -148,6 +148,8 @@ fn config(
     };
     let mut config = config.with_cert_resolver(Arc::clone(certificates) as _);
     config.alpn_protocols = settings.protocols.offered();
+    // All ciphers are strong; but who scans a server looks for an order of its own.
+    config.ignore_client_order = true;
     config.ticketer = Arc::clone(tickets);
     // Sessions are in the clients' tickets alone: workers share nothing that they would have to lock.
     config.session_storage = Arc::new(NoServerSessionStorage {});

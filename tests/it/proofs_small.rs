@@ -2,7 +2,9 @@
 
 use crate::proofs::audit::failures::Failure;
 use crate::proofs::revocation::{self, Fleet};
-use crate::proofs::{audit, chaos, deaths, history, index, large_bodies, many_keys, outage, slow_clients};
+use crate::proofs::{
+    audit, certificates, chaos, deaths, history, index, large_bodies, many_keys, outage, slow_clients,
+};
 use std::time::Duration;
 
 #[test]
@@ -46,6 +48,11 @@ fn a_question_about_a_key_and_a_day_reads_little_of_the_journal() {
     };
     index::prove(&plain);
     index::prove(&index::Size { records: 250_000, compressed: true, bytes_per_record_max: 32 * 1024, ..plain });
+}
+
+#[test]
+fn certificates_are_swapped_under_load_and_no_request_fails() {
+    certificates::prove(3);
 }
 
 #[test]

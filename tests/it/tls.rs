@@ -1,6 +1,13 @@
 //! TLS towards clients: what is agreed on, with whom, and what never becomes a connection.
 
+mod clients;
+mod cut;
+mod hellos;
 mod names;
+mod replaced;
+mod scan;
+mod sessions;
+mod wire;
 
 use crate::harness::client::head;
 use crate::harness::{Authority, Client, Gateway, Http2, Key, Pair, TlsClient, Upstream, eventually};
@@ -9,7 +16,6 @@ use std::process::Command;
 /// A gateway with TLS for `erp.example` before an upstream, a key, and a client that trusts it.
 struct Scene {
     authority: Authority,
-    #[allow(dead_code, reason = "replaced by tests of its own")]
     pair: Pair,
     upstream: Upstream,
     gateway: Gateway,

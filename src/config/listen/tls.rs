@@ -1,5 +1,6 @@
 //! `tls` in `[[listen]]`: certificates, whose names say for which hosts they are, and who may connect.
 
+use crate::config::Purpose;
 use crate::config::diagnostics::Diagnostic;
 use crate::config::reader::{Located, Section};
 use crate::server::Protocols;
@@ -15,8 +16,8 @@ struct Written {
     key: Located<String>,
 }
 
-/// Reads `tls`, and the files that it names: a mistake in them is one of this file.
-pub fn tls(section: &mut Section<'_, '_>, protocols: Protocols, dir: &Path) -> Option<Arc<Tls>> {
+/// Reads `tls`, and to serve the files that it names: a mistake in them is one of this file.
+pub fn tls(section: &mut Section<'_, '_>, protocols: Protocols, dir: &Path, purpose: Purpose) -> Option<Arc<Tls>> {
     let raw = section.take("tls")?;
     let mut table = section.as_section("tls", raw);
     let mistakes = table.report().len();
@@ -46,7 +47,7 @@ pub fn tls(section: &mut Section<'_, '_>, protocols: Protocols, dir: &Path) -> O
     };
     let (report, span) = (table.report(), table.span.clone());
     table.finish();
-    if report.len() > mistakes {
+    if report.len() > mistakes || purpose == Purpose::Command {
         return None;
     }
     let loaded = Tls::load(settings);

@@ -173,6 +173,14 @@ impl Client {
         rest
     }
 
+    /// What comes next, as soon as there is something.
+    pub fn some(&mut self) -> Vec<u8> {
+        let some = self.reader.fill_buf().expect("the connection goes on").to_vec();
+        assert!(!some.is_empty(), "the connection goes on");
+        self.reader.consume(some.len());
+        some
+    }
+
     /// How the connection ends: with all bytes until then, or an error.
     pub fn end(&mut self) -> io::Result<Vec<u8>> {
         let mut rest = Vec::new();

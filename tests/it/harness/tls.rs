@@ -78,8 +78,19 @@ impl Authority {
         Pair { cert: dir.join(cert), key: dir.join(key) }
     }
 
+    /// The same with a clock that is set off, as `faketime` takes it, such as `-3d`.
+    pub fn issue_at(&self, offset: &str, file: &str, names: &str, more: &[&str]) -> Pair {
+        let own = ["-extensions", "member", "-CA", "ca.pem", "-CAkey", "ca.key"];
+        let mut command = Command::new("faketime");
+        command.args(["-f", offset, "openssl"]);
+        self.make_by(command, file, file, names, &[&own[..], more].concat())
+    }
+
     fn make(&self, file: &str, subject: &str, names: &str, more: &[&str]) -> Pair {
-        let mut command = Command::new("openssl");
+        self.make_by(Command::new("openssl"), file, subject, names, more)
+    }
+
+    fn make_by(&self, mut command: Command, file: &str, subject: &str, names: &str, more: &[&str]) -> Pair {
         command.args(["req", "-x509", "-config", "openssl.cnf", "-days", "2", "-noenc", "-subj"]);
         command.arg(format!("/CN={subject}"));
         if !more.contains(&"-newkey") {
@@ -87,7 +98,7 @@ impl Authority {
         }
         command.args(["-keyout", &format!("{file}.key"), "-out", &format!("{file}.pem")]).args(more);
         let output = command.current_dir(self.dir.path()).env("NAMES", names).output();
-        let output = output.expect("install openssl: apt-get install openssl");
+        let output = output.expect("install openssl and faketime: apt-get install openssl faketime");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let [cert, key] = ["pem", "key"].map(|kind| self.dir.path().join(format!("{file}.{kind}")));
         Pair { cert, key }

@@ -1,6 +1,7 @@
 //! Proofs in two sizes: small in every test run, at full size in `tests/run heavy`.
 
 pub mod audit;
+pub mod certificates;
 pub mod chaos;
 pub mod deaths;
 pub mod failover;
