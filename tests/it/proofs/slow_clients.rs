@@ -3,10 +3,10 @@
 
 use super::process::{pss, watch_peak};
 use crate::harness::http2::{self, END_STREAM, Wire, kind};
-use crate::harness::{Authority, Gateway, Key, PATIENCE, Reply, Upstream};
-use std::io::Write as _;
+use crate::harness::{Authority, Gateway, Key, Reply, Upstream};
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,7 @@ handshake_timeout = "2s"
 body_idle = "2s"
 write_stall = "2s"
 idle_timeout = "3s"
+upstream_connect = "10s"
 upstream_requests_max = 4096
 
 [[routes]]
@@ -54,10 +55,13 @@ struct Attack {
     begin: Begin,
 }
 
+/// `slowhttptest`, attacking; it opens each connection once, and ends by itself when the last has ended. Dropped: ended.
+struct Tool(Child);
+
 enum Begin {
-    /// `slowhttptest` with these options, at this path. It ends by itself when the last connection does.
+    /// `slowhttptest` with these options, at this path.
     Tool(&'static [&'static str], &'static str),
-    /// The same; one that does not read never learns that its connection has ended.
+    /// The same, but it never ends by itself: whoever does not read never learns that the connection has ended.
     BlindTool(&'static [&'static str], &'static str),
     /// Connects, sends this, and no more.
     Sent(fn(&mut Wire)),
@@ -219,25 +223,24 @@ impl Attack {
     fn run(&self, gateway: &Gateway, connections: usize, counted: f64) -> Duration {
         let began = Instant::now();
         let wanted = counted + connections as f64;
-        let mut held = Vec::new();
-        match self.begin {
-            Begin::Tool(options, path) => {
-                let told = run_tool(gateway, options, path, connections);
-                assert!(told.contains("No open connections left"), "{options:?}: {told}");
-            }
-            Begin::BlindTool(options, path) => _ = run_tool(gateway, options, path, connections),
-            Begin::Sent(act) => held.extend((0..connections).map(|_| begun(gateway.address, act))),
-            Begin::SentToTls(act) => held.extend((0..connections).map(|_| begun(gateway.tls_address(), act))),
-        }
-        let opened = began.elapsed();
+        let start = |options, path| Tool::start(gateway, options, path, connections);
+        let at = |address, act: fn(&mut Wire)| (0..connections).map(|_| begun(address, act)).collect();
+        let (tool, mut held): (_, Vec<Wire>) = match self.begin {
+            Begin::Tool(options, path) | Begin::BlindTool(options, path) => (Some(start(options, path)), Vec::new()),
+            Begin::Sent(act) => (None, at(gateway.address, act)),
+            Begin::SentToTls(act) => (None, at(gateway.tls_address(), act)),
+        };
+        let bound = began.elapsed() + DEADLINE + SLACK + PACE * 2 * connections as u32;
         while gateway.metric(self.counter) < wanted {
-            let late = began.elapsed() > opened + DEADLINE + SLACK;
-            assert!(!late, "{}: {} of {wanted} are counted", self.name, gateway.metric(self.counter));
+            let counted = gateway.metric(self.counter);
+            assert!(began.elapsed() < bound, "{}: {counted} of {wanted} are counted", self.name);
             std::thread::sleep(Duration::from_millis(50));
         }
         let took = began.elapsed();
-        for wire in &mut held {
-            wire.rest();
+        held.iter_mut().for_each(|wire| _ = wire.rest());
+        if let (Begin::Tool(..), Some(tool)) = (&self.begin, tool) {
+            let told = tool.told();
+            assert!(told.contains("No open connections left"), "{}: {told}", self.name);
         }
         took
     }
@@ -249,20 +252,30 @@ fn begun(address: SocketAddr, act: fn(&mut Wire)) -> Wire {
     wire
 }
 
-/// Runs the tool, and gives what it says. It opens each connection once.
-fn run_tool(gateway: &Gateway, options: &[&str], path: &str, connections: usize) -> String {
-    let count = connections.to_string();
-    let url = format!("http://{}{path}", gateway.address);
-    let bound = (DEADLINE * 4).as_secs().to_string();
-    let output = Command::new("timeout")
-        .args([&(PATIENCE.as_secs() * 3).to_string(), "slowhttptest"])
-        .args(options)
-        .args(["-c", &count, "-r", &count, "-l", &bound, "-p", "5", "-v", "1", "-u", &url])
-        .output()
-        .unwrap();
-    let is_missing = output.status.code() == Some(127);
-    assert!(!is_missing, "slowhttptest is missing: apt-get install slowhttptest");
-    String::from_utf8_lossy(&output.stdout).into_owned()
+// === impl Tool ===
+
+impl Tool {
+    fn start(gateway: &Gateway, options: &[&str], path: &str, connections: usize) -> Self {
+        let (count, url) = (connections.to_string(), format!("http://{}{path}", gateway.address));
+        let mut command = Command::new("slowhttptest");
+        command.args(options).args(["-c", &count, "-r", &count, "-l", "60", "-p", "5", "-v", "1", "-u", &url]);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        Self(child.expect("slowhttptest is missing: apt-get install slowhttptest"))
+    }
+
+    /// Waits for its end, and gives what it said.
+    fn told(mut self) -> String {
+        let mut told = String::new();
+        self.0.stdout.take().unwrap().read_to_string(&mut told).unwrap();
+        told
+    }
+}
+
+impl Drop for Tool {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
 }
 
 /// Runs `work` while some go on asking as they should.
