@@ -205,7 +205,9 @@ fn passes<'a>(case: &'a Desync, upstream: &Upstream, gateway: &Gateway) -> Optio
     // Read in every case: a request that is still on its way would be taken for the next one's.
     let answer = client.try_read(&case.method);
     let is_refused = must_refuse && answer.is_some_and(|answer| answer.status == 400);
-    assert!(!is_refused || client.is_closed(), "still open after {case:?}");
+    // A head that is none has a body in its answer, whatever its first word says.
+    let is_closed = is_refused && client.end().is_ok_and(|rest| rest.is_empty() || case.method == "HEAD");
+    assert!(!is_refused || is_closed, "still open after {case:?}");
     drop(client);
     let received = upstream.received().split_off(before);
     assert!(received.len() <= usize::from(!is_refused), "{case:?}: {received:#?}");
