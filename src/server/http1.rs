@@ -17,7 +17,6 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming as HyperBody;
 use hyper::server::conn::http1;
 use hyper::service::HttpService;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
@@ -37,9 +36,6 @@ pub async fn serve(greeted: Greeted, registered: Registered, serving: Serving) {
     let io = TokioIo::new(WatchedStream::new(stream, read, Rc::clone(&state)));
     let handler = hyper::service::service_fn(move |request: Request<HyperBody>| {
         let guard = state.begin_exchange(request.version());
-        if request.extensions().get::<OnUpgrade>().is_some() {
-            state.expect_upgrade();
-        }
         let (service, downstream) = (Rc::clone(&service), Rc::clone(&downstream));
         let in_flight = Rc::clone(state.in_flight());
         async move {
@@ -135,17 +131,6 @@ where
         }
     }
 
-    /// Where an upgrade was asked for and did not come about, the library ends a connection without flushing it. Polled again it
-    /// does, and closes it as any other.
-    fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
-        let result = self.connection.as_mut().poll(cx);
-        let state = &self.registered.state;
-        if matches!(result, Poll::Ready(Ok(()))) && !state.has_tunnel() && state.take_expected_upgrade() {
-            return self.connection.as_mut().poll(cx);
-        }
-        result
-    }
-
     /// The library has given the connection up.
     fn end(&self, result: hyper::Result<()>) -> Ended {
         let state = &self.registered.state;
@@ -201,7 +186,7 @@ where
         if this.registered.state.is_evicted() {
             return Poll::Ready(Ended::Closed(Some(Cause::Evicted)));
         }
-        if let Poll::Ready(result) = this.poll_connection(cx) {
+        if let Poll::Ready(result) = this.connection.as_mut().poll(cx) {
             return Poll::Ready(this.end(result));
         }
         this.deadline.poll(&this.registered.state, &this.limits, cx).map(|expiry| {

@@ -35,8 +35,6 @@ pub struct ConnState {
     ends_by_close: Cell<bool>,
     /// HTTP/1.1: what the connection carries once the head of a 101 is out.
     tunnel: RefCell<Option<Box<Tunnel>>>,
-    /// HTTP/1.1: the library was asked for an upgrade.
-    expects_upgrade: Cell<bool>,
     /// HTTP/2: what is being served on each stream.
     streams: RefCell<Vec<Option<Rc<InFlight>>>>,
 }
@@ -191,7 +189,6 @@ impl ConnState {
             reset: Cell::new(false),
             ends_by_close: Cell::new(false),
             tunnel: RefCell::default(),
-            expects_upgrade: Cell::new(false),
             streams: RefCell::default(),
         }
     }
@@ -237,18 +234,6 @@ impl ConnState {
             None => streams.push(Some(Rc::clone(&in_flight))),
         }
         StreamGuard { state: Rc::clone(self), index, in_flight }
-    }
-
-    pub fn expect_upgrade(&self) {
-        self.expects_upgrade.set(true);
-    }
-
-    pub fn take_expected_upgrade(&self) -> bool {
-        self.expects_upgrade.take()
-    }
-
-    pub fn has_tunnel(&self) -> bool {
-        self.tunnel.borrow().is_some()
     }
 
     /// What the connection becomes, once the library is done with it.
