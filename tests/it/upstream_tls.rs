@@ -10,7 +10,7 @@ use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 const HERE: &str = "IP:127.0.0.1";
 const SECURED: [Speaks; 2] = [Speaks::H1Tls, Speaks::H2Tls];
@@ -189,10 +189,11 @@ fn an_upstream_that_speaks_something_else_is_named_as_such() {
     let plain = serve(|mut stream| {
         _ = stream.read(&mut [0; 1024]);
         _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        _ = stream.read_to_end(&mut Vec::new());
     });
     refuses(&before(plain, &trusted), "what answers there does not speak TLS");
     let gateway = Gateway::builder().workers(1).live_at(plain).upstream("protocol = \"h2\"").start();
-    refuses(&gateway, "speak HTTP/2");
+    refuses(&gateway, "what answers there does not speak HTTP/2");
     let builder = |address: SocketAddr| {
         let builder = Gateway::builder().workers(1).live_url(format!("https://{address}"));
         builder.upstream(&format!("protocol = \"h2\"\ntls = {{ {trusted} }}"))
@@ -205,6 +206,57 @@ fn an_upstream_that_speaks_something_else_is_named_as_such() {
     refuses(&builder(silent.address).start(), "the server did not agree to HTTP/2 (ALPN)");
     // Unless it must be HTTP/2, a server that knows no ALPN speaks what it always has.
     assert_eq!(ask(&before(silent.address, &trusted)).status, 200);
+}
+
+/// It leaves a connection of HTTP/1.1 when asked to, and echoes then. What it agreed to speak on others is told to `spoken`.
+fn able_to_both(pair: &Pair, spoken: Arc<Mutex<Vec<String>>>) -> SocketAddr {
+    let mut config = ServerConfig::clone(&server_config(pair, false));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let config = Arc::new(config);
+    serve(move |stream| {
+        let mut stream = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
+        let (mut head, mut byte) = (Vec::new(), [0]);
+        while !head.ends_with(b"\r\n\r\n") {
+            let Ok(1) = stream.read(&mut byte) else { return };
+            head.push(byte[0]);
+        }
+        let agreed = String::from_utf8_lossy(stream.conn.alpn_protocol().unwrap_or_default()).into_owned();
+        spoken.lock().unwrap().push(agreed.clone());
+        if agreed == "http/1.1" {
+            _ = stream.write_all(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: example/1\r\n\r\n");
+            let mut bytes = [0; 5];
+            stream.read_exact(&mut bytes).unwrap();
+            stream.write_all(&bytes).unwrap();
+            stream.flush().unwrap();
+            _ = stream.read(&mut byte);
+        }
+    })
+}
+
+#[test]
+fn an_upgrade_has_a_connection_of_its_own_though_the_upstream_would_speak_http2() {
+    const ROUTE: &str = "[[routes]]\npath = \"/v1/sockets\"\nupstream = \"erp\"\nread = \"orders:read\"\n\
+                         write = \"orders:write\"\nupgrades = [\"example/1\"]";
+    let authority = Authority::new();
+    let spoken: Arc<Mutex<Vec<String>>> = Arc::default();
+    let address = able_to_both(&authority.issue("erp", HERE), Arc::clone(&spoken));
+    let builder = Gateway::builder().workers(1).live_url(format!("https://{address}")).toml(ROUTE);
+    let gateway = builder.upstream(&format!("tls = {{ {} }}", ca(&authority.ca()))).start();
+    let key = gateway.key(&["orders:read", "orders:write"]);
+    let answer = gateway.client().request("GET", "/v1/sockets", &[&key.bearer()]);
+    assert_eq!(
+        (answer.status, spoken.lock().unwrap().clone()),
+        (502, vec!["h2".to_owned()]),
+        "it says no more than that"
+    );
+    let mut client = gateway.client();
+    let lines = [&*key.bearer(), "Connection: upgrade", "Upgrade: example/1"];
+    client.send(client::head("GET", "/v1/sockets", &lines));
+    assert_eq!(client.read_one("GET").unwrap().status, 101);
+    client.send("hello");
+    let mut echoed = [0; 5];
+    client.stream().read_exact(&mut echoed).unwrap();
+    assert_eq!((&echoed, spoken.lock().unwrap().last().unwrap().as_str()), (b"hello", "http/1.1"));
 }
 
 #[test]
@@ -220,12 +272,14 @@ fn an_upstream_that_does_not_answer_the_handshake_is_given_up_in_time() {
 fn an_upstream_that_answers_again_is_told_too() {
     let authority = Authority::new();
     let pair = authority.issue("erp", HERE);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    // Taken, and not listened on yet.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
     let gateway = before(address, &ca(&authority.ca()));
     refuses(&gateway, "Connection refused");
-    let listener = TcpListener::bind(address).unwrap();
+    socket.listen(16).unwrap();
+    let listener = TcpListener::from(socket);
     let config = server_config(&pair, false);
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {

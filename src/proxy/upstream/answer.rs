@@ -12,7 +12,7 @@ pub enum Answer {
     /// On a connection of its own.
     Http1(conversation::Conversation),
     /// On a stream of a shared one.
-    Http2(Box<http2::conversation::Conversation>, Slot),
+    Http2(http2::conversation::Conversation, Slot),
 }
 
 // === impl Answer ===

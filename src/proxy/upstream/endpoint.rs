@@ -169,7 +169,7 @@ impl EndpointPool {
     pub fn note_failure(&self, words: &str) {
         let Endpoint { host, port, .. } = &self.endpoint;
         let mut failing = self.failing.borrow_mut();
-        if !failing.as_ref().is_some_and(|known| known.words == words) {
+        if failing.as_ref().is_none_or(|known| known.words != words) {
             tracing::warn!(upstream = &*self.upstream, host, port, error = words, "cannot connect to an upstream");
         }
         *failing = Some(Failing { words: words.to_owned(), at: monotonic() });

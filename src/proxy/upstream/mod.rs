@@ -179,7 +179,7 @@ impl Pool {
             let (failure, may_again) = match usable {
                 Usable::Shared(place) => match http2::conversation::begin(place, &mut sending, to_head).await {
                     Ok((response, conversation)) => {
-                        return Ok((response, Answer::Http2(Box::new(conversation), slot)));
+                        return Ok((response, Answer::Http2(conversation, slot)));
                     }
                     Err(failure) => {
                         let may_again = failure.is_unprocessed() && sending.is_untouched();

@@ -1,8 +1,8 @@
 //! Frames that are no response: none reaches a client as a good one, and the next request works.
 
 use crate::harness::http2::{END_STREAM, block_of, frame, kind};
-use crate::harness::liar::{GOOD, Liar, Lie, Then, data, go_away, head, reset};
-use crate::harness::{Gateway, Key, Response, client};
+use crate::harness::liar::{GOOD, Liar, Lie, Then, data, go_away, good, head, reset};
+use crate::harness::{Gateway, Http2, Key, Response, client};
 use crate::proofs::process::watch_peak;
 use std::time::Instant;
 
@@ -134,7 +134,7 @@ impl Scene {
         let liar = Liar::start();
         let limits = "[limits]\nbody_idle = \"1s\"\nupstream_head = \"1s\"\nupstream_idle = \"60s\"";
         let builder = Gateway::builder().workers(1).live_at(liar.address).upstream("protocol = \"h2\"").toml(limits);
-        let gateway = builder.start();
+        let gateway = builder.listen("protocols = [\"h1\", \"h2\"]").start();
         let key = gateway.key(&["orders:read", "orders:write"]);
         Self { liar, gateway, key }
     }
@@ -273,6 +273,18 @@ fn an_upstream_that_does_not_live_any_more_is_given_up_before_the_deadline() {
     assert_eq!((answer.unwrap().status, heads.len()), (502, 1));
     assert!((8..20).contains(&asked.elapsed().as_secs()), "{:?}", asked.elapsed());
     scene.answers_well("its end");
+}
+
+#[test]
+fn hints_pass_to_a_client_of_http2() {
+    const HINT: &[(&str, &str)] = &[(":status", "103"), ("link", "</a.css>; rel=preload")];
+    let scene = Scene::new();
+    scene.liar.tell(|id| [head(id, HINT, 0), good(id)].concat(), Then::GoOn);
+    let mut client = Http2::connect(scene.gateway.address);
+    let mut exchange = client.begin("GET", &scene.gateway.path("orders"), &[&scene.key.bearer()], true);
+    let hint = exchange.interim().unwrap();
+    assert_eq!((hint.status().as_u16(), &hint.headers()["link"]), (103, "</a.css>; rel=preload"));
+    assert_eq!(exchange.answer().unwrap().text(), GOOD);
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub async fn begin(
     let mut interim = 0;
     let head = poll_fn(|cx| {
         send_on(&mut upload, cx).map_err(Failure::Body)?;
-        poll_head(&mut response, &mut interim, cx)
+        poll_head(&mut response, sending, &mut interim, cx)
     });
     let failure = match head.await {
         Ok(response) => return accept(response, upload, place, to_head).await,
@@ -110,15 +110,18 @@ fn send_on(upload: &mut Option<Upload>, cx: &mut Context<'_>) -> Result<(), Body
 
 fn poll_head(
     response: &mut ResponseFuture,
+    sending: &Sending,
     interim: &mut usize,
     cx: &mut Context<'_>,
 ) -> Poll<Result<Response<RecvStream>, Failure>> {
     while let Poll::Ready(Some(passed)) = response.poll_informational(cx) {
+        let passed = passed?;
         *interim += 1;
         // There are no other protocols to switch to (RFC 9113, section 8.6).
-        if passed?.status() == StatusCode::SWITCHING_PROTOCOLS || *interim > INTERIM_MAX {
+        if passed.status() == StatusCode::SWITCHING_PROTOCOLS || *interim > INTERIM_MAX {
             return Poll::Ready(Err(Malformed("no final response").into()));
         }
+        sending.pass_interim(passed);
     }
     std::pin::Pin::new(response).poll(cx).map_err(Failure::Http2)
 }

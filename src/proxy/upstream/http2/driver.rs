@@ -72,7 +72,7 @@ async fn open(endpoint: &Endpoint, vitals: &Rc<Vitals>) -> io::Result<Opened> {
         Connected::Http2(stream) => stream,
     };
     let handshake = builder().handshake(Watched::new(stream, Rc::clone(vitals))).await;
-    let (sender, http2) = handshake.map_err(|error| explain(endpoint, error))?;
+    let (sender, http2) = handshake.map_err(|error| explain(endpoint, vitals, error))?;
     let mut http2 = Box::new(http2);
     // None may be sent until the upstream has said how many.
     let greeted = poll_fn(|cx| match Pin::new(&mut http2).poll(cx) {
@@ -80,7 +80,7 @@ async fn open(endpoint: &Endpoint, vitals: &Rc<Vitals>) -> io::Result<Opened> {
         Poll::Pending if sender.current_max_send_streams() > 0 => Poll::Ready(Ok(())),
         Poll::Pending => Poll::Pending,
     });
-    greeted.await.map_err(|error| explain(endpoint, error))?;
+    greeted.await.map_err(|error| explain(endpoint, vitals, error))?;
     Ok(Opened::Http2(sender, http2))
 }
 
@@ -101,10 +101,13 @@ fn builder() -> Builder {
 }
 
 /// What is wrong with an upstream that breaks off before it has said how many requests it takes.
-fn explain(endpoint: &Endpoint, error: h2::Error) -> io::Error {
+fn explain(endpoint: &Endpoint, vitals: &Vitals, error: h2::Error) -> io::Error {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    if let (Some(secured), Some(error)) = (&endpoint.secured, vitals.take_failure()) {
+        return secured.explain(&error);
+    }
     if error.is_io() {
         let error = error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into());
-        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
         return match &endpoint.secured {
             Some(secured) => secured.explain(&error),
             None if matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof) => {

@@ -38,6 +38,8 @@ pub struct Vitals {
     /// Why it is to end, whatever is under way.
     condemned: Cell<Option<&'static str>>,
     driver: RefCell<Option<Waker>>,
+    /// Why TLS broke: the library keeps of it the text alone.
+    failure: RefCell<Option<io::Error>>,
 }
 
 /// A connection's bytes, watched.
@@ -66,6 +68,7 @@ impl Vitals {
             asked: Cell::new(None),
             condemned: Cell::new(None),
             driver: RefCell::new(None),
+            failure: RefCell::default(),
         })
     }
 
@@ -114,6 +117,16 @@ impl Vitals {
         if !driver.as_ref().is_some_and(|known| known.will_wake(waker)) {
             *driver = Some(waker.clone());
         }
+    }
+
+    /// Why TLS broke, if it did.
+    pub fn take_failure(&self) -> Option<io::Error> {
+        self.failure.borrow_mut().take()
+    }
+
+    fn note_failure(&self, error: &io::Error) {
+        let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+        *self.failure.borrow_mut() = cause.map(|cause| io::Error::new(error.kind(), cause.clone()));
     }
 
     fn be_active(&self, now: Instant) {
@@ -177,6 +190,9 @@ impl AsyncRead for Watched {
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         if let Some(bytes) = buf.filled().get(before..).filter(|bytes| !bytes.is_empty()) {
             self.vitals.read(bytes);
+        }
+        if let Poll::Ready(Err(error)) = &result {
+            self.vitals.note_failure(error);
         }
         result
     }
