@@ -99,7 +99,16 @@ impl Pool {
         let has_own = endpoints.iter().any(|endpoint| endpoint.protocol != Protocol::Http2);
         let pool = |endpoint: &Endpoint| EndpointPool::new(Arc::clone(&name), endpoint.clone(), limits);
         let endpoints = endpoints.iter().map(pool).collect();
-        Self { name, host, endpoints, shares, has_own, next: Cell::new(0), in_flight: Cell::new(0), limits: limits.clone() }
+        Self {
+            name,
+            host,
+            endpoints,
+            shares,
+            has_own,
+            next: Cell::new(0),
+            in_flight: Cell::new(0),
+            limits: limits.clone(),
+        }
     }
 
     /// Sends a request on a connection that is there or a new one, and waits for the response's head. `to_head` says that it is
