@@ -1,6 +1,6 @@
-//! gRPC by the library that most use: what is refused is refused in gRPC's own way.
+//! gRPC by the library that most use: calls of all kinds, and what is refused in gRPC's own way.
 
-use super::programs::{python, run_within};
+use super::programs::{Server, python, run_within};
 use crate::harness::{Authority, Gateway, Reply, Upstream};
 use serde_json::Value;
 use std::net::{SocketAddr, TcpListener};
@@ -65,4 +65,41 @@ fn a_refusal_reaches_a_client_over_tls() {
         (&refused[0]["status"], &refused[0]["details"]),
         (&"UNAUTHENTICATED".into(), &"This API key is not valid.".into())
     );
+}
+
+/// Every step of a client, without what the gateway says besides, and without words that the client's library chooses by chance.
+fn comparable(mut calls: Vec<Value>) -> Vec<Value> {
+    for call in &mut calls {
+        let before = call["before"].as_array_mut().unwrap();
+        before.retain(|pair| pair[0] != "x-request-id" && pair[0] != "date");
+        if call["call"] == "deadline" {
+            call["details"].take();
+        }
+    }
+    calls
+}
+
+#[test]
+fn calls_of_all_kinds_find_no_difference() {
+    let (direct, server) = (Server::start("grpc"), Server::start("grpc"));
+    let gateway = Gateway::builder()
+        .live_at(server.address)
+        .listen("protocols = [\"h2\", \"h1\"]")
+        .toml("protocol = \"h2\"")
+        .toml(ROUTES)
+        .start();
+    let key = gateway.key(&["orders:write"]);
+    let expected = comparable(call(direct.address, None, "ark_live_ent_acme_0", None));
+    let statuses: Vec<_> = expected.iter().map(|call| call["status"].as_str().unwrap()).collect();
+    let failing = ["FAILED_PRECONDITION", "DATA_LOSS", "UNIMPLEMENTED", "DEADLINE_EXCEEDED", "CANCELLED"];
+    assert_eq!(statuses, [&["OK"; 6][..], &failing].concat());
+    assert_eq!(comparable(call(gateway.address, None, &key.text, None)), expected, "left, through the gateway");
+    let calls = server.take_records();
+    let told: Vec<_> = calls.iter().filter(|call| call["metadata"].is_array()).collect();
+    for one in &told {
+        let names: Vec<_> = one["metadata"].as_array().unwrap().iter().filter_map(|pair| pair[0].as_str()).collect();
+        assert!(one["has_deadline"] == true, "{one}");
+        assert!(names.contains(&"x-key-id") && !names.contains(&"authorization"), "{names:?}");
+    }
+    assert!(told.len() >= 9, "{told:#?}");
 }
