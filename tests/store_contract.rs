@@ -4,6 +4,8 @@
 mod accounts;
 #[path = "store_contract/fleet.rs"]
 mod fleet;
+#[path = "store_contract/rows.rs"]
+mod rows;
 #[path = "it/harness/redis.rs"]
 mod server;
 

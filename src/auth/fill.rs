@@ -192,3 +192,57 @@ impl Filler {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::Settings;
+    use crate::auth::follower::tests::{digest, key};
+    use crate::clock::monotonic;
+    use crate::key::{Prefix, Vocabulary};
+    use crate::store::Position;
+    use crate::store::memory::MemoryStore;
+
+    fn filler() -> Filler {
+        let (keys_max, max_stale) = (10, Duration::from_secs(60));
+        let (prefix, vocabulary) = (Prefix::new("ark").unwrap(), Arc::new(Vocabulary::default()));
+        let settings = Settings { prefix, keys_max, max_stale, vocabulary };
+        let (cache, (fills, queue)) = (Arc::new(KeyCache::new(keys_max, max_stale, 0)), Fills::new());
+        let applier = Arc::new(Mutex::new(Applier::new(Arc::clone(&cache), settings, Arc::clone(&fills))));
+        Filler::new(Arc::new(MemoryStore::default()), cache, applier, fills, queue)
+    }
+
+    /// What the store says of a key whose record has this version.
+    fn of_version(version: u64) -> Result<Option<KeyRecord>, StoreError> {
+        let Record::Key(key) = key(1) else { unreachable!() };
+        Ok(Some(KeyRecord { version, ..key }))
+    }
+
+    #[test]
+    fn i7_what_another_history_says_of_a_key_does_not_count() {
+        let filler = filler();
+        assert!(filler.find(&digest(1)).unwrap().is_none());
+        filler.applier().stand_at(Position { seq: 3, token: 7 });
+        assert!(filler.find(&digest(1)).is_err());
+    }
+
+    #[test]
+    fn i7_what_the_log_has_not_told_is_not_taken_from_the_store() {
+        let filler = filler();
+        filler.applier().stand_at(Position { seq: 3, token: 7 });
+        assert_eq!(filler.put(&digest(1), of_version(4)), Filled::Outdated);
+        assert_eq!(filler.put(&digest(1), of_version(3)), Filled::Found);
+    }
+
+    #[test]
+    fn i7_an_answer_does_not_count_that_the_log_or_the_loss_of_the_store_has_overtaken() {
+        let filler = filler();
+        let _waiting = [1, 2, 3].map(|number| filler.fills.join(digest(number), 0, monotonic()).unwrap());
+        filler.fills.touch(&digest(1));
+        assert_eq!(filler.put(&digest(1), Ok(None)), Filled::Outdated);
+        assert_eq!(filler.put(&digest(2), Ok(None)), Filled::Absent);
+        // It was asked for when another store was believed, or none.
+        filler.cache.trust_store(true);
+        assert_eq!(filler.put(&digest(3), Ok(None)), Filled::Outdated);
+    }
+}

@@ -414,4 +414,4 @@ mod fork_tests;
 #[cfg(test)]
 mod loss_tests;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -326,3 +326,24 @@ fn names(records: &[Record]) -> String {
     let more = records.len().saturating_sub(NAMED_MAX);
     if more == 0 { some.join(", ") } else { format!("{} and {more} more", some.join(", ")) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::key::EntityId;
+    use crate::store::memory::MemoryStore;
+
+    #[test]
+    fn i4_a_store_that_says_something_else_of_a_record_is_not_filled() {
+        let (store, created_at) = (MemoryStore::default(), Timestamp::from_micros(1));
+        let entity = |number: u128, name: &str| {
+            let (id, code, name) = (EntityId::from_bits(number), format!("e{number}"), name.to_owned());
+            EntityRecord { id, version: 0, code, name, created_at, deleted_at: None }
+        };
+        fill(&store, vec![Record::Entity(entity(1, "one"))]).unwrap();
+        let kept = |name: &str| [Record::Entity(entity(1, name)), Record::Entity(entity(2, "two"))];
+        assert_eq!(missing(&store, &kept("one")).unwrap().len(), 1);
+        assert!(missing(&store, &kept("other")).is_err());
+    }
+}

@@ -150,3 +150,45 @@ impl Silent {
         Self { gateway: member.gateway, instance: member.instance, until, held }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::key::{Prefix, Vocabulary};
+    use crate::manage::{NewEntity, Settings};
+    use crate::store::KeyStore;
+    use crate::store::memory::MemoryStore;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn i11_i12_another_history_confirms_nothing_and_may_act_as_before_for_max_stale() {
+        let (store, clock) = (MemoryStore::default(), Clock::system());
+        let settings = Settings {
+            prefix: Prefix::new("ark").unwrap(),
+            vocabulary: Vocabulary::new([]).unwrap(),
+            presets: BTreeMap::new(),
+            tiers: Vec::new(),
+            api_version: None,
+        };
+        let manage = Manage::new(&store, &settings, &clock, "test".into());
+        manage.create_entity(NewEntity { code: "acme".into(), ..NewEntity::default() }).unwrap();
+        let mut gateway = store.changes().unwrap();
+        let Position { seq: pos, token } = gateway.head().unwrap();
+        let member = Member { gateway: "edge-1".into(), max_stale_ms: 60_000, pos, token, ..Member::default() };
+        gateway.tell(&Member { token: token ^ 1, ..member.clone() }).unwrap();
+        let standing = manage.look(pos).unwrap();
+        assert!(standing.confirmed == 0 && standing.behind.len() == 1);
+        let written = Record::Entity(store.entity_by_code("acme").unwrap().unwrap());
+        let conclude = |standing: Standing| manage.conclude(&written, standing, Timestamp::from_micros(0), LATER);
+        let until = conclude(standing).unwrap().silent.pop().unwrap().until;
+        // And what two clocks may differ by.
+        assert_eq!(until, Timestamp::from_micros(60_310_000));
+        gateway.tell(&member).unwrap();
+        let standing = manage.look(pos).unwrap();
+        assert!(standing.confirmed == 1 && standing.is_done());
+        assert!(conclude(standing.clone()).unwrap().is_complete());
+        store.put_back(&MemoryStore::default());
+        assert!(conclude(standing).unwrap_err().to_string().contains("the store has lost the change"));
+    }
+}

@@ -35,6 +35,23 @@ fn i1_a_gateway_that_stays_behind_with_the_old_master_renews_no_right() {
 }
 
 #[test]
+fn whoever_makes_a_change_is_told_how_many_replicas_have_it() {
+    let (upstream, watched) = (Upstream::named("erp"), Watched::start());
+    let gateway = Gateway::builder().live(&upstream).toml(&format!("[store]\nurl = \"{}\"", watched.url())).start();
+    let create = |name: &str| {
+        let args = ["keys", "create", "--entity", "acme", "--name", name, "--mode", "live", "--scope", "orders:read"];
+        String::from_utf8(gateway.run(&args).stderr).unwrap()
+    };
+    let words = create("held");
+    assert!(words.contains("held by ") && words.contains(" of 2 replicas of the store"), "{words}");
+    let master = watched.master();
+    let replicas = watched.servers.iter().enumerate().filter(|(number, _)| *number != master);
+    replicas.for_each(|(_, replica)| replica.signal("STOP"));
+    let words = create("not held");
+    assert!(words.contains("warning: none of the store's 2 replicas has the change yet"), "{words}");
+}
+
+#[test]
 fn what_sentinels_and_masters_say_is_told_to_whom_it_concerns() {
     let (upstream, redis, password) =
         (Upstream::named("erp"), RedisServer::start(), tempfile::NamedTempFile::new().unwrap());

@@ -1,7 +1,7 @@
 //! What a store loses or does not take while it is told what it has lost, and what is said meanwhile.
 
 use super::fork_tests::{apply, begin, catch_up, create, entity, gateway, next_page, reload, rename, revoke};
-use super::tests::{CREATED_AT, follow_with, key, look};
+use super::tests::{CREATED_AT, digest, follow_with, key, look};
 use super::*;
 use crate::auth::cache::Lookup;
 use crate::key::{EntityId, EntityRecord, KeyId, KeyRecord};
@@ -20,6 +20,9 @@ struct Watched {
     polls: u32,
     /// What is put in the store's place just before the poll of that number.
     lost: Option<(u32, MemoryStore)>,
+    /// Nobody reads who is not in the fleet's list.
+    is_for_members: bool,
+    fails: bool,
 }
 
 // === impl Watched ===
@@ -33,6 +36,8 @@ impl Watched {
             limit: ENTRIES,
             polls: 0,
             lost: None,
+            is_for_members: false,
+            fails: false,
         })
     }
 }
@@ -40,9 +45,16 @@ impl Watched {
 impl Changes for Watched {
     fn poll(&mut self, from: Position, fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
         self.polls += 1;
+        if self.fails {
+            return Err(StoreError::Unavailable("it fails".to_owned()));
+        }
         if let Some((_, copy)) = self.lost.take_if(|(poll, _)| *poll == self.polls) {
             self.store.put_back(&copy);
         }
+        assert!(
+            !self.is_for_members || !self.store.fleet().unwrap().members.is_empty(),
+            "it reads before it has joined"
+        );
         self.inner.poll(from, fleet, limit.min(self.limit))
     }
 
@@ -103,6 +115,35 @@ fn settle_no_key_is_called_unknown_while_whoever_has_it_may_still_give_it_back()
     follower.changes = Watched::of(&store);
     catch_up(&mut follower);
     assert!(matches!(look(&cache, 2), Lookup::Absent) && cache.trust() != 0);
+}
+
+#[test]
+fn settle_who_knew_nothing_serves_nothing_before_the_store_has_settled() {
+    let store = Arc::new(MemoryStore::default());
+    begin(&store);
+    assert!(create(store.as_ref(), 1));
+    let (clock, hand) = Clock::manual(Timestamp::from_micros(1_000_000));
+    let (cache, mut follower) = follow_with(Arc::clone(&store) as _, 1000, clock.clone(), None);
+    // As if it had just been started.
+    hand.pass(Duration::from_secs(3600));
+    follower.settled = false;
+    follower.changes = Box::new(Watched { settles_in: Duration::from_secs(1), ..*Watched::of(&store) });
+    catch_up(&mut follower);
+    assert!(cache.is_stale(clock.moment()));
+    follower.changes = Watched::of(&store);
+    catch_up(&mut follower);
+    assert!(!cache.is_stale(clock.moment()));
+}
+
+#[test]
+fn i2_whoever_joins_is_waited_for_before_it_reads_how_far_the_log_goes() {
+    let store = Arc::new(MemoryStore::default());
+    begin(&store);
+    let (_cache, mut follower) = follow_with(Arc::clone(&store) as _, 1000, Clock::system(), None);
+    assert!(store.forget("").unwrap());
+    follower.joined = false;
+    follower.changes = Box::new(Watched { is_for_members: true, ..*Watched::of(&store) });
+    catch_up(&mut follower);
 }
 
 #[test]
@@ -238,4 +279,96 @@ fn j9_what_a_store_has_in_the_place_of_what_it_has_lost_is_heard() {
     catch_up(&mut follower);
     // The other history's own, and what was given back to it, though they have numbers that were heard before.
     assert_eq!(heard.try_iter().collect::<Vec<_>>(), [3, 4, 5]);
+}
+
+#[test]
+fn i4_a_deletion_that_was_lost_is_given_back_though_the_entity_was_made_again() {
+    let (dir, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::default()));
+    begin(&store);
+    let (_cache, mut follower) = gateway(&store, &dir);
+    let (copy, id) = (store.copy(), EntityId::from_bits(2));
+    assert!(apply(store.as_ref(), Action::EntityCreated, None, entity(2)));
+    let Record::Entity(second) = entity(2) else { unreachable!() };
+    let deleted = Record::Entity(EntityRecord { deleted_at: Some(CREATED_AT), ..second });
+    assert!(apply(store.as_ref(), Action::EntityDeleted, Some(2), deleted));
+    catch_up(&mut follower);
+    store.put_back(&copy);
+    assert!(apply(store.as_ref(), Action::EntityCreated, None, entity(2)));
+    catch_up(&mut follower);
+    assert!(store.entity(id).unwrap().unwrap().deleted_at.is_some());
+}
+
+#[test]
+fn i4_what_the_other_history_says_later_counts_whatever_number_it_has_also_after_a_restart() {
+    let (dir, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::default()));
+    begin(&store);
+    assert!(create(store.as_ref(), 1));
+    let (cache, mut follower) = gateway(&store, &dir);
+    let copy = store.copy();
+    // In the end it says what it said before, and there is nothing to give back.
+    assert!(rename(store.as_ref(), 1, "else") && rename(store.as_ref(), 1, "key"));
+    catch_up(&mut follower);
+    store.put_back(&copy);
+    catch_up(&mut follower);
+    assert!(rename(store.as_ref(), 1, "other"));
+    catch_up(&mut follower);
+    let is_other = |cache: &KeyCache| matches!(look(cache, 1), Lookup::Known(key) if &*key.name == "other");
+    assert!(is_other(&cache));
+    drop(follower);
+    let (cache, _follower) = gateway(&store, &dir);
+    assert!(is_other(&cache));
+}
+
+#[test]
+fn i7_a_store_that_cannot_be_asked_is_not_believed() {
+    let store = Arc::new(MemoryStore::default());
+    begin(&store);
+    let (cache, mut follower) = follow_with(Arc::clone(&store) as _, 1000, Clock::system(), None);
+    assert_ne!(cache.trust(), 0);
+    follower.changes = Box::new(Watched { fails: true, ..*Watched::of(&store) });
+    assert!(follower.turn().is_err());
+    assert_eq!(cache.trust(), 0);
+}
+
+#[test]
+fn i7_that_there_is_no_such_key_counts_while_the_store_is_heard_and_until_it_is_made() {
+    let store = Arc::new(MemoryStore::default());
+    begin(&store);
+    let (clock, hand) = Clock::manual(Timestamp::from_micros(1_000_000));
+    let (cache, mut follower) = follow_with(Arc::clone(&store) as _, 1000, clock.clone(), None);
+    let found = |number: u128| cache.lookup(&digest(number), clock.moment());
+    cache.set_incomplete();
+    [1, 2].iter().for_each(|number| cache.note_absent(&digest(*number)));
+    assert!(matches!(found(1), Lookup::Absent) && matches!(found(3), Lookup::Unknown));
+    assert!(create(store.as_ref(), 1));
+    catch_up(&mut follower);
+    // As if it had found no room.
+    cache.lose(&digest(1));
+    assert!(matches!(found(1), Lookup::Unknown) && matches!(found(2), Lookup::Absent));
+    hand.pass(Duration::from_secs(3));
+    assert!(matches!(found(2), Lookup::Unknown));
+}
+
+#[test]
+fn i7_a_set_that_has_outgrown_its_room_is_whole_no_more() {
+    let store = Arc::new(MemoryStore::default());
+    begin(&store);
+    (1..=2).for_each(|number| assert!(create(store.as_ref(), number)));
+    let (cache, mut follower) = follow_with(Arc::clone(&store) as _, 2, Clock::system(), None);
+    assert!(cache.is_complete());
+    assert!(create(store.as_ref(), 3));
+    catch_up(&mut follower);
+    assert!(!cache.is_complete() && matches!(look(&cache, 9), Lookup::Unknown));
+}
+
+#[test]
+fn i9_what_is_replaced_has_ended() {
+    let store = Arc::new(MemoryStore::default());
+    begin(&store);
+    assert!(create(store.as_ref(), 1));
+    let (cache, mut follower) = follow_with(Arc::clone(&store) as _, 1000, Clock::system(), None);
+    let before = cache.peek(&digest(1)).unwrap();
+    assert!(rename(store.as_ref(), 1, "other"));
+    catch_up(&mut follower);
+    assert!(!before.is_live() && matches!(look(&cache, 1), Lookup::Known(_)));
 }

@@ -9,14 +9,14 @@ use crate::store::{Action, KeyStore, Mutation, OperationId, Write};
 use crate::ulid::Ulid;
 use std::time::Duration;
 
-pub(super) fn digest(number: u128) -> Digest {
+pub(in crate::auth) fn digest(number: u128) -> Digest {
     Digest::of(&number.to_be_bytes())
 }
 
 pub(super) const ACME: EntityId = EntityId::from_bits(1);
 pub(super) const CREATED_AT: Timestamp = Timestamp::from_micros(1);
 
-pub(super) fn key(number: u128) -> Record {
+pub(in crate::auth) fn key(number: u128) -> Record {
     Record::Key(KeyRecord {
         id: KeyId::new(Ulid::from_bits(number)),
         version: 0,

@@ -59,8 +59,11 @@ fn an_empty_store_is_filled_again_from_a_gateways_disk() {
     assert_eq!(fleet.head(), " ");
     fleet.is_held();
 
+    fleet.gateway.signal("STOP");
     let (code, words) = fleet.run(&["store", "reseed", "--yes"]);
     assert!(code == Some(0) && words.contains("done: 2 keys"), "{code:?} {words}");
+    assert!(fleet.redis.value("GET {keygate}:fork").is_some(), "whoever knows more has not told it yet");
+    fleet.gateway.signal("CONT");
     fleet.follows();
     assert_eq!(fleet.answers(), [200, 401]);
     assert_eq!(before.split(' ').nth(2), fleet.head().split(' ').nth(2), "it is the same fleet");
@@ -123,16 +126,18 @@ fn another_fleets_store_is_adopted_and_what_was_revoked_stays_so() {
     assert!(words.ends_with("nothing was changed; to do it: keygate store adopt --yes\n"), "{words}");
     fleet.is_held();
     assert_eq!(fleet.run(&["store", "adopt", "--yes"]).0, Some(0));
-    // Its own keys work until it knows the others, and what was revoked never does.
-    eventually("the other's key works", || {
+    // Its own keys work until it knows the others, and what was revoked never does. The store has just started: while it settles,
+    // a key that is gone is not called unknown.
+    eventually("its own key is unknown", || {
         let known = status(&fleet.gateway, &fleet.good);
         let other = status(&fleet.gateway, &other.good);
-        assert!(known == 200 || known == 401, "{known}");
+        assert!(known == 200 || matches!(known, 401 | 503) && other == 200, "{known} {other}");
         assert_eq!(status(&fleet.gateway, &fleet.revoked), 401);
-        (other == 200).then_some(())
+        (known == 401).then_some(())
     });
     fleet.becomes_but(&other.gateway, &["following"]);
     assert_eq!(fleet.answers(), [401, 401]);
+    assert_eq!(status(&fleet.gateway, &other.good), 200);
     assert_eq!(status(&fleet.gateway, &other.revoked), 401);
 }
 
