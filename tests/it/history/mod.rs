@@ -105,7 +105,8 @@ impl Fleet {
     /// It has noticed that the store has lost changes, and has put that right.
     fn recovers(&self) {
         eventually("it is told", || (self.gateway.metric("keygate_store_forks_total") >= 1.0).then_some(()));
-        assert!(self.gateway.log_text().contains("the key store has lost changes"));
+        let is_said = || self.gateway.log_text().contains("the key store has lost changes");
+        eventually("the log says so", || is_said().then_some(()));
         self.follows();
         eventually("it answers as before", || (self.answers() == [200, 401]).then_some(()));
     }

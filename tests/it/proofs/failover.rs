@@ -81,6 +81,8 @@ pub fn prove_moves(cluster: &Cluster, rests: &[Duration], rate: u32) {
     for &rest in rests {
         let from = cluster.owner();
         let to = (0..3).find(|node| *node != from).unwrap();
+        // The store has settled: what follows is refused for the move, or not at all.
+        assert!(scene.change_once());
         let moving = AtomicBool::new(true);
         let ((took, refused), _) = scene.under_load(rate, || {
             std::thread::scope(|scope| {

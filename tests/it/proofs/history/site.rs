@@ -151,6 +151,11 @@ impl Site {
         let output = self.places[number].gateway.lock().unwrap().run(&["store", command, "--yes"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         eventually("they follow it", || (self.states() == all(0, "following")).then_some(()));
+        // Nothing is called unknown before the store has settled.
+        for place in &self.places {
+            let is_complete = || place.gateway.lock().unwrap().metric("keygate_cache_complete") >= 1.0;
+            eventually("a gateway knows that it knows all keys", || is_complete().then_some(()));
+        }
         std::thread::sleep(PACE * 10);
         self.places.iter().for_each(|place| place.excuse(false));
     }
