@@ -197,7 +197,7 @@ impl Filler {
 mod tests {
     use super::*;
     use crate::auth::Settings;
-    use crate::auth::follower::tests::{digest, key};
+    use crate::auth::follower::{digest, key};
     use crate::clock::monotonic;
     use crate::key::{Prefix, Vocabulary};
     use crate::store::Position;

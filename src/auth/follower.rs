@@ -414,4 +414,6 @@ mod fork_tests;
 #[cfg(test)]
 mod loss_tests;
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;
+#[cfg(test)]
+pub(super) use tests::{digest, key};
