@@ -67,11 +67,15 @@ fn a_refusal_reaches_a_client_over_tls() {
     );
 }
 
-/// Every step of a client, without what the gateway says besides, and without words that the client's library chooses by chance.
+/// Every step of a client, without what the gateway says besides, and without words that the client's library chooses by chance. The
+/// order is that within a name.
 fn comparable(mut calls: Vec<Value>) -> Vec<Value> {
     for call in &mut calls {
         let before = call["before"].as_array_mut().unwrap();
         before.retain(|pair| pair[0] != "x-request-id" && pair[0] != "date");
+        for fields in ["before", "after"] {
+            call[fields].as_array_mut().unwrap().sort_by_key(|pair| pair[0].as_str().map(str::to_owned));
+        }
         if call["call"] == "deadline" {
             call["details"].take();
         }
