@@ -71,10 +71,10 @@ fn a_refusal_reaches_a_client_over_tls() {
 /// order is that within a name.
 fn comparable(mut calls: Vec<Value>) -> Vec<Value> {
     for call in &mut calls {
-        let before = call["before"].as_array_mut().unwrap();
-        before.retain(|pair| pair[0] != "x-request-id" && pair[0] != "date");
         for fields in ["before", "after"] {
-            call[fields].as_array_mut().unwrap().sort_by_key(|pair| pair[0].as_str().map(str::to_owned));
+            let fields = call[fields].as_array_mut().unwrap();
+            fields.retain(|pair| pair[0] != "x-request-id" && pair[0] != "date");
+            fields.sort_by_key(|pair| pair[0].as_str().map(str::to_owned));
         }
         if call["call"] == "deadline" {
             call["details"].take();
@@ -97,7 +97,12 @@ fn calls_of_all_kinds_find_no_difference() {
     let statuses: Vec<_> = expected.iter().map(|call| call["status"].as_str().unwrap()).collect();
     let failing = ["FAILED_PRECONDITION", "DATA_LOSS", "UNIMPLEMENTED", "DEADLINE_EXCEEDED", "CANCELLED"];
     assert_eq!(statuses, [&["OK"; 6][..], &failing].concat());
-    assert_eq!(comparable(call(gateway.address, None, &key.text, None)), expected, "left, through the gateway");
+    let through = comparable(call(gateway.address, None, &key.text, None));
+    through
+        .iter()
+        .zip(&expected)
+        .for_each(|(through, direct)| assert_eq!(through, direct, "left, through the gateway"));
+    assert_eq!(through.len(), expected.len());
     let calls = server.take_records();
     let told: Vec<_> = calls.iter().filter(|call| call["metadata"].is_array()).collect();
     for one in &told {
