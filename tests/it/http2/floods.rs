@@ -133,7 +133,6 @@ fn requests_that_are_taken_back_once_they_have_begun_end_the_connection() {
 fn streams_that_are_reset_for_mistakes_end_the_connection() {
     let upstream = Upstream::named("live");
     let (gateway, key) = start(&upstream, "");
-    let before = resident_bytes(&gateway);
     let (path, bearer) = (gateway.path("orders"), authorized(&key));
     let mistakes: [(&str, Mistake); 4] = [
         ("a window that overflows", |stream| frame(kind::WINDOW_UPDATE, 0, stream, &[0x7f, 255, 255, 255])),
@@ -143,7 +142,12 @@ fn streams_that_are_reset_for_mistakes_end_the_connection() {
         }),
         ("a body that is too long", |stream| frame(kind::DATA, 0, stream, b"abcdef")),
     ];
-    for (what, mistake) in mistakes {
+    let mut before = 0;
+    // What the allocator keeps for whoever comes first, megabytes at a time, is no growth: all are made twice.
+    for (number, (what, mistake)) in mistakes.into_iter().cycle().take(2 * mistakes.len()).enumerate() {
+        if number == mistakes.len() {
+            before = resident_bytes(&gateway);
+        }
         let mut wire = Wire::connect(gateway.address, &[]);
         flood(&mut wire, |number| {
             let streams = (number * 20..(number + 1) * 20).map(|index| index * 2 + 1);
