@@ -74,7 +74,7 @@ where
     let Supervised { connection, registered, limits, mut deadline, .. } = supervised;
     let parts = Pin::into_inner(connection).into_parts();
     let mut client = parts.io.into_inner();
-    client.unread(parts.read_buf);
+    client.leave_http(parts.read_buf);
     let state = &registered.state;
     let _guard = state.begin_exchange(Version::HTTP_11);
     let mut carrying = pin!(tunnel.run(&mut client));

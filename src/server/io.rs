@@ -9,7 +9,14 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+/// How long a client that was told the end may take to end as well.
+const LINGER: Duration = Duration::from_secs(1);
+/// What it still sends is thrown away in pieces of this size.
+const DISCARD: usize = 4 * 1024;
 
 /// A socket that tells its connection's state when bytes arrive and when they are not taken.
 #[derive(Debug)]
@@ -22,22 +29,34 @@ pub struct WatchedStream {
     meter: Option<Rc<Meter>>,
     /// HTTP/1.1: what is sent in the place of the library's own answer, and is not sent yet.
     reworded: Bytes,
+    end: End,
+}
+
+/// What our own end means for what the client still sends.
+#[derive(Debug)]
+enum End {
+    /// It is not for anybody. A socket that is closed over unread bytes is reset by the kernel, and takes away from the client
+    /// the answer it has not read yet (RFC 9112, section 9.6): so they are read, for as long as this says.
+    Whole(Option<Pin<Box<Sleep>>>),
+    /// It goes on: the connection carries a tunnel.
+    Half,
 }
 
 // === impl WatchedStream ===
 
 impl WatchedStream {
     pub const fn new(stream: Stream, read: Bytes, state: Rc<ConnState>) -> Self {
-        Self { stream, read, state, meter: None, reworded: Bytes::new() }
+        Self { stream, read, state, meter: None, reworded: Bytes::new(), end: End::Whole(None) }
     }
 
     /// One that speaks HTTP/2: a request begins with its frame, not with any byte.
     pub const fn metered(stream: Stream, read: Bytes, state: Rc<ConnState>, meter: Rc<Meter>) -> Self {
-        Self { stream, read, state, meter: Some(meter), reworded: Bytes::new() }
+        Self { stream, read, state, meter: Some(meter), reworded: Bytes::new(), end: End::Whole(None) }
     }
 
-    /// Gives back what was read too early.
-    pub fn unread(&mut self, bytes: Bytes) {
+    /// The connection has left HTTP, whose library has read `bytes` too early.
+    pub fn leave_http(&mut self, bytes: Bytes) {
+        self.end = End::Half;
         if !bytes.is_empty() {
             self.read = if self.read.is_empty() { bytes } else { [bytes, self.read.split_off(0)].concat().into() };
         }
@@ -49,6 +68,24 @@ impl WatchedStream {
             meter.wrote(*bytes);
         }
         result
+    }
+
+    /// Reads what the client still sends, until it ends too or has had its time.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let End::Whole(timer) = &mut self.end else { return Poll::Ready(()) };
+        if self.state.is_reset() || self.meter.as_ref().is_some_and(|meter| meter.is_exhausted()) {
+            return Poll::Ready(());
+        }
+        let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        let mut discarded = [0; DISCARD];
+        while timer.as_mut().poll(cx).is_pending() {
+            let mut buf = ReadBuf::new(&mut discarded);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf));
+            if read.is_err() || buf.filled().is_empty() {
+                break;
+            }
+        }
+        Poll::Ready(())
     }
 
     fn note_read(&self, bytes: &[u8]) {
@@ -150,6 +187,7 @@ impl AsyncWrite for WatchedStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        self.poll_linger(cx).map(Ok)
     }
 }

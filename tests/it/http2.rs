@@ -432,6 +432,27 @@ fn a_drain_lets_streams_finish_and_ends_connections() {
 }
 
 #[test]
+fn a_client_that_still_sends_when_a_drain_ends_its_connection_reads_all_and_an_orderly_end() {
+    let (mut gateway, key) = start(&Upstream::named("live"), "");
+    let mut wire = Wire::connect(gateway.address, &[]);
+    let bearer = format!("Bearer {}", key.text);
+    wire.send(&http2::get(1, &gateway.path("orders"), &[("authorization", &bearer)]));
+    wire.wait_for(kind::DATA).unwrap();
+    gateway.signal("TERM");
+    let goaway = wire.wait_for(kind::GOAWAY).unwrap();
+    assert_eq!(goaway.error(), 0);
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(wire.send(&http2::frame(kind::WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])));
+    }
+    wire.rest();
+    let mut stream = wire.stream();
+    assert_eq!(std::io::Read::read(&mut stream, &mut [0]).unwrap(), 0);
+    drop(wire);
+    assert_eq!(gateway.wait(), Some(0));
+}
+
+#[test]
 fn what_hangs_is_cut_at_the_drains_bound() {
     let upstream = Upstream::start(|_| Reply::Custom(Box::new(|stream| _ = stream.read(&mut [0; 64]))));
     let (mut gateway, key) = start(&upstream, "[limits]\ndrain = \"300ms\"");

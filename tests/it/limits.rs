@@ -5,7 +5,7 @@ use crate::harness::{Authority, Client, Gateway, Key, Reply, TlsClient, Upstream
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn start(limits: &str) -> (Upstream, Gateway, Key) {
     let upstream = Upstream::named("live");
@@ -76,6 +76,37 @@ fn a_body_that_stops_is_answered_408() {
         assert_eq!(gateway.record_of(answer.header("x-request-id").unwrap())["reason"], "request_timeout");
     }
     is_served(&gateway, &key);
+}
+
+#[test]
+fn an_upload_that_is_refused_while_it_comes_does_not_take_its_answer_away() {
+    let (_upstream, gateway, _) = start("");
+    let mut client = std::net::TcpStream::connect(gateway.address).unwrap();
+    client.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
+    let head = format!("POST {} HTTP/1.1\r\nhost: erp\r\ncontent-length: 100000000\r\n\r\n", gateway.path("orders"));
+    client.write_all(head.as_bytes()).unwrap();
+    let piece = [b'x'; 16 * 1024];
+    for _ in 0..8 {
+        client.write_all(&piece).unwrap();
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+}
+
+#[test]
+fn who_goes_on_sending_after_the_end_is_not_listened_to_for_long() {
+    let (_upstream, gateway, _) = start("");
+    let mut client = std::net::TcpStream::connect(gateway.address).unwrap();
+    client.set_write_timeout(Some(crate::harness::PATIENCE)).unwrap();
+    let head = format!("POST {} HTTP/1.1\r\nhost: erp\r\ncontent-length: 100000000\r\n\r\n", gateway.path("orders"));
+    client.write_all(head.as_bytes()).unwrap();
+    let began = Instant::now();
+    while client.write_all(b"x").is_ok() && began.elapsed() < crate::harness::PATIENCE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(began.elapsed() < crate::harness::PATIENCE);
 }
 
 #[test]
