@@ -456,7 +456,8 @@ impl Machine {
         let (is_fresh, is_stale) = (service.authenticator.is_fresh(now), service.authenticator.is_stale(now));
         let (process, max_stale, is_cloned) = (running.process, self.max_stale, state.is_cloned);
         let site = world.site(Caller::Gateway(process));
-        Some((service, Witness { process, site, max_stale, wall: now.wall, is_fresh, is_stale, is_cloned }, now))
+        let (wall, keeps) = (now.wall, self.snapshot.exists());
+        Some((service, Witness { process, site, max_stale, wall, is_fresh, is_stale, is_cloned, keeps }, now))
     }
 
     /// Presents a key, and has the answer judged.

@@ -38,6 +38,8 @@ pub struct Witness {
     pub is_stale: bool,
     /// There is or was another machine with its disk: no row speaks for it.
     pub is_cloned: bool,
+    /// There is a snapshot from which it can give back what its store loses.
+    pub keeps: bool,
 }
 
 /// An answer to a credential.
@@ -66,6 +68,9 @@ pub struct Oracle {
     ever: HashMap<Digest, Vec<KeyRecord>>,
     digests: Vec<Digest>,
     ever_deleted: HashSet<EntityId>,
+    /// The tokens of the changes that ended a key, or deleted an entity.
+    ends: HashMap<Digest, HashSet<u64>>,
+    deletions: HashMap<EntityId, HashSet<u64>>,
     /// By token: from when on what was before that change is honoured by nobody.
     barred: HashMap<u64, Claim>,
     /// What every gateway had, as somebody was told: keys that were there, and keys and entities that had ended.
@@ -98,27 +103,33 @@ impl Oracle {
 
     /// A server has written `change`.
     pub fn write(&mut self, now: True, site: usize, change: Change) {
-        self.note(&change.after);
+        self.note(&change);
         self.logs[site].write(now, change);
     }
 
-    fn note(&mut self, record: &Record) {
-        match record {
+    fn note(&mut self, change: &Change) {
+        match &change.after {
             Record::Key(key) => {
+                if key.revoked_at.is_some() {
+                    self.ends.entry(key.digest).or_default().insert(change.token);
+                }
                 let known = self.ever.entry(key.digest).or_default();
                 if known.is_empty() {
                     self.digests.push(key.digest);
                 }
                 known.push(key.clone());
             }
-            Record::Entity(entity) if entity.deleted_at.is_some() => _ = self.ever_deleted.insert(entity.id),
+            Record::Entity(entity) if entity.deleted_at.is_some() => {
+                self.ever_deleted.insert(entity.id);
+                self.deletions.entry(entity.id).or_default().insert(change.token);
+            }
             Record::Entity(_) => {}
         }
     }
 
     /// A server's history is another one from now on. The tokens of what it has lost.
     pub fn replace(&mut self, now: True, site: usize, changes: Vec<Change>) -> Vec<u64> {
-        changes.iter().for_each(|change| self.note(&change.after));
+        changes.iter().for_each(|change| self.note(change));
         self.confirmed.values_mut().for_each(|(last, _)| *last = Position::default());
         let lost = self.logs[site].replace(now, changes);
         // A gateway that keeps nothing loads these again.
@@ -224,6 +235,16 @@ impl Oracle {
 
     // === What is asked ===
 
+    /// Whether a process, or one before it on its machine, was told of an end of the key.
+    fn has_learned_end(&self, process: Process, digest: &Digest) -> bool {
+        let of_key = self.ends.get(digest);
+        let of_entity = self.entity(digest).and_then(|entity| self.deletions.get(&entity));
+        let mut ends = of_key.into_iter().chain(of_entity).flatten();
+        let heard = self.heard.get(&process);
+        let confirmed = self.confirmed.get(&process.machine).map(|(_, confirmed)| confirmed);
+        ends.any(|token| heard.into_iter().chain(confirmed).any(|known| known.contains_key(token)))
+    }
+
     pub fn digests(&self) -> &[Digest] {
         &self.digests
     }
@@ -281,8 +302,9 @@ impl Oracle {
             return Err("a key that has expired is accepted".to_owned());
         }
         self.judge_right(now, witness)?;
-        // What its store has lost it may lose as well, if it cannot give it back.
-        if self.logs[witness.site].made(digest).is_some() {
+        // What its store has lost it may lose as well, if it cannot give it back, or not to this store.
+        let is_given_back = witness.keeps && !self.is_entity_gone(digest);
+        if is_given_back || self.logs[witness.site].made(digest).is_some() {
             self.known.entry(witness.process).or_default().insert(*digest);
         }
         self.judge_going_on(now, witness, digest, saying)
@@ -385,7 +407,7 @@ impl Oracle {
 
     fn judge_unknown(&self, now: True, witness: &Witness, digest: &Digest) -> Result<(), String> {
         let has_adopted = self.fleets.get(&witness.process).is_some_and(|fleets| fleets.len() > 1);
-        if has_adopted && self.ever_ended(digest) {
+        if has_adopted && self.has_learned_end(witness.process, digest) {
             // In force in the store that it has taken for its own, and not with who knows that it had ended.
             return Ok(());
         }

@@ -2,7 +2,10 @@
 
 use super::redis;
 use super::server::RedisServer;
+use keygate::store::redis::{RedisStore, Url};
 use keygate::store::{KeyStore, Member};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 /// A little more than a beat: the next call tells the row again.
@@ -69,4 +72,48 @@ fn rows_the_one_before_stays_until_its_successor_has_joined() {
     assert_eq!(listed(&store), ["before"]);
     _ = after.tell(&successor);
     assert_eq!(listed(&store), ["after"]);
+}
+
+/// Stands between an observer and its server: what is `before` happens when a row is about to be removed.
+fn relay(server: SocketAddr, mut before: impl FnMut() + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut upstream = TcpStream::connect(server).unwrap();
+        let (mut answers, mut back) = (upstream.try_clone().unwrap(), client.try_clone().unwrap());
+        std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+        let mut piece = [0; 64 * 1024];
+        while let Ok(read @ 1..) = client.read(&mut piece) {
+            if piece[..read].windows(4).any(|word| word == b"HDEL") {
+                before();
+            }
+            upstream.write_all(&piece[..read]).unwrap();
+        }
+    });
+    address
+}
+
+#[test]
+fn rows_whoever_speaks_while_it_is_about_to_be_removed_stays() {
+    let server = RedisServer::start();
+    let store = redis(&server);
+    let quiet = || Member { max_stale_ms: 1000, ..member("quiet") };
+    let mut gateway = store.changes().unwrap();
+    _ = gateway.tell(&quiet());
+    let (told, tellings) = std::sync::mpsc::channel();
+    let address = relay(server.address(), move || {
+        _ = gateway.tell(&quiet());
+        told.send(()).unwrap();
+    });
+    let url = Url::parse(&format!("redis://{address}")).unwrap();
+    let mut observer = RedisStore::new(&url).changes().unwrap();
+    _ = observer.tell(&member("observer"));
+    let begun = Instant::now();
+    while tellings.try_recv().is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "nobody removes it");
+        std::thread::sleep(BEAT);
+        observer.tell(&member("observer")).unwrap();
+    }
+    assert_eq!(listed(&store), ["observer", "quiet"]);
 }
