@@ -43,6 +43,21 @@ class Calls:
         self.begin("many_many", context)
         yield from requests
 
+    def talk(self, requests, context):
+        """Notes each message besides, and the end of whoever sent the last."""
+        self.begin("talk", context)
+        message = b""
+        try:
+            for message in requests:
+                self.note("talk", message)
+                yield message
+        finally:
+            self.note("talk ended", message)
+
+    def note(self, what, message):
+        with open(sys.argv[1], "a", encoding="utf-8") as file:
+            file.write(json.dumps({"call": what, "message": message.decode()}) + "\n")
+
     def fail(self, request, context):
         self.begin("fail", context)
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not so: 100 % \u00fc")
@@ -68,6 +83,7 @@ def main():
         "ManyOne": grpc.stream_unary_rpc_method_handler(calls.many_one),
         "OneMany": grpc.unary_stream_rpc_method_handler(calls.one_many),
         "ManyMany": grpc.stream_stream_rpc_method_handler(calls.many_many),
+        "Talk": grpc.stream_stream_rpc_method_handler(calls.talk),
         "Fail": grpc.unary_unary_rpc_method_handler(calls.fail),
         "FailLate": grpc.unary_stream_rpc_method_handler(calls.fail_late),
         "Hang": grpc.unary_unary_rpc_method_handler(calls.hang),

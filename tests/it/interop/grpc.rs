@@ -1,10 +1,12 @@
 //! gRPC by the library that most use: calls of all kinds, and what is refused in gRPC's own way.
 
 use super::programs::{Server, python, run_within};
-use crate::harness::{Authority, Gateway, Reply, Upstream};
+use crate::harness::{Authority, Gateway, Reply, Upstream, eventually};
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::process::Stdio;
 
 const ROUTES: &str = r#"
 [limits]
@@ -111,4 +113,41 @@ fn calls_of_all_kinds_find_no_difference() {
         assert!(names.contains(&"x-key-id") && !names.contains(&"authorization"), "{names:?}");
     }
     assert!(told.len() >= 9, "{told:#?}");
+}
+
+/// What the server was told of the call with the revoked key: how many messages, and whether it ended.
+fn heard(server: &Server) -> (usize, bool) {
+    let calls = server.records();
+    let of_first = |what: &str| calls.iter().filter(|call| call["call"] == what && call["message"] == "first").count();
+    (of_first("talk"), of_first("talk ended") > 0)
+}
+
+#[test]
+fn i10_a_call_in_both_directions_ends_with_its_key_and_the_one_beside_it_goes_on() {
+    let server = Server::start("grpc");
+    let both = "protocols = [\"h2\", \"h1\"]";
+    let gateway =
+        Gateway::builder().live_at(server.address).listen(both).toml("protocol = \"h2\"").toml(ROUTES).start();
+    let (key, other) = (gateway.key(&["orders:write"]), gateway.key(&["orders:write"]));
+    let mut command = python("grpc_talk.py");
+    command.args([&gateway.address.to_string(), &key.text, &other.text]).stdout(Stdio::piped());
+    let mut client = command.spawn().unwrap();
+    let mut told = BufReader::new(client.stdout.take().unwrap()).lines().map(|line| {
+        let line = line.unwrap();
+        serde_json::from_str::<Value>(&line).unwrap()
+    });
+    assert_eq!(told.next().unwrap()["call"], "both");
+    assert!(gateway.run(&["keys", "revoke", &key.id, "--yes"]).status.success());
+    let first = told.next().unwrap();
+    assert_eq!((&first["call"], &first["status"]), (&"first".into(), &"CANCELLED".into()), "{first}");
+    eventually("the server hears of the end", || heard(&server).1.then_some(()));
+    let before = heard(&server).0;
+    let second = told.next().unwrap();
+    assert_eq!((&second["call"], &second["status"]), (&"second".into(), &"OK".into()), "{second}");
+    assert!(client.wait().unwrap().success());
+    assert_eq!(heard(&server).0, before, "nothing more of it reached the server");
+    let reason = |reason: &str| gateway.records().into_iter().filter(|one| one["reason"] == reason).collect::<Vec<_>>();
+    let cut = eventually("the cut is recorded", || reason("cut_by_revocation").pop());
+    assert_eq!((&cut["key_id"], &cut["status"]), (&key.id.as_str().into(), &200.into()));
+    assert_eq!(reason("cut_by_revocation").len(), 1);
 }

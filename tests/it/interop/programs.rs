@@ -123,12 +123,17 @@ impl Server {
         Self { address, dir, child }
     }
 
-    /// What it was sent since it was last asked.
+    /// What it was sent since that was last taken.
     pub fn take_records(&self) -> Vec<Value> {
-        let path = self.dir.path().join("records");
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
-        _ = std::fs::remove_file(&path);
-        lines(&text)
+        let records = self.records();
+        _ = std::fs::remove_file(self.dir.path().join("records"));
+        records
+    }
+
+    /// The same, and it stays there. A line that is being written is not there yet.
+    pub fn records(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.dir.path().join("records")).unwrap_or_default();
+        lines(text.rsplit_once('\n').map_or("", |(whole, _)| whole))
     }
 }
 
