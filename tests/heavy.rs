@@ -202,7 +202,11 @@ fn i1_30_gateways_that_stay_behind_with_an_old_master_renew_no_right() {
 #[test]
 fn a_thousand_clients_that_stand_still_are_sent_away_counted_and_noticed_by_nobody() {
     let _alone = alone();
-    slow_clients::prove(&slow_clients::Size { connections: 1000, calm: Duration::from_secs(10) });
+    slow_clients::prove(&slow_clients::Size {
+        connections: 1000,
+        deadline: Duration::from_secs(6),
+        calm: Duration::from_secs(10),
+    });
 }
 
 /// A number from the environment.

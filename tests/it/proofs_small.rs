@@ -154,5 +154,9 @@ fn history_seed() -> u64 {
 
 #[test]
 fn clients_that_stand_still_are_sent_away_counted_and_noticed_by_nobody() {
-    slow_clients::prove(&slow_clients::Size { connections: 200, calm: Duration::from_secs(1) });
+    slow_clients::prove(&slow_clients::Size {
+        connections: 200,
+        deadline: Duration::from_secs(2),
+        calm: Duration::from_secs(1),
+    });
 }

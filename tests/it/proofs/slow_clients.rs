@@ -10,26 +10,22 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Of everything that can stand still.
-const DEADLINE: Duration = Duration::from_secs(2);
 /// How much later than at its deadline a connection may be seen to be counted.
 const SLACK: Duration = Duration::from_secs(8);
 /// What a connection that stands still may hold, and what all of them may beside it.
 const BYTES_A_CONNECTION: u64 = 128 * 1024;
 const GROWTH_MAX: u64 = 16 * 1024 * 1024;
 const LARGE: usize = 12 << 20;
+/// What the upstream's kernel holds of a response that is not taken: what a thousand of them copy is not the gateway's.
+const UPSTREAM_BUFFER: usize = 64 * 1024;
+/// How many connections an attack opens in a second.
+const RATE: usize = 250;
 /// How much of it may be taken for a client that does not read, by the library and the kernel.
 const TAKEN_MAX: u64 = 1 << 20;
 /// How often each of those who behave asks.
 const PACE: Duration = Duration::from_millis(5);
 
 const ROUTES: &str = r#"
-[limits]
-head_timeout = "2s"
-handshake_timeout = "2s"
-body_idle = "2s"
-write_stall = "2s"
-idle_timeout = "3s"
 upstream_connect = "10s"
 upstream_requests_max = 4096
 
@@ -44,6 +40,8 @@ const ENDED: &str = "keygate_connections_ended_total";
 /// How large a proof is.
 pub struct Size {
     pub connections: usize,
+    /// Of everything that can stand still: until then all connections are open at once.
+    pub deadline: Duration,
     /// How long those who behave are watched before anybody attacks.
     pub calm: Duration,
 }
@@ -155,8 +153,7 @@ struct Behaved {
 pub fn prove(size: &Size) {
     let upstream = Upstream::start(|received| match received.target().ends_with("large") {
         true => Reply::Custom(Box::new(|stream| {
-            // This thread alone: what it writes for the attackers comes from another machine elsewhere.
-            rustix::process::setpriority_process(None, 19).unwrap();
+            socket2::SockRef::from(&*stream).set_send_buffer_size(UPSTREAM_BUFFER).unwrap();
             _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n");
             let mut pieces = std::iter::repeat_n([b'x'; 65_536], LARGE / 65_536);
             _ = pieces.try_for_each(|piece| stream.write_all(&piece));
@@ -166,7 +163,8 @@ pub fn prove(size: &Size) {
     let listen = "protocols = [\"h1\", \"h2\"]";
     let authority = Authority::new();
     let pair = authority.issue("server", "IP:127.0.0.1");
-    let gateway = Gateway::builder().live(&upstream).listen(listen).toml(ROUTES).tls(&pair).start();
+    let gateway =
+        Gateway::builder().live(&upstream).listen(listen).toml(&size.limits()).toml(ROUTES).tls(&pair).start();
     let key = gateway.key(&["orders:read"]);
     let rest = || while_behaving(&gateway, &key, || std::thread::sleep(size.calm));
     // Watched as the attacks are, since that takes time as well.
@@ -176,9 +174,8 @@ pub fn prove(size: &Size) {
     for attack in &ATTACKS {
         let before = pss(gateway.pid());
         let counted = gateway.metric(attack.counter);
-        let (peak, (took, behaved)) = watch_peak(gateway.pid(), || {
-            while_behaving(&gateway, &key, || attack.run(&gateway, size.connections, counted))
-        });
+        let (peak, (took, behaved)) =
+            watch_peak(gateway.pid(), || while_behaving(&gateway, &key, || attack.run(&gateway, size, counted)));
         behaved.told(attack.name, Some(calm_p99));
         let growth = peak.saturating_sub(before);
         println!(
@@ -220,9 +217,23 @@ fn assert_counted_exactly(gateway: &Gateway, expected: &std::collections::BTreeM
     });
 }
 
+// === impl Size ===
+
+impl Size {
+    fn limits(&self) -> String {
+        let names = ["head_timeout", "handshake_timeout", "body_idle", "write_stall"];
+        let deadline = self.deadline.as_secs();
+        let begun = format!("[limits]\nidle_timeout = \"{}s\"\n", deadline + 1);
+        names.iter().fold(begun, |text, name| text + &format!("{name} = \"{deadline}s\"\n"))
+    }
+}
+
+// === impl Attack ===
+
 impl Attack {
     /// Attacks, and gives the time until the last connection of it was counted, which `counted` were already.
-    fn run(&self, gateway: &Gateway, connections: usize, counted: f64) -> Duration {
+    fn run(&self, gateway: &Gateway, size: &Size, counted: f64) -> Duration {
+        let Size { connections, deadline, .. } = *size;
         let began = Instant::now();
         let wanted = counted + connections as f64;
         let start = |options, path| Tool::start(gateway, options, path, connections);
@@ -232,7 +243,7 @@ impl Attack {
             Begin::Sent(act) => (None, at(gateway.address, act)),
             Begin::SentToTls(act) => (None, at(gateway.tls_address(), act)),
         };
-        let bound = began.elapsed() + DEADLINE + SLACK + PACE * 2 * connections as u32;
+        let bound = began.elapsed() + deadline + SLACK + 2 * Duration::from_secs(connections as u64) / RATE as u32;
         while gateway.metric(self.counter) < wanted {
             let counted = gateway.metric(self.counter);
             assert!(began.elapsed() < bound, "{}: {counted} of {wanted} are counted", self.name);
@@ -249,6 +260,7 @@ impl Attack {
 }
 
 fn begun(address: SocketAddr, act: fn(&mut Wire)) -> Wire {
+    std::thread::sleep(Duration::from_secs(1) / RATE as u32);
     let mut wire = Wire::bare(address);
     act(&mut wire);
     wire
@@ -258,13 +270,14 @@ fn begun(address: SocketAddr, act: fn(&mut Wire)) -> Wire {
 
 impl Tool {
     fn start(gateway: &Gateway, options: &[&str], path: &str, connections: usize) -> Self {
-        let (count, url) = (connections.to_string(), format!("http://{}{path}", gateway.address));
+        let (count, rate) = (connections.to_string(), RATE.to_string());
+        let url = format!("http://{}{path}", gateway.address);
         // It has a machine of its own elsewhere: here it gets what the others leave.
         let mut command = Command::new("chrt");
         command
             .args(["--idle", "0", "slowhttptest"])
             .args(options)
-            .args(["-c", &count, "-r", &count, "-l", "60", "-p", "5", "-v", "1", "-u", &url]);
+            .args(["-c", &count, "-r", &rate, "-l", "60", "-p", "5", "-v", "1", "-u", &url]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         Self(child.expect("chrt is missing: apt-get install util-linux"))
     }
