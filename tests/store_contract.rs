@@ -4,6 +4,8 @@
 mod accounts;
 #[path = "store_contract/fleet.rs"]
 mod fleet;
+#[path = "store_contract/relay.rs"]
+mod relay;
 #[path = "store_contract/rows.rs"]
 mod rows;
 #[path = "it/harness/redis.rs"]
@@ -24,6 +26,8 @@ use proptest::prelude::*;
 use server::RedisServer;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_micros(second * 1_000_000)
@@ -227,6 +231,26 @@ fn a_mutation_is_applied_whole_or_not_at_all_and_once() {
         assert_eq!(store.apply(&mutation).unwrap(), outcome);
         assert_eq!(store.changes().unwrap().head().unwrap().seq, outcome[0]);
     });
+}
+
+#[test]
+fn i12_a_change_whose_answer_is_lost_is_said_to_have_been_made_perhaps_and_repeating_it_is_harmless() {
+    let server = RedisServer::start();
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&attempts);
+    let lossy = relay::relay(server.address(), b"entity_id_taken", move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        false
+    });
+    let through = RedisStore::new(&Url::parse(&format!("redis://{lossy}")).unwrap());
+    let (operation, actor, writes) = (OperationId(7), "test:alice".to_owned(), vec![create(&entity("acme"))]);
+    let mutation = Mutation { operation, actor, at: at(3), writes };
+    let Err(StoreError::Unavailable(why)) = through.apply(&mutation) else { panic!("it was answered") };
+    assert!(why.contains("the change may have been made all the same: repeat the command"), "{why}");
+    assert_eq!(attempts.load(Ordering::SeqCst), 3);
+    let store = redis(&server);
+    assert_eq!(store.apply(&mutation).unwrap(), [1], "it was made, once");
+    assert_eq!(store.changes().unwrap().head().unwrap().seq, 1);
 }
 
 #[test]

@@ -1,11 +1,10 @@
 //! When the row of a gateway goes, and what its gateway is told then (protocols, Rows).
 
 use super::redis;
+use super::relay::relay;
 use super::server::RedisServer;
 use keygate::store::redis::{RedisStore, Url};
 use keygate::store::{KeyStore, Member};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 /// A little more than a beat: the next call tells the row again.
@@ -74,26 +73,6 @@ fn rows_the_one_before_stays_until_its_successor_has_joined() {
     assert_eq!(listed(&store), ["after"]);
 }
 
-/// Stands between an observer and its server: what is `before` happens when a row is about to be removed.
-fn relay(server: SocketAddr, mut before: impl FnMut() + Send + 'static) -> SocketAddr {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        let (mut client, _) = listener.accept().unwrap();
-        let mut upstream = TcpStream::connect(server).unwrap();
-        let (mut answers, mut back) = (upstream.try_clone().unwrap(), client.try_clone().unwrap());
-        std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
-        let mut piece = [0; 64 * 1024];
-        while let Ok(read @ 1..) = client.read(&mut piece) {
-            if piece[..read].windows(4).any(|word| word == b"HDEL") {
-                before();
-            }
-            upstream.write_all(&piece[..read]).unwrap();
-        }
-    });
-    address
-}
-
 #[test]
 fn rows_whoever_speaks_while_it_is_about_to_be_removed_stays() {
     let server = RedisServer::start();
@@ -102,9 +81,10 @@ fn rows_whoever_speaks_while_it_is_about_to_be_removed_stays() {
     let mut gateway = store.changes().unwrap();
     _ = gateway.tell(&quiet());
     let (told, tellings) = std::sync::mpsc::channel();
-    let address = relay(server.address(), move || {
+    let address = relay(server.address(), b"HDEL", move || {
         _ = gateway.tell(&quiet());
         told.send(()).unwrap();
+        true
     });
     let url = Url::parse(&format!("redis://{address}")).unwrap();
     let mut observer = RedisStore::new(&url).changes().unwrap();
