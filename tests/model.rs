@@ -256,7 +256,12 @@ fn i7_a_miss_is_told_absent_only_while_the_set_is_whole() {
             cache.lose(&world::token(KEY).digest);
             follower.turn().unwrap();
         });
-        let mut world = world.race(evict, vec![one_look(KEY)]);
+        // The key is there all the time.
+        let look: Work = Box::new(|mut worker| {
+            assert!(worker.request(KEY, &Method::GET) != NO_SUCH_KEY, "told absent");
+            worker.obey_to_the_end();
+        });
+        let mut world = world.race(evict, vec![look]);
         world.catch_up();
         assert!(matches!(world.look_up(KEY), Lookup::Known(_)));
     });

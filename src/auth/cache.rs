@@ -340,9 +340,10 @@ impl KeyCache {
         self.census.evicted.store(true, Ordering::SeqCst);
     }
 
-    /// As if moka had evicted a key.
+    /// As if moka had evicted a key, which it does only where there is no room for all, and the set is not whole any more.
     #[cfg(any(test, feature = "model"))]
     pub fn lose(&self, digest: &Digest) {
+        self.set_incomplete();
         sync::will_write(&self.map);
         self.map.invalidate(digest);
         self.census.lose();

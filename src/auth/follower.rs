@@ -362,7 +362,9 @@ impl Follower {
     /// Everything up to the head of a poll sent at `sent` is known. What is not is unknown, and no more, while the store settles:
     /// whoever has it may still give it back (protocols I7, Settle).
     fn catch_up(&mut self, sent: Moment, is_settling: bool) {
-        let lacks = is_settling || self.loading.as_ref().is_some_and(|loading| loading.reason == Reload::Eviction);
+        let is_loading_again = self.loading.as_ref().is_some_and(|loading| loading.reason == Reload::Eviction);
+        // Asked for before as well: for a moment between the two, a key that was lost would be told absent.
+        let lacks = is_settling || is_loading_again || self.cache.has_evicted();
         if !self.cache.is_complete() && self.applier().is_whole() && !lacks {
             self.generation += 1;
             self.cache.set_complete(self.generation);
