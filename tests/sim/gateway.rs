@@ -310,7 +310,11 @@ impl Machine {
     }
 
     pub fn is_held(&self) -> bool {
-        lock(&self.state).running.as_ref().is_some_and(|running| running.is_held)
+        self.held_process().is_some()
+    }
+
+    pub fn held_process(&self) -> Option<Process> {
+        lock(&self.state).running.as_ref().filter(|running| running.is_held).map(|running| running.process)
     }
 
     /// Held is only who has followed another store, or one with which there is nothing in common.
@@ -408,8 +412,10 @@ impl Machine {
         }
         world.note(|| format!("machine {}: a clone of machine {}", self.index, original.index));
         for entry in fs::read_dir(original.directory()).unwrap().map(|entry| entry.unwrap()) {
-            if entry.path().is_file() {
-                fs::copy(entry.path(), self.directory().join(entry.file_name())).unwrap();
+            let copy = self.directory().join(entry.file_name());
+            // Where no snapshot can be written, one that is being written finds a directory in its place.
+            if entry.path().is_file() && !copy.is_dir() {
+                fs::copy(entry.path(), copy).unwrap();
             }
         }
         let mut theirs = lock(&original.state);
@@ -456,7 +462,7 @@ impl Machine {
         let (is_fresh, is_stale) = (service.authenticator.is_fresh(now), service.authenticator.is_stale(now));
         let (process, max_stale, is_cloned) = (running.process, self.max_stale, state.is_cloned);
         let site = world.site(Caller::Gateway(process));
-        let (wall, keeps) = (now.wall, self.snapshot.exists());
+        let (wall, keeps) = (now.wall, self.snapshot.exists() && !self.draft().is_dir());
         Some((service, Witness { process, site, max_stale, wall, is_fresh, is_stale, is_cloned, keeps }, now))
     }
 

@@ -320,11 +320,7 @@ impl World {
         let Some(_) = lock(&self.history).split.take() else { return };
         let (now, site) = (self.time.now(), self.site(Caller::Nobody));
         self.note(|| format!("server {}: discarded", 1 - site));
-        let lost = {
-            let mut oracle = lock(&self.oracle);
-            let old = oracle.logs[1 - site].clone();
-            oracle.logs[site].take_over(now, &old)
-        };
+        let lost = lock(&self.oracle).take_over(now, site);
         let mut history = lock(&self.history);
         history.replaced_at = now;
         if let Some(shelter) = &mut history.shelter {
@@ -391,6 +387,21 @@ impl World {
     fn sweep(&self) {
         lock(&self.history).sweep_due = self.time.now() + SWEEP;
         if self.has_stood() && self.machines.iter().any(super::gateway::Machine::is_held) {
+            // One that followed this very store finds nothing in it any more that it knew: what that had is let go, and what had
+            // ended is ended first, as `keygate store adopt` wants it.
+            let fleet = self.server(Caller::Nobody).store.fleet_id().unwrap();
+            let holders: Vec<_> = self.machines.iter().filter_map(super::gateway::Machine::held_process).collect();
+            let has_followed = |fleet: &FleetId| {
+                let oracle = lock(&self.oracle);
+                holders.iter().any(|process| oracle.fleet_of(*process) == Some(*fleet))
+            };
+            if let Some(fleet) = fleet.filter(has_followed) {
+                let kept = self.machines.iter().filter_map(super::gateway::Machine::kept);
+                let kept = kept.filter(|kept| kept.lineage.fleet == Some(fleet));
+                kept.for_each(|kept| self.end_what_has_ended(&kept));
+                lock(&self.history).copies.clear();
+                lock(&self.oracle).take_away(fleet);
+            }
             self.adopt();
         }
     }

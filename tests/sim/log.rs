@@ -165,6 +165,10 @@ impl Log {
         key.revoked_at.is_some() || self.is_deleted(key.entity_id)
     }
 
+    pub fn has_entity(&self, entity: EntityId) -> bool {
+        self.entries().any(|change| matches!(&change.after, Record::Entity(there) if there.id == entity))
+    }
+
     pub fn is_deleted(&self, entity: EntityId) -> bool {
         self.deletions.contains_key(&entity)
     }

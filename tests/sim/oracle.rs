@@ -68,6 +68,8 @@ pub struct Oracle {
     ever: HashMap<Digest, Vec<KeyRecord>>,
     digests: Vec<Digest>,
     ever_deleted: HashSet<EntityId>,
+    /// The tokens of a key's changes.
+    changes: HashMap<Digest, HashSet<u64>>,
     /// The tokens of the changes that ended a key, or deleted an entity.
     ends: HashMap<Digest, HashSet<u64>>,
     deletions: HashMap<EntityId, HashSet<u64>>,
@@ -77,6 +79,8 @@ pub struct Oracle {
     made: HashMap<Digest, Claim>,
     ended: HashMap<Digest, Claim>,
     deleted: HashMap<EntityId, Claim>,
+    /// Deleted in what a person has let go: a store that never had one need not say so.
+    let_go: HashSet<EntityId>,
     /// The tokens of changes that all gateways had.
     complete: HashMap<u64, FleetId>,
     /// By machine, when it confirmed what, by token; and the position that did so last.
@@ -110,6 +114,7 @@ impl Oracle {
     fn note(&mut self, change: &Change) {
         match &change.after {
             Record::Key(key) => {
+                self.changes.entry(key.digest).or_default().insert(change.token);
                 if key.revoked_at.is_some() {
                     self.ends.entry(key.digest).or_default().insert(change.token);
                 }
@@ -132,11 +137,23 @@ impl Oracle {
         changes.iter().for_each(|change| self.note(change));
         self.confirmed.values_mut().for_each(|(last, _)| *last = Position::default());
         let lost = self.logs[site].replace(now, changes);
-        // A gateway that keeps nothing loads these again.
+        self.lose(now, site);
+        lost
+    }
+
+    /// A server's history takes the place of the other's, who is discarded. The tokens of what is lost with that one.
+    pub fn take_over(&mut self, now: True, site: usize) -> Vec<u64> {
+        let old = self.logs[1 - site].clone();
+        let lost = self.logs[site].take_over(now, &old);
+        self.lose(now, site);
+        lost
+    }
+
+    /// What a server has lost just now a gateway that keeps nothing loads again.
+    fn lose(&mut self, now: True, site: usize) {
         for known in self.known.values_mut() {
             known.retain(|digest| !self.logs[site].has_lost(digest, now));
         }
-        lost
     }
 
     /// A machine's row has told `position`, which its server holds.
@@ -231,18 +248,27 @@ impl Oracle {
     pub fn take_away(&mut self, fleet: FleetId) {
         self.complete.retain(|_, of| *of != fleet);
         self.made.retain(|_, claim| claim.fleet != fleet);
+        self.let_go.extend(self.deleted.iter().filter(|(_, claim)| claim.fleet == fleet).map(|(entity, _)| *entity));
     }
 
     // === What is asked ===
+
+    /// Whether a machine has confirmed one of these tokens.
+    fn has_confirmed(&self, machine: usize, tokens: Option<&HashSet<u64>>) -> bool {
+        let confirmed = self.confirmed.get(&machine).map(|(_, confirmed)| confirmed);
+        confirmed.is_some_and(|confirmed| tokens.into_iter().flatten().any(|token| confirmed.contains_key(token)))
+    }
 
     /// Whether a process, or one before it on its machine, was told of an end of the key.
     fn has_learned_end(&self, process: Process, digest: &Digest) -> bool {
         let of_key = self.ends.get(digest);
         let of_entity = self.entity(digest).and_then(|entity| self.deletions.get(&entity));
-        let mut ends = of_key.into_iter().chain(of_entity).flatten();
         let heard = self.heard.get(&process);
-        let confirmed = self.confirmed.get(&process.machine).map(|(_, confirmed)| confirmed);
-        ends.any(|token| heard.into_iter().chain(confirmed).any(|known| known.contains_key(token)))
+        [of_key, of_entity].into_iter().any(|ends| {
+            let has_heard =
+                ends.into_iter().flatten().any(|token| heard.is_some_and(|heard| heard.contains_key(token)));
+            has_heard || self.has_confirmed(process.machine, ends)
+        })
     }
 
     pub fn digests(&self) -> &[Digest] {
@@ -279,7 +305,8 @@ impl Oracle {
             Answer::Expired => self.judge_expired(witness, digest),
             Answer::Unknown => self.judge_unknown(now, witness, digest),
             Answer::Unavailable if !witness.is_stale && self.is_known(witness, digest) => {
-                Err("I7: a known key is not judged although there is a right to serve".to_owned())
+                let id = self.ever.get(digest).and_then(|records| records.first()).map(|key| key.id);
+                Err(format!("I7: the known key {id:?} is not judged although there is a right to serve"))
             }
             Answer::Unavailable => Ok(()),
         }
@@ -302,8 +329,9 @@ impl Oracle {
             return Err("a key that has expired is accepted".to_owned());
         }
         self.judge_right(now, witness)?;
-        // What its store has lost it may lose as well, if it cannot give it back, or not to this store.
-        let is_given_back = witness.keeps && !self.is_entity_gone(digest);
+        // What its store has lost it may lose as well, if it has not confirmed it, cannot give it back, or not to this store.
+        let has_confirmed = self.has_confirmed(witness.process.machine, self.changes.get(digest));
+        let is_given_back = witness.keeps && has_confirmed && !self.is_entity_gone(digest);
         if is_given_back || self.logs[witness.site].made(digest).is_some() {
             self.known.entry(witness.process).or_default().insert(*digest);
         }
@@ -437,7 +465,9 @@ impl Oracle {
         let made = self.made.iter().find(|(digest, claim)| of(claim) && is_lost(digest));
         let is_in_force = |digest: &Digest| log.made(digest).is_some() && !log.is_ended(digest);
         let ended = self.ended.iter().find(|(digest, claim)| of(claim) && is_in_force(digest));
-        let deleted = self.deleted.iter().find(|(entity, claim)| of(claim) && !log.is_deleted(**entity));
+        let is_let_go = |entity: &EntityId| self.let_go.contains(entity) && !log.has_entity(*entity);
+        let is_undone = |entity: &EntityId| !log.is_deleted(*entity) && !is_let_go(entity);
+        let deleted = self.deleted.iter().find(|(entity, claim)| of(claim) && is_undone(entity));
         let lost = [
             ("the key is not there", made.map(|(_, claim)| claim)),
             ("the key has not ended", ended.map(|(_, claim)| claim)),
