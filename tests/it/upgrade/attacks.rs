@@ -5,12 +5,16 @@ use crate::harness::client::head;
 use crate::harness::switching::{AGREED, value_of};
 use crate::harness::{PATIENCE, Switching};
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::time::Duration;
 
 /// An upstream that answers whatever it is sent in HTTP, once.
 fn plain() -> Switching {
     Switching::start(|_, mut stream| {
         _ = stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\ngood");
+        // Closed over a body that was not read, it would be reset, and the answer lost.
+        _ = stream.shutdown(Shutdown::Write);
+        _ = std::io::copy(&mut stream, &mut std::io::sink());
     })
 }
 
