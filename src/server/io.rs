@@ -15,7 +15,11 @@ use tokio::time::Sleep;
 
 /// How long a client that was told the end may take to end as well.
 const LINGER: Duration = Duration::from_secs(1);
-/// What it still sends is thrown away in pieces of this size.
+/// How much it may still send meanwhile: over HTTP/1.1 an upload that nobody wants any more, over HTTP/2 a few frames. Whoever
+/// floods sends more, and is not listened to.
+const LINGER_BYTES_HTTP1: usize = 64 * 1024 * 1024;
+const LINGER_BYTES_HTTP2: usize = 64 * 1024;
+/// It is thrown away in pieces of this size.
 const DISCARD: usize = 4 * 1024;
 
 /// A socket that tells its connection's state when bytes arrive and when they are not taken.
@@ -36,22 +40,30 @@ pub struct WatchedStream {
 #[derive(Debug)]
 enum End {
     /// It is not for anybody. A socket that is closed over unread bytes is reset by the kernel, and takes away from the client
-    /// the answer it has not read yet (RFC 9112, section 9.6): so they are read, for as long as this says.
-    Whole(Option<Pin<Box<Sleep>>>),
+    /// the answer it has not read yet (RFC 9112, section 9.6): so they are read, for a while and up to so many.
+    Whole { timer: Option<Pin<Box<Sleep>>>, left: usize },
     /// It goes on: the connection carries a tunnel.
     Half,
+}
+
+// === impl End ===
+
+impl End {
+    const fn whole(left: usize) -> Self {
+        Self::Whole { timer: None, left }
+    }
 }
 
 // === impl WatchedStream ===
 
 impl WatchedStream {
     pub const fn new(stream: Stream, read: Bytes, state: Rc<ConnState>) -> Self {
-        Self { stream, read, state, meter: None, reworded: Bytes::new(), end: End::Whole(None) }
+        Self { stream, read, state, meter: None, reworded: Bytes::new(), end: End::whole(LINGER_BYTES_HTTP1) }
     }
 
     /// One that speaks HTTP/2: a request begins with its frame, not with any byte.
     pub const fn metered(stream: Stream, read: Bytes, state: Rc<ConnState>, meter: Rc<Meter>) -> Self {
-        Self { stream, read, state, meter: Some(meter), reworded: Bytes::new(), end: End::Whole(None) }
+        Self { stream, read, state, meter: Some(meter), reworded: Bytes::new(), end: End::whole(LINGER_BYTES_HTTP2) }
     }
 
     /// The connection has left HTTP, whose library has read `bytes` too early.
@@ -72,18 +84,19 @@ impl WatchedStream {
 
     /// Reads what the client still sends, until it ends too or has had its time.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let End::Whole(timer) = &mut self.end else { return Poll::Ready(()) };
+        let End::Whole { timer, left } = &mut self.end else { return Poll::Ready(()) };
         if self.state.is_reset() || self.meter.as_ref().is_some_and(|meter| meter.is_exhausted()) {
             return Poll::Ready(());
         }
         let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
         let mut discarded = [0; DISCARD];
-        while timer.as_mut().poll(cx).is_pending() {
+        while *left > 0 && timer.as_mut().poll(cx).is_pending() {
             let mut buf = ReadBuf::new(&mut discarded);
             let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf));
             if read.is_err() || buf.filled().is_empty() {
                 break;
             }
+            *left = left.saturating_sub(buf.filled().len());
         }
         Poll::Ready(())
     }
