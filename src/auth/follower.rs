@@ -418,4 +418,6 @@ mod loss_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod watched;
+#[cfg(test)]
 pub(super) use tests::{digest, key};

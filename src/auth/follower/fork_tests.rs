@@ -1,15 +1,15 @@
 //! A store that forgets, with followers that do not: against what any of them had confirmed.
 
 use super::tests::{ACME, CREATED_AT, digest, follow_with, key, look};
+use super::watched::{Gate, Watched};
 use super::*;
 use crate::auth::cache::Lookup;
 use crate::key::{EntityId, EntityRecord, KeyId, KeyRecord};
 use crate::store::memory::MemoryStore;
-use crate::store::{Action, FleetId, Held, Mutation, OperationId, Page, Record, Write};
+use crate::store::{Action, FleetId, Held, Mutation, OperationId, Record, Write};
 use crate::ulid::Ulid;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
-use std::sync::mpsc;
 
 pub(super) fn apply(store: &dyn KeyStore, action: Action, expected: Option<u64>, record: Record) -> bool {
     let writes = vec![Write { action, expected, record }];
@@ -264,66 +264,12 @@ fn i4_what_an_adopted_store_has_finds_room_where_what_it_has_not_goes() {
     assert!((1..=4).all(|number| matches!(look(&cache, number), Lookup::Absent)));
 }
 
-/// A reader of the whole set that reads its next page when it is told to.
-struct Gated {
-    inner: Box<dyn Changes>,
-    go: mpsc::Receiver<()>,
-    read: mpsc::Sender<()>,
-}
-
-/// Tells it to. Dropped: it goes on by itself.
-pub(super) type Gate = (mpsc::Sender<()>, mpsc::Receiver<()>);
-
-impl Gated {
-    fn reader(store: &MemoryStore) -> (Box<dyn Changes>, Gate) {
-        let ((go, told), (read, done)) = (mpsc::channel(), mpsc::channel());
-        (Box::new(Self { inner: store.changes().unwrap(), go: told, read }), (go, done))
-    }
-}
-
-impl Changes for Gated {
-    fn page(&mut self, after: u64, _: usize) -> Result<Page, StoreError> {
-        _ = self.go.recv();
-        let page = self.inner.page(after, 3);
-        _ = self.read.send(());
-        page
-    }
-
-    fn head(&mut self) -> Result<Position, StoreError> {
-        self.inner.head()
-    }
-
-    fn poll(&mut self, from: Position, fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
-        self.inner.poll(from, fleet, limit)
-    }
-
-    fn past(&mut self, limit: usize) -> Result<Vec<Position>, StoreError> {
-        self.inner.past(limit)
-    }
-
-    fn wait(&mut self, from: Position) {
-        self.inner.wait(from);
-    }
-
-    fn tell(&mut self, member: &Member) -> Result<(), StoreError> {
-        self.inner.tell(member)
-    }
-
-    fn leave(&mut self, member: &Member) {
-        self.inner.leave(member);
-    }
-
-    fn outlives_process(&self) -> bool {
-        false
-    }
-}
-
 /// Loses every other key from the cache, and begins to read all of them again.
-pub(super) fn reload(store: &MemoryStore, cache: &KeyCache, follower: &mut Follower) -> Option<Gate> {
+pub(super) fn reload(store: &Arc<MemoryStore>, cache: &KeyCache, follower: &mut Follower) -> Option<Gate> {
     let since = follower.position.filter(|_| follower.loaded && follower.loading.is_none())?;
     let known = (0..20_u128).step_by(2).map(digest).filter(|digest| cache.peek(digest).is_some());
     known.for_each(|digest| cache.lose(&digest));
-    let (reader, gate) = Gated::reader(store);
+    let (reader, gate) = Watched::gated(store);
     follower.loading = Some(Load::begin(reader, follower.kept.draft(since), since, Reload::Eviction).unwrap());
     cache.set_incomplete();
     cache.forget_eviction();

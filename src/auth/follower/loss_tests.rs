@@ -2,94 +2,14 @@
 
 use super::fork_tests::{apply, begin, catch_up, create, entity, gateway, next_page, reload, rename, revoke};
 use super::tests::{CREATED_AT, digest, follow_with, key, look};
+use super::watched::Watched;
 use super::*;
 use crate::auth::cache::Lookup;
 use crate::key::{EntityId, EntityRecord, KeyId, KeyRecord};
 use crate::store::memory::MemoryStore;
-use crate::store::{Action, FleetId, Page, Record};
+use crate::store::{Action, FleetId, Record};
 use crate::ulid::Ulid;
 use std::sync::mpsc;
-
-/// A reader of the log of a store that may settle, and may lose something at one of the polls.
-struct Watched {
-    inner: Box<dyn Changes>,
-    store: Arc<MemoryStore>,
-    settles_in: Duration,
-    /// Entries given at a time.
-    limit: usize,
-    polls: u32,
-    /// What is put in the store's place just before the poll of that number.
-    lost: Option<(u32, MemoryStore)>,
-    /// Nobody reads who is not in the fleet's list.
-    is_for_members: bool,
-    fails: bool,
-}
-
-// === impl Watched ===
-
-impl Watched {
-    fn of(store: &Arc<MemoryStore>) -> Box<Self> {
-        Box::new(Self {
-            inner: store.changes().unwrap(),
-            store: Arc::clone(store),
-            settles_in: Duration::ZERO,
-            limit: ENTRIES,
-            polls: 0,
-            lost: None,
-            is_for_members: false,
-            fails: false,
-        })
-    }
-}
-
-impl Changes for Watched {
-    fn poll(&mut self, from: Position, fleet: Option<FleetId>, limit: usize) -> Result<Feed, StoreError> {
-        self.polls += 1;
-        if self.fails {
-            return Err(StoreError::Unavailable("it fails".to_owned()));
-        }
-        if let Some((_, copy)) = self.lost.take_if(|(poll, _)| *poll == self.polls) {
-            self.store.put_back(&copy);
-        }
-        assert!(
-            !self.is_for_members || !self.store.fleet().unwrap().members.is_empty(),
-            "it reads before it has joined"
-        );
-        self.inner.poll(from, fleet, limit.min(self.limit))
-    }
-
-    fn settles_in(&self) -> Duration {
-        self.settles_in
-    }
-
-    fn head(&mut self) -> Result<Position, StoreError> {
-        self.inner.head()
-    }
-
-    fn past(&mut self, limit: usize) -> Result<Vec<Position>, StoreError> {
-        self.inner.past(limit)
-    }
-
-    fn wait(&mut self, from: Position) {
-        self.inner.wait(from);
-    }
-
-    fn tell(&mut self, member: &Member) -> Result<(), StoreError> {
-        self.inner.tell(member)
-    }
-
-    fn leave(&mut self, member: &Member) {
-        self.inner.leave(member);
-    }
-
-    fn outlives_process(&self) -> bool {
-        false
-    }
-
-    fn page(&mut self, after: u64, limit: usize) -> Result<Page, StoreError> {
-        self.inner.page(after, limit)
-    }
-}
 
 fn key_of(number: u128, entity_id: EntityId, digest_of: u128) -> Record {
     let (Record::Key(key), Record::Key(other)) = (key(number), key(digest_of)) else { unreachable!() };
