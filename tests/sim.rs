@@ -163,11 +163,15 @@ fn check_recovered(world: &World, complete_before: u64) {
             world.violated(&format!("a key that was never made is answered {never:?} although nothing fails any more"));
         }
         for digest in &digests {
-            let Some((answer, now)) = machine.answer(world, *digest) else { continue };
+            let Some((answer, witness)) = machine.answer(world, *digest) else { continue };
             let oracle = lock(&world.oracle);
-            let is_good = oracle.logs[site].is_good(digest, now.wall);
+            let is_good = oracle.logs[site].is_good(digest, witness.wall);
             // Adopting a store does not bring back what was revoked.
-            let may_stay_ended = answer == Answer::Revoked && oracle.ever_ended(digest);
+            let may_stay_ended = match answer {
+                Answer::Revoked => oracle.ever_ended(digest),
+                Answer::Unknown => oracle.has_kept_end(witness.process, digest),
+                Answer::Accepted(_) | Answer::Expired | Answer::Unavailable => false,
+            };
             drop(oracle);
             if is_good != matches!(answer, Answer::Accepted(_)) && !may_stay_ended {
                 world.violated(&format!(

@@ -462,7 +462,7 @@ impl Machine {
         let (is_fresh, is_stale) = (service.authenticator.is_fresh(now), service.authenticator.is_stale(now));
         let (process, max_stale, is_cloned) = (running.process, self.max_stale, state.is_cloned);
         let site = world.site(Caller::Gateway(process));
-        let (wall, keeps) = (now.wall, self.snapshot.exists() && !self.draft().is_dir());
+        let (wall, keeps) = (now.wall, self.snapshot.exists());
         Some((service, Witness { process, site, max_stale, wall, is_fresh, is_stale, is_cloned, keeps }, now))
     }
 
@@ -482,8 +482,8 @@ impl Machine {
     }
 
     /// How a key is answered now, if anybody answers.
-    pub fn answer(&self, world: &World, digest: Digest) -> Option<(Answer, Moment)> {
-        self.service_now(world).map(|(service, _, now)| (service.answer(digest, now), now))
+    pub fn answer(&self, world: &World, digest: Digest) -> Option<(Answer, Witness)> {
+        self.service_now(world).map(|(service, witness, now)| (service.answer(digest, now), witness))
     }
 
     pub fn is_serving(&self) -> bool {

@@ -68,8 +68,6 @@ pub struct Oracle {
     ever: HashMap<Digest, Vec<KeyRecord>>,
     digests: Vec<Digest>,
     ever_deleted: HashSet<EntityId>,
-    /// The tokens of a key's changes.
-    changes: HashMap<Digest, HashSet<u64>>,
     /// The tokens of the changes that ended a key, or deleted an entity.
     ends: HashMap<Digest, HashSet<u64>>,
     deletions: HashMap<EntityId, HashSet<u64>>,
@@ -114,7 +112,6 @@ impl Oracle {
     fn note(&mut self, change: &Change) {
         match &change.after {
             Record::Key(key) => {
-                self.changes.entry(key.digest).or_default().insert(change.token);
                 if key.revoked_at.is_some() {
                     self.ends.entry(key.digest).or_default().insert(change.token);
                 }
@@ -271,6 +268,13 @@ impl Oracle {
         })
     }
 
+    /// Whether a key may be in force in the store that a process has taken for its own, and not with it, who knows that it had ended
+    /// (protocols I5). It has no entry of such a key any more: it refuses it by the tombstone alone.
+    pub fn has_kept_end(&self, process: Process, digest: &Digest) -> bool {
+        let has_adopted = self.fleets.get(&process).is_some_and(|fleets| fleets.len() > 1);
+        has_adopted && self.has_learned_end(process, digest)
+    }
+
     pub fn digests(&self) -> &[Digest] {
         &self.digests
     }
@@ -329,9 +333,8 @@ impl Oracle {
             return Err("a key that has expired is accepted".to_owned());
         }
         self.judge_right(now, witness)?;
-        // What its store has lost it may lose as well, if it has not confirmed it, cannot give it back, or not to this store.
-        let has_confirmed = self.has_confirmed(witness.process.machine, self.changes.get(digest));
-        let is_given_back = witness.keeps && has_confirmed && !self.is_entity_gone(digest);
+        // What its store has lost it may lose as well, if it cannot give it back, or not to this store.
+        let is_given_back = witness.keeps && !self.is_entity_gone(digest);
         if is_given_back || self.logs[witness.site].made(digest).is_some() {
             self.known.entry(witness.process).or_default().insert(*digest);
         }
@@ -434,9 +437,7 @@ impl Oracle {
     }
 
     fn judge_unknown(&self, now: True, witness: &Witness, digest: &Digest) -> Result<(), String> {
-        let has_adopted = self.fleets.get(&witness.process).is_some_and(|fleets| fleets.len() > 1);
-        if has_adopted && self.has_learned_end(witness.process, digest) {
-            // In force in the store that it has taken for its own, and not with who knows that it had ended.
+        if self.has_kept_end(witness.process, digest) {
             return Ok(());
         }
         if let Some(made) = self.logs[witness.site].made(digest)
