@@ -112,12 +112,14 @@ fn parts(dir: &Path) -> Parts {
 
 impl Process {
     fn start(dir: &Path) -> Self {
-        let mut writer = Writer::recover(parts(dir), true).unwrap();
+        let parts = parts(dir);
+        let health = Arc::clone(&parts.health);
+        let mut writer = Writer::recover(parts, true).unwrap();
         let ring =
             |worker| Arc::new(Ring::create(Some(&writer.dir().join(slot::ring_name(worker))), SLOTS, "cfg").unwrap());
         let rings: Vec<_> = (0..WORKERS).map(ring).collect();
         let terms = Terms {
-            health: Arc::new(Health::new()),
+            health,
             anonymous: Arc::new(Anonymous::new(1_000_000)),
             durability: Durability::Written,
             overload: Overload::Reject,
@@ -355,6 +357,54 @@ fn j8_no_request_begins_while_a_ring_is_fuller_than_three_quarters_and_what_had_
     assert_eq!(process.rings[0].untold(Family::Gap), [("requests_refused".to_owned(), 2)]);
     while process.writer.turn() {}
     assert!(recorder.begin(MOMENT).is_ok());
+}
+
+#[test]
+fn j8_what_waits_for_room_in_a_full_ring_is_there_after_a_kill() {
+    let mut world = World::new();
+    (0..2).for_each(|_| world.act(Step::Begin { worker: 0 }));
+    world.act(Step::Open { which: 0 });
+    let process = world.process.as_ref().unwrap();
+    let (ring, mut long) = (Arc::clone(&process.rings[0]), process.recorders[0].begin(MOMENT).unwrap());
+    let request = http::Request::builder().uri(format!("/{}", "x".repeat(3000))).body(()).unwrap().into_parts().0;
+    long.set_request(&request, "long".parse().unwrap(), [0; 16]);
+    drop(long);
+    let mut record = Vec::new();
+    ring.record(0, &mut record).unwrap();
+    while ring.place(&record, SLOTS - 1) {}
+    (0..2).for_each(|_| world.act(Step::Commit { which: 0 }));
+    assert_eq!(ring.left_in_slots().len(), 2, "they wait for room");
+    world.die();
+    let lines = world.lines();
+    let of = |id: &str| lines.iter().filter(|line| line["request_id"] == id).collect::<Vec<_>>();
+    for id in ["0", "1"] {
+        let found: Vec<_> = of(id).iter().map(|line| &line["reason"]).collect();
+        assert_eq!(found, ["key_unknown"], "request {id}");
+    }
+    assert!(of("long").len() as u64 > RING_BYTES / 4096, "the ring was full");
+}
+
+#[test]
+fn j8_no_request_begins_while_the_journal_cannot_be_written_and_what_was_refused_is_told_once_it_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = Process::start(dir.path());
+    let recorder = Rc::clone(&process.recorders[0]);
+    let (slot, away) = (dir.path().join("0"), dir.path().join("away"));
+    fs::rename(&slot, &away).unwrap();
+    // No directory can be made in its place.
+    fs::write(&slot, "").unwrap();
+    process.writer.tell_soon();
+    process.writer.turn();
+    assert_eq!(recorder.begin(MOMENT).err(), Some(Unavailable::Journal));
+    fs::remove_file(&slot).unwrap();
+    fs::rename(&away, &slot).unwrap();
+    process.writer.turn();
+    assert!(recorder.begin(MOMENT).is_ok());
+    process.writer.tell_soon();
+    process.writer.turn();
+    let last = segment::list(&slot).unwrap().pop().unwrap().1;
+    let told = fs::read_to_string(last).unwrap();
+    assert!(told.contains(r#""requests_refused":1"#), "{told}");
 }
 
 #[test]

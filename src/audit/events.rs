@@ -237,3 +237,31 @@ impl Changes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::sync_channel;
+    use std::time::Duration;
+
+    fn change(seq: u64) -> ChangeEntry {
+        let at = Timestamp::from_micros(0);
+        ChangeEntry { seq, at, actor: "cli:a".into(), action: "key.created", before: None, after: "{}".into() }
+    }
+
+    #[test]
+    fn j9_l4_a_change_waits_for_a_journal_that_is_behind_and_for_none_that_fails() {
+        let (sender, receiver) = sync_channel(1);
+        let changes = Changes { sender, health: Arc::new(Health::new()) };
+        let heard = std::thread::scope(|scope| {
+            scope.spawn(|| (1..=3).for_each(|seq| changes.record(change(seq))));
+            std::thread::sleep(Duration::from_millis(50));
+            let heard = std::iter::from_fn(|| receiver.recv_timeout(Duration::from_secs(1)).ok());
+            heard.take(3).map(|entry| entry.seq).collect::<Vec<_>>()
+        });
+        assert_eq!(heard, [1, 2, 3]);
+        changes.health.set_healthy(false);
+        (4..=6).for_each(|seq| changes.record(change(seq)));
+        assert_eq!(receiver.try_iter().map(|entry| entry.seq).collect::<Vec<_>>(), [4]);
+    }
+}

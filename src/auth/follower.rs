@@ -36,8 +36,6 @@ pub struct Follower {
     member: Member,
     cut: Cut,
     heard: Box<dyn Fn(&Change) + Send>,
-    /// The last change that was told: some are read twice.
-    heard_to: u64,
     clock: Clock,
     /// None until a load has begun or a snapshot was taken up.
     position: Option<Position>,
@@ -105,7 +103,6 @@ impl Follower {
             member: parts.member,
             cut: parts.cut,
             heard: parts.heard,
-            heard_to: 0,
             clock: parts.clock,
             position: None,
             generation: 0,
@@ -341,15 +338,14 @@ impl Follower {
         Ok(())
     }
 
-    /// Hands out what has come into force.
-    fn hear(&mut self, entries: &[Change]) {
-        let Some(last) = entries.last() else { return };
+    /// Hands out what has come into force, each change once: the position moves with it. Its number tells nothing of that, since
+    /// what a store has in the place of what it has lost bears the same.
+    fn hear(&self, entries: &[Change]) {
         let now = self.clock.now();
-        for change in entries.iter().filter(|change| change.seq > self.heard_to) {
+        for change in entries {
             telemetry::change_applied(now.since(change.at));
             (self.heard)(change);
         }
-        self.heard_to = self.heard_to.max(last.seq);
     }
 
     /// What was in force and is not any more ends in flight too.

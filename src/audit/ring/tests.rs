@@ -4,6 +4,7 @@ use super::*;
 use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::AtomicBool;
 
 const SLOTS: usize = 4;
 
@@ -21,6 +22,7 @@ fn fill(ring: &Ring, random: &mut fastrand::Rng, placed: &mut VecDeque<Vec<u8>>)
             return;
         }
         placed.push_back(record);
+        assert!(ring.used() <= RING_BYTES, "what is not freed was overwritten");
     }
 }
 
@@ -92,6 +94,36 @@ fn j2_a_rings_file_has_its_space_from_the_beginning_keeps_its_size_and_shows_wha
         at = next;
     }
     assert_eq!(left.left_in_slots(), [b"\"request_id\":\"1\",".to_vec()]);
+}
+
+/// What somebody sees who looks at any moment is what a kill at that moment leaves.
+#[test]
+fn j3_no_moment_shows_a_record_in_the_ring_and_its_request_under_way() {
+    const RECORDS: u64 = 300_000;
+    const RECORD_BYTES: u64 = 2 * WORD as u64;
+    let (ring, is_done) = (Ring::create(None, SLOTS, "cfg").unwrap(), AtomicBool::new(false));
+    let serve = || {
+        for number in 0..RECORDS {
+            ring.open(1, &number.to_le_bytes());
+            assert!(ring.place(&number.to_le_bytes(), 1));
+            ring.begin_run(Run { from: ring.freed(), seq: 1, end: ring.produced() });
+            ring.free_run();
+        }
+        is_done.store(true, Ordering::Release);
+    };
+    let mut seen = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(serve);
+        while !is_done.load(Ordering::Acquire) {
+            let placed = ring.produced() / RECORD_BYTES;
+            for left in ring.left_in_slots() {
+                let number = u64::from_le_bytes(left.try_into().unwrap());
+                assert!(number >= placed, "{number} is told to have died, though {placed} have their records");
+                seen += 1;
+            }
+        }
+    });
+    assert!(seen > 0, "nobody was seen under way");
 }
 
 #[test]

@@ -70,7 +70,6 @@ impl Follower {
         let rebased = self.kept.rebase(common, &entries, &refused);
         cut();
         rebased?;
-        self.heard_to = self.heard_to.min(common.seq);
         self.hear(&entries);
         self.stand_at(entries.last().map_or(common, |last| Position { seq: last.seq, token: last.token }));
         Ok(Turn::Behind)
@@ -115,7 +114,7 @@ impl Follower {
         self.kept.lineage = Default::default();
         self.kept.lineage.fleet = Some(fleet);
         self.store.expect_fleet(fleet);
-        (self.position, self.loaded, self.heard_to) = (None, false, 0);
+        (self.position, self.loaded) = (None, false);
         Ok(Turn::Behind)
     }
 

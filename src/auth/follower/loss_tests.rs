@@ -202,6 +202,29 @@ fn j9_what_a_store_has_in_the_place_of_what_it_has_lost_is_heard() {
 }
 
 #[test]
+fn j9_a_change_is_heard_that_has_the_number_of_one_that_was_lost_before_all_was_loaded() {
+    let store = Arc::new(MemoryStore::default());
+    begin(&store);
+    assert!(create(store.as_ref(), 1));
+    let (_cache, mut follower) = follow_with(Arc::clone(&store) as _, 1000, Clock::system(), None);
+    // As if it had not come to its end.
+    let since = follower.position.unwrap();
+    follower.loading = Some(Load::begin(store.changes().unwrap(), None, since, Reload::Start).unwrap());
+    follower.loaded = false;
+    let (sender, heard) = mpsc::channel();
+    follower.heard = Box::new(move |change| sender.send((change.seq, change.action)).unwrap());
+    let copy = store.copy();
+    assert!(create(store.as_ref(), 2));
+    assert_eq!(follower.read().unwrap(), Turn::CaughtUp);
+    store.put_back(&copy);
+    // It is gone before anything was confirmed, and the load begins anew at what is there.
+    assert_eq!((follower.turn().unwrap(), follower.position), (Turn::Behind, Some(since)));
+    assert!(rename(store.as_ref(), 1, "other"));
+    catch_up(&mut follower);
+    assert_eq!(heard.try_iter().collect::<Vec<_>>(), [(3, Action::KeyCreated), (3, Action::KeyUpdated)]);
+}
+
+#[test]
 fn i4_a_deletion_that_was_lost_is_given_back_though_the_entity_was_made_again() {
     let (dir, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::default()));
     begin(&store);

@@ -46,6 +46,8 @@ struct Held {
     /// Records and gaps as `first..=last`, in the order in which they came.
     lines: Vec<(u64, u64, bool)>,
     keeps_positions: bool,
+    /// It gathers, and has written up to this number.
+    written: Option<u64>,
     /// Whatever it is sent is too large.
     is_stubborn: bool,
 }
@@ -114,6 +116,10 @@ impl Sink for Destination {
             }
             Fate::Forget(_) => held.take(batch),
         }
+    }
+
+    fn settled(&self) -> Option<Positions> {
+        self.0.lock().unwrap().written.map(|written| [(JOURNAL.to_owned(), written)].into())
     }
 }
 
@@ -266,4 +272,18 @@ fn garbage_in_the_place_of_the_checkpoint_lets_everything_be_sent_again() {
     world.step(Step::Restart);
     world.finish();
     assert_eq!(world.destination.0.lock().unwrap().lines.len(), 6);
+}
+
+#[test]
+fn j6_j7_the_checkpoint_waits_for_what_a_destination_has_taken_and_not_written() {
+    let mut world = World::new(true);
+    let path = world.dir.path().join("checkpoints/test.json");
+    for (written, saved) in [(1, r#"{"gw/0":1}"#), (3, r#"{"gw/0":3}"#)] {
+        world.destination.0.lock().unwrap().written = Some(written);
+        world.finish();
+        world.delivery.save(true);
+        // What is behind it, the journal still keeps.
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), saved);
+    }
+    assert_eq!(world.destination.0.lock().unwrap().lines.len(), 3, "all were taken before");
 }
