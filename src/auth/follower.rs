@@ -359,7 +359,7 @@ impl Follower {
     /// whoever has it may still give it back (protocols I7, Settle).
     fn catch_up(&mut self, sent: Moment, is_settling: bool) {
         let is_loading_again = self.loading.as_ref().is_some_and(|loading| loading.reason == Reload::Eviction);
-        // Asked for before as well: for a moment between the two, a key that was lost would be told absent.
+        // Not only afterwards: until then a key that the cache has lost would be told absent.
         let lacks = is_settling || is_loading_again || self.cache.has_evicted();
         if !self.cache.is_complete() && self.applier().is_whole() && !lacks {
             self.generation += 1;
