@@ -6,7 +6,9 @@ use crate::auth::snapshot::{Kept, Name, Snapshot};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::key::{EntityRecord, KeyRecord};
-use crate::store::{self, Action, FleetId, Held, KeyStore, Member, Mutation, OperationId, Record, StoreError, Write};
+use crate::store::{
+    self, Action, FleetId, Held, KeyStore, Member, Mutation, OperationId, Position, Record, StoreError, Write,
+};
 use std::collections::HashMap;
 use std::process::ExitCode;
 
@@ -139,17 +141,19 @@ fn adopt(store: &dyn KeyStore, config: &Config, is_meant: bool) -> Result<ExitCo
         return Err("there is nothing to adopt: no fleet was begun in this store; fill it with `keygate store reseed`, or begin one with `keygate store init`".into());
     };
     let members = store.fleet()?.members;
-    let held: Vec<_> = members.iter().filter_map(|member| member.held.map(|held| (member, held))).collect();
-    if held.is_empty() {
+    if members.iter().all(|member| member.held.is_none()) {
         say!("no gateway is held; nothing was changed");
         return Ok(exit::DONE);
     }
+    let kept = expect_kept(config)?;
+    let held = held(&members, &kept)?;
+    if held.is_empty() {
+        return Err("the gateways that are held are of another fleet than this gateway's disk; run this where one of them runs; nothing was changed".into());
+    }
     let mut revived = Vec::new();
-    if let Some(kept) = known(config)? {
-        for record in kept.records.iter().filter(|record| record.is_ended()) {
-            let there = stored(store, record)?;
-            revived.extend(there.filter(|there| !there.is_ended()));
-        }
+    for record in kept.records.iter().filter(|record| record.is_ended()) {
+        let there = stored(store, record)?;
+        revived.extend(there.filter(|there| !there.is_ended()));
     }
     if !revived.is_empty() {
         let advice = "revoke or delete them in the store first; nothing was changed";
@@ -180,19 +184,16 @@ fn adopt(store: &dyn KeyStore, config: &Config, is_meant: bool) -> Result<ExitCo
 // === reseed ===
 
 fn reseed(store: &dyn KeyStore, config: &Config, is_meant: bool) -> Result<ExitCode, Failure> {
-    let Some(kept) = known(config)? else {
-        return Err(
-            format!("there is no snapshot {}; run this where a gateway has one", config.snapshot.display()).into()
-        );
-    };
+    let kept = expect_kept(config)?;
     let Some(fleet) = kept.lineage.fleet else {
         return Err("the snapshot does not say of which fleet it is; nothing was changed".into());
     };
     if let Some(other) = store.fleet_id()?.filter(|there| *there != fleet) {
         return Err(format!("the store is fleet {other}'s, the snapshot fleet {fleet}'s; nothing was changed").into());
     }
+    let members = store.fleet()?.members;
+    let held = held(&members, &kept)?;
     let missing = missing(store, &kept.records)?;
-    let held: Vec<Held> = store.fleet()?.members.iter().filter_map(|member| member.held).collect();
     say!(
         "{} of the {} records of fleet {fleet} up to change {} are written into the store; {} gateways that are held take it up then",
         missing.len(),
@@ -208,7 +209,7 @@ fn reseed(store: &dyn KeyStore, config: &Config, is_meant: bool) -> Result<ExitC
     store.expect_fleet(fleet);
     store.note_fork()?;
     fill(store, missing)?;
-    store.adopt(&held)?;
+    store.adopt(&held.into_iter().map(|(_, held)| held).collect::<Vec<_>>())?;
     say!("done: {} keys; see `keygate store status`", store.count()?);
     Ok(exit::DONE)
 }
@@ -308,6 +309,31 @@ pub fn expect_known(store: &dyn KeyStore, config: &Config) -> Result<(), Failure
 
 fn known(config: &Config) -> Result<Option<Kept>, Failure> {
     Snapshot::at(config.snapshot.clone()).read().map_err(|error| format!("the snapshot cannot be read: {error}").into())
+}
+
+fn expect_kept(config: &Config) -> Result<Kept, Failure> {
+    let path = config.snapshot.display();
+    known(config)?.ok_or_else(|| {
+        format!("there is no snapshot {path}; run this where a gateway has one; nothing was changed").into()
+    })
+}
+
+/// The gateways that are held, of the fleet of this disk. They forget what they know for what this disk or the store holds, so the
+/// disk must know all that they do: a key that only one of them knows to have been revoked would be in force again on the others.
+fn held<'a>(members: &'a [Member], kept: &Kept) -> Result<Vec<(&'a Member, Held)>, Failure> {
+    let each = |member: &'a Member| member.held.map(|held| (member, held));
+    let held: Vec<_> =
+        members.iter().filter_map(each).filter(|(_, held)| kept.lineage.fleet == Some(held.fleet)).collect();
+    let is_known = |held: &Held| held.position == Position::default() || kept.lineage.holds(held.position);
+    if let Some((member, there)) = held.iter().find(|(_, held)| !is_known(held)) {
+        let Member { gateway, instance, .. } = member;
+        return Err(format!(
+            "{gateway} {instance} is at change {} of fleet {}, which this gateway's disk, at {}, does not know of: run this where {gateway} runs, so that nothing is in force again that it knows to have been revoked. If what it alone knows may be lost, stop it, and `keygate fleet forget {instance}`; nothing was changed",
+            there.position.seq, there.fleet, kept.position.seq
+        )
+        .into());
+    }
+    Ok(held)
 }
 
 fn stored(store: &dyn KeyStore, record: &Record) -> Result<Option<Record>, StoreError> {

@@ -5,7 +5,7 @@ use crate::harness::gateway::{ENTITY, keygate};
 use crate::harness::redis::RedisServer;
 use crate::harness::{Gateway, eventually};
 use keygate::key::Digest;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Somebody who has no snapshot: a directory with this fleet's gateway.toml alone.
 struct Elsewhere(tempfile::TempDir);
@@ -22,6 +22,17 @@ impl Elsewhere {
         let toml = format!("{rest}\n[store]\nurl = \"{}\"\n", redis.url());
         std::fs::write(dir.path().join("gateway.toml"), toml).unwrap();
         Self(dir)
+    }
+
+    /// A copy of a gateway's snapshot.
+    fn has_disk_of(&self, gateway: &Gateway) {
+        let to = self.0.path().join("data");
+        std::fs::create_dir_all(&to).unwrap();
+        for file in std::fs::read_dir(gateway.dir.path().join("data")).unwrap().map(Result::unwrap) {
+            if file.file_name().to_string_lossy().starts_with("keys.snapshot") {
+                std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+            }
+        }
     }
 
     fn run(&self, args: &[&str]) -> super::Said {
@@ -178,6 +189,66 @@ fn a_store_in_which_a_revoked_key_is_in_force_is_not_adopted() {
     fleet.becomes_but(&other.gateway, &["following"]);
     eventually("the other's key works", || (status(&fleet.gateway, &other.good) == 200).then_some(()));
     assert_eq!(fleet.answers(), [401, 401]);
+}
+
+/// Two gateways are held, of which the second alone knows of a revocation.
+fn held_knowing_more(command: &str, fleet: &mut Fleet, files: Option<PathBuf>) -> Gateway {
+    let second = fleet.joining("edge-2");
+    eventually("it serves", || (status(&second, &fleet.good) == 200).then_some(()));
+    let key = fleet.gateway.key(&["orders:read"]);
+    fleet.gateway.signal("STOP");
+    let (code, words) = said(&second, &["keys", "revoke", &key.id, "--yes", "--timeout", "300ms"]);
+    assert_eq!(code, Some(75), "{words}");
+    eventually("it is revoked on one", || (status(&second, &key) == 401).then_some(()));
+    fleet.put_back(files);
+    fleet.gateway.signal("CONT");
+    let is_held = |state: &&String| *state == "held: another fleet";
+    eventually("both are held", || (fleet.states().1.iter().filter(is_held).count() == 2).then_some(()));
+    let (code, words) = fleet.run(&["store", command, "--yes"]);
+    let is_named = words.contains("edge-2 ") && words.contains("does not know of: run this where edge-2 runs");
+    assert!(code == Some(1) && is_named && words.ends_with("nothing was changed\n"), "{code:?} {words}");
+    second
+}
+
+#[test]
+fn i4_a_store_is_not_adopted_beside_a_gateway_that_knows_less_than_another() {
+    let (mut fleet, other) = (Fleet::start(), Fleet::start());
+    other.copy_as("files");
+    let second = held_knowing_more("adopt", &mut fleet, Some(other.copied("files")));
+    let (code, words) = Elsewhere::on(&fleet.redis).run(&["store", "adopt", "--yes"]);
+    assert!(code == Some(1) && words.contains("there is no snapshot"), "{code:?} {words}");
+    // Nor where a third fleet's gateway has its disk.
+    let third = Fleet::start();
+    let elsewhere = Elsewhere::on(&fleet.redis);
+    elsewhere.has_disk_of(&third.gateway);
+    let (code, words) = elsewhere.run(&["store", "adopt", "--yes"]);
+    assert!(code == Some(1) && words.contains("are of another fleet than this gateway's disk"), "{code:?} {words}");
+    let (code, words) = said(&second, &["store", "adopt", "--yes"]);
+    assert_eq!(code, Some(0), "{words}");
+    fleet.becomes_but(&other.gateway, &["following", "following"]);
+    eventually("the other's key works", || (status(&fleet.gateway, &other.good) == 200).then_some(()));
+    // While the store settles, a key that is gone is not called unknown.
+    eventually("its own key is unknown", || (fleet.answers() == [401, 401]).then_some(()));
+}
+
+#[test]
+fn i4_an_empty_store_is_not_filled_from_a_gateway_that_knows_less_than_another() {
+    let mut fleet = Fleet::start();
+    let second = held_knowing_more("reseed", &mut fleet, None);
+    assert_eq!(fleet.head(), " ");
+    // Unless what the other alone knows is given up.
+    second.signal("STOP");
+    let rows = fleet.gateway.json(&["fleet", "list", "--output", "json"]);
+    let row = rows.as_array().unwrap().iter().find(|row| row["gateway"] == "edge-2").unwrap();
+    assert_eq!(fleet.run(&["fleet", "forget", row["instance"].as_str().unwrap()]).0, Some(0));
+    let (code, words) = fleet.run(&["store", "reseed"]);
+    assert!(code == Some(0) && words.starts_with("4 of the 4 records"), "{code:?} {words}");
+    second.signal("CONT");
+    eventually("it is held again", || (fleet.states().1.len() == 2).then_some(()));
+    let (code, words) = said(&second, &["store", "reseed", "--yes"]);
+    assert!(code == Some(0) && words.contains("done: 3 keys"), "{code:?} {words}");
+    fleet.becomes(0, &["following", "following"]);
+    assert_eq!(fleet.answers(), [200, 401]);
 }
 
 #[test]
