@@ -69,6 +69,14 @@ impl Incoming {
         }
     }
 
+    /// The stream of HTTP/2 that it comes on.
+    pub fn into_stream(self) -> Option<h2::RecvStream> {
+        match self {
+            Self::Http1(_) => None,
+            Self::Http2(body) => Some(body.stream),
+        }
+    }
+
     /// Nothing is to come.
     pub fn is_end_stream(&self) -> bool {
         match self {

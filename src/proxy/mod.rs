@@ -16,6 +16,7 @@ pub mod incoming;
 pub mod request_id;
 pub mod respond;
 pub mod service;
+pub mod stream_io;
 pub mod trace;
 pub mod transport;
 pub mod tunnel;

@@ -7,7 +7,7 @@ use super::body::Upload;
 use super::catch::{Panicked, caught};
 use super::exchange::Exchange;
 use super::incoming::Incoming;
-use super::upstream::conversation::Upgraded;
+use super::upstream::answer::Upgraded;
 use crate::audit::NotSynced;
 use crate::clock::{Instant, monotonic};
 use crate::reason::Reason;
@@ -29,7 +29,7 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_MAX].into());
 }
 
-/// An upgraded connection to an upstream, and the exchange that it belongs to. Dropped before it has ended well: both are
+/// An upgraded connection to an upstream, or a stream of one, and the exchange that it belongs to. Dropped before it has ended well: both are
 /// broken off.
 pub struct Tunnel {
     upstream: Upgraded,

@@ -11,7 +11,7 @@ use sha1::{Digest as _, Sha1};
 /// What an extended CONNECT may ask for, and what begins with GET.
 pub const WEBSOCKET: &str = "websocket";
 const SEC_WEBSOCKET_KEY: HeaderName = header::SEC_WEBSOCKET_KEY;
-const SEC_WEBSOCKET_ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
+pub const SEC_WEBSOCKET_ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
 /// What a server adds to the key before it digests both (RFC 6455, section 1.3).
 const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -91,6 +91,11 @@ impl Upgrade {
         self.handshake.is_some()
     }
 
+    /// It is one that HTTP/2 knows (RFC 8441).
+    pub fn is_websocket(&self) -> bool {
+        self.protocol.to_str().is_ok_and(is_websocket)
+    }
+
     /// Writes the fields of the request that ask for it.
     pub fn write(&self, out: &mut Vec<u8>) {
         headers::push(out, "connection: ", b"upgrade");
@@ -111,7 +116,7 @@ impl Upgrade {
         is_same && is_only && is_proven && lists(answer, &header::CONNECTION, b"upgrade")
     }
 
-    /// Makes the client's answer of the upstream's 101, whose own fields of the connection are gone.
+    /// Makes the client's answer of the upstream's 101, or what stands for it over HTTP/2; its own fields of the connection are gone.
     pub fn answer(&self, response: &mut Response<()>) {
         if self.is_by_connect() {
             *response.status_mut() = StatusCode::OK;
@@ -136,9 +141,14 @@ impl Handshake {
     }
 
     fn of(key: String) -> Self {
-        let digest = Sha1::new().chain_update(key.as_bytes()).chain_update(ACCEPT_GUID).finalize();
-        Self { key, accept: base64(&digest) }
+        let accept = accept_of(key.as_bytes());
+        Self { key, accept }
     }
+}
+
+/// What a server answers to a key, which proves that it has understood.
+pub fn accept_of(key: &[u8]) -> String {
+    base64(&Sha1::new().chain_update(key).chain_update(ACCEPT_GUID).finalize())
 }
 
 /// RFC 4648, section 4.

@@ -70,7 +70,29 @@ def length_of(status, body):
     return [] if isinstance(body, list) or status in (204, 304) else [("Content-Length", str(len(body)))]
 
 
+async def websocket(scope, receive, send):
+    """What ws.py does."""
+    await receive()
+    wanted = [name for name in scope["subprotocols"] if name == "v1.shop"]
+    await send({"type": "websocket.accept", "subprotocol": wanted[0] if wanted else None})
+    while (event := await receive())["type"] == "websocket.receive":
+        message = event.get("bytes") if event.get("text") is None else event["text"]
+        if message == "end":
+            await send({"type": "websocket.close", "code": 4001, "reason": "as asked"})
+            return
+        if message == "break":
+            raise RuntimeError("as asked")
+        if message == "who":
+            target = (scope["raw_path"] + b"?" + scope["query_string"]).decode()
+            has_key = any(name == b"authorization" for name, _ in scope["headers"])
+            message = json.dumps({"path": target, "has_key": has_key, "version": scope["http_version"]})
+        await send({"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message})
+
+
 async def asgi(scope, receive, send):
+    if scope["type"] == "websocket":
+        await websocket(scope, receive, send)
+        return
     if scope["type"] != "http":
         raise NotImplementedError(scope["type"])
     fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]

@@ -2,3 +2,4 @@
 
 mod lies;
 mod sharing;
+mod websockets;

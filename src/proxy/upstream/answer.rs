@@ -5,7 +5,10 @@ use crate::clock::Instant;
 use crate::proxy::body::BodyError;
 use bytes::Bytes;
 use http_body::Frame;
+use std::io;
+use std::pin::Pin;
 use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A response whose head is here. Its body is on its way, and possibly the request's.
 pub enum Answer {
@@ -13,6 +16,14 @@ pub enum Answer {
     Http1(conversation::Conversation),
     /// On a stream of a shared one.
     Http2(http2::conversation::Conversation, Slot),
+}
+
+/// What does not carry HTTP any more. It keeps its place among the requests in flight.
+pub enum Upgraded {
+    /// A connection.
+    Http1(conversation::Upgraded),
+    /// A stream of a shared one.
+    Http2(http2::tunnel::Upgraded, Slot),
 }
 
 // === impl Answer ===
@@ -53,11 +64,11 @@ impl Answer {
         }
     }
 
-    /// The connection itself, once both sides have left HTTP on it: one of its own alone.
-    pub fn into_upgraded(self) -> Option<conversation::Upgraded> {
+    /// The connection itself, or the stream, once both sides have left HTTP on it.
+    pub fn into_upgraded(self) -> Option<Upgraded> {
         match self {
-            Self::Http1(conversation) => Some(conversation.into_upgraded()),
-            Self::Http2(..) => None,
+            Self::Http1(conversation) => Some(Upgraded::Http1(conversation.into_upgraded())),
+            Self::Http2(conversation, slot) => conversation.into_upgraded().map(|stream| Upgraded::Http2(stream, slot)),
         }
     }
 
@@ -66,6 +77,50 @@ impl Answer {
         match self {
             Self::Http1(conversation) => conversation.give_back(now),
             Self::Http2(..) => {}
+        }
+    }
+}
+
+// === impl Upgraded ===
+
+impl Upgraded {
+    /// Dropped, it tells the upstream that it was broken off.
+    pub fn reset_on_close(&mut self) {
+        match self {
+            Self::Http1(connection) => connection.reset_on_close(),
+            Self::Http2(stream, _) => stream.reset(),
+        }
+    }
+}
+
+impl AsyncRead for Upgraded {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Http1(connection) => Pin::new(connection).poll_read(cx, out),
+            Self::Http2(stream, _) => Pin::new(stream).poll_read(cx, out),
+        }
+    }
+}
+
+impl AsyncWrite for Upgraded {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Http1(connection) => Pin::new(connection).poll_write(cx, bytes),
+            Self::Http2(stream, _) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Http1(connection) => Pin::new(connection).poll_flush(cx),
+            Self::Http2(stream, _) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Http1(connection) => Pin::new(connection).poll_shutdown(cx),
+            Self::Http2(stream, _) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -127,7 +127,7 @@ impl Pool {
         let slot = Slot::take(self).ok_or(Reason::Overloaded)?;
         let start = self.next.get();
         self.next.set(start.wrapping_add(1));
-        // Where everything is HTTP/2 an upgrade is ignored: the request is an ordinary one.
+        // An upgrade is asked for over HTTP/2 only where there is nothing else.
         if self.shares && !(sending.asks_upgrade() && self.has_own) {
             return Box::pin(self.send_shared(sending, to_head, start, now, slot)).await;
         }

@@ -79,6 +79,11 @@ impl Sending {
         self.upgrade.is_some()
     }
 
+    /// Whether it asks for a WebSocket.
+    pub fn asks_websocket(&self) -> bool {
+        self.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_websocket())
+    }
+
     /// Whether this head agrees to the upgrade that was asked for, with nothing left to be said in HTTP on either side.
     pub fn is_agreed(&self, answer: &ResponseHead) -> bool {
         let is_framed = !matches!(answer.body, BodyReader::UntilClose);

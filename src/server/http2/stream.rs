@@ -6,6 +6,7 @@ use crate::proxy::canonical;
 use crate::proxy::headers;
 use crate::proxy::in_flight::InFlight;
 use crate::proxy::incoming::{Incoming, Interim, Received};
+use crate::proxy::stream_io::{Gone, poll_room};
 use crate::server::registry::StreamGuard;
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -154,6 +155,14 @@ async fn send(
     std::future::poll_fn(|cx| sending.poll(cx)).await
 }
 
+// === impl Ended ===
+
+impl From<Gone> for Ended {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
 // === impl Sending ===
 
 impl Sending<'_> {
@@ -232,25 +241,6 @@ impl Sending<'_> {
 
     fn end(&mut self) -> Result<(), Ended> {
         self.stream.send_data(Bytes::new(), true).map_err(|_| Ended::Gone)
-    }
-}
-
-/// The room for what is wanted, at least one byte, in the client's windows and in the library.
-///
-/// # Errors
-/// [`Ended::Gone`].
-pub fn poll_room(stream: &mut SendStream<Bytes>, wanted: usize, cx: &mut Context<'_>) -> Result<Poll<usize>, Ended> {
-    stream.reserve_capacity(wanted);
-    loop {
-        let room = stream.capacity();
-        if room > 0 {
-            return Ok(Poll::Ready(room));
-        }
-        match stream.poll_capacity(cx) {
-            Poll::Pending => return Ok(Poll::Pending),
-            Poll::Ready(Some(Ok(_))) => {}
-            Poll::Ready(Some(Err(_)) | None) => return Err(Ended::Gone),
-        }
     }
 }
 

@@ -1,14 +1,15 @@
 //! A tunnel on a stream of its own (RFC 8441): its frames' content is what the tunnel carries.
 
-use super::stream::{Ended, Stall, poll_room};
+use super::stream::{Ended, Stall};
 use super::{Meter, Shared, stream};
 use crate::proxy::body::Body;
 use crate::proxy::in_flight::InFlight;
 use crate::proxy::incoming::Incoming;
+use crate::proxy::stream_io::StreamIo;
 use crate::proxy::tunnel::{Broken, Tunnel};
 use bytes::Bytes;
+use h2::Reason;
 use h2::server::SendResponse;
-use h2::{Reason, SendStream};
 use http::Response;
 use std::io::{self, ErrorKind};
 use std::pin::{Pin, pin};
@@ -28,18 +29,17 @@ pub async fn carry(
     shared: &Shared,
 ) -> Result<(), Ended> {
     // Who asked by HTTP/2 has sent something by it.
-    let Some(received) = tunnel.take_client() else { return Err(Ended::Reset(Reason::INTERNAL_ERROR)) };
+    let Some(received) = tunnel.take_client().and_then(Incoming::into_stream) else {
+        return Err(Ended::Reset(Reason::INTERNAL_ERROR));
+    };
     let (mut head, _) = response.into_parts();
     stream::complete(&mut head);
     let sender = respond.send_response(Response::from_parts(head, ()), false).map_err(|_| Ended::Gone)?;
-    let mut client = StreamIo {
-        received,
-        piece: Bytes::new(),
-        sender,
+    let mut client = Client {
+        stream: StreamIo::new(received, sender),
         meter: Rc::clone(&shared.meter),
         stall: Stall::new(shared.write_stall),
         has_stalled: false,
-        is_shut: false,
     };
     let result = {
         let mut carrying = pin!(tunnel.run(&mut client));
@@ -56,73 +56,41 @@ pub async fn carry(
     }
 }
 
-/// What one stream carries, as bytes.
-struct StreamIo {
-    received: Incoming,
-    /// Of the last frame, what was not read yet.
-    piece: Bytes,
-    sender: SendStream<Bytes>,
+/// What one stream carries, as bytes, for as long as its client takes them.
+struct Client {
+    stream: StreamIo,
     meter: Rc<Meter>,
     stall: Stall,
     /// The client left its window shut for too long.
     has_stalled: bool,
-    is_shut: bool,
 }
 
-// === impl StreamIo ===
+// === impl Client ===
 
-impl AsyncRead for StreamIo {
+impl AsyncRead for Client {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        while this.piece.is_empty() {
-            let frame = ready!(this.received.poll_frame(cx));
-            match frame.map(|frame| frame.map(|frame| frame.into_data())) {
-                Some(Ok(Ok(data))) => this.piece = data,
-                // There is no place for trailers: they end it as its end does.
-                Some(Ok(Err(_))) | None => return Poll::Ready(Ok(())),
-                Some(Err(reason)) => {
-                    return Poll::Ready(Err(io::Error::new(ErrorKind::ConnectionReset, reason.as_str())));
-                }
-            }
-        }
-        buf.put_slice(&this.piece.split_to(buf.remaining().min(this.piece.len())));
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for StreamIo {
+impl AsyncWrite for Client {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        match poll_room(&mut this.sender, bytes.len(), cx) {
-            Err(_) => Poll::Ready(Err(ErrorKind::BrokenPipe.into())),
-            Ok(Poll::Pending) => {
-                ready!(this.stall.poll_expired(cx));
-                this.has_stalled = true;
-                Poll::Ready(Err(ErrorKind::TimedOut.into()))
-            }
-            Ok(Poll::Ready(room)) => {
-                this.stall.end();
-                let part = bytes.get(..room).unwrap_or(bytes);
-                let sent = this.sender.send_data(Bytes::copy_from_slice(part), false);
-                this.meter.sent_data();
-                Poll::Ready(sent.map(|()| part.len()).map_err(|_| ErrorKind::BrokenPipe.into()))
-            }
+        if let Poll::Ready(sent) = Pin::new(&mut this.stream).poll_write(cx, bytes) {
+            this.stall.end();
+            this.meter.sent_data();
+            return Poll::Ready(sent);
         }
+        ready!(this.stall.poll_expired(cx));
+        this.has_stalled = true;
+        Poll::Ready(Err(ErrorKind::TimedOut.into()))
     }
 
-    /// There is nothing to flush; but this is asked for while there is nothing to send, when nobody else hears of a reset.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut().sender.poll_reset(cx) {
-            Poll::Ready(_) => Poll::Ready(Err(ErrorKind::ConnectionReset.into())),
-            Poll::Pending => Poll::Ready(Ok(())),
-        }
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if std::mem::replace(&mut this.is_shut, true) {
-            return Poll::Ready(Ok(()));
-        }
-        Poll::Ready(this.sender.send_data(Bytes::new(), true).map_err(|_| ErrorKind::BrokenPipe.into()))
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }

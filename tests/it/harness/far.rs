@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// What is spoken on one side of the gateway.
@@ -82,6 +82,8 @@ pub enum End {
     Silence,
     /// The connection is closed, or the stream reset, without an answer.
     Refuse,
+    /// Over HTTP/2: whatever the request's body brings is sent back after the body's bytes, and then its end.
+    Echo,
 }
 
 type Answer = dyn Fn(&Seen) -> Script + Send + Sync;
@@ -96,6 +98,7 @@ pub struct Far {
     /// Bytes of bodies that the gateway has taken.
     sent: Arc<AtomicU64>,
     streams_max: Arc<AtomicU32>,
+    takes_connect: Arc<AtomicBool>,
     answer: Arc<Answer>,
 }
 
@@ -159,8 +162,9 @@ impl Far {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (sent, streams_max) = (Arc::default(), Arc::new(AtomicU32::new(100)));
+        let takes_connect = Arc::new(AtomicBool::new(true));
         let (seen, connections, open, answer) = (Arc::default(), Arc::default(), Arc::default(), Arc::new(answer));
-        let far = Self { address, seen, connections, open, sent, streams_max, answer };
+        let far = Self { address, seen, connections, open, sent, streams_max, takes_connect, answer };
         let clone = far.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -201,6 +205,11 @@ impl Far {
     /// How many requests it takes at the same time on connections from now on, over HTTP/2.
     pub fn take_at_once(&self, streams: u32) {
         self.streams_max.store(streams, Ordering::SeqCst);
+    }
+
+    /// Connections from now on take no extended CONNECT.
+    pub fn take_no_connect(&self) {
+        self.takes_connect.store(false, Ordering::SeqCst);
     }
 
     fn serve(&self, stream: TcpStream, tls: Option<Arc<ServerConfig>>, is_http2: bool, connection: usize) {
@@ -380,7 +389,7 @@ impl Far {
 fn promised(script: &Script) -> u64 {
     match script.end {
         End::Whole => script.body,
-        End::BreakOff | End::Hang | End::Silence | End::Refuse => script.body + 1000,
+        End::BreakOff | End::Hang | End::Silence | End::Refuse | End::Echo => script.body + 1000,
     }
 }
 

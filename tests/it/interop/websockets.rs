@@ -44,3 +44,22 @@ fn a_websocket_finds_no_difference_but_that_the_key_is_gone() {
     let refused = go(&plain, None, &path, "ark_live_ent_acme_0");
     assert_eq!(refused, [json!({ "case": "refused", "status": 401, "code": "invalid_api_key" })]);
 }
+
+/// The server sees a stream of HTTP/2 (RFC 8441) where the client has sent a handshake over HTTP/1.1.
+#[test]
+fn a_websocket_finds_no_difference_where_the_server_speaks_http2() {
+    let server = Server::start("hypercorn");
+    let gateway = Gateway::builder()
+        .live_url(format!("http://{}", server.address))
+        .upstream("protocol = \"h2\"")
+        .toml(ROUTE)
+        .start();
+    let key = gateway.key(&["orders:read"]);
+    let path = gateway.path("orders/events/1");
+    let mut direct = go(&format!("ws://{}", server.address), None, &path, "ark_live_ent_acme_0");
+    assert_eq!(direct.len(), 12);
+    let who = direct.iter_mut().find(|step| step["case"] == "who").unwrap();
+    assert_eq!(who["version"], "1.1");
+    (who["has_key"], who["version"]) = (json!(false), json!("2"));
+    assert_eq!(go(&format!("ws://{}", gateway.address), None, &path, &key.text), direct, "left, through the gateway");
+}

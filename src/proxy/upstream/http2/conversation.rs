@@ -2,15 +2,19 @@
 
 use super::super::conversation::{Failure, INTERIM_MAX};
 use super::super::sending::Sending;
+use super::tunnel::Upgraded;
 use super::upload::{Stopped, Upload};
 use super::{Place, request};
 use crate::proxy::body::BodyError;
 use crate::proxy::h1::{self, Malformed};
+use crate::proxy::stream_io::StreamIo;
+use crate::proxy::upgrade::SEC_WEBSOCKET_ACCEPT;
 use crate::reason::Reason;
 use bytes::Bytes;
-use h2::RecvStream;
 use h2::client::ResponseFuture;
-use http::{Response, StatusCode, Version};
+use h2::{RecvStream, SendStream};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderValue, Response, StatusCode, Version};
 use http_body::Frame;
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
@@ -24,6 +28,8 @@ pub struct Conversation {
     is_data_done: bool,
     /// `None` once the request is sent, or cannot be.
     upload: Option<Upload>,
+    /// What goes up once the stream is a tunnel.
+    tunnel: Option<SendStream<Bytes>>,
     place: Place,
 }
 
@@ -36,33 +42,63 @@ pub async fn begin(
     sending: &mut Sending,
     to_head: bool,
 ) -> Result<(Response<()>, Conversation), Failure> {
-    let request = request::read(sending.head(), place.scheme())?;
+    let mut request = request::read(sending.head(), place.scheme())?;
+    let asks_tunnel = sending.asks_websocket() && place.takes_connect();
+    let proof = asks_tunnel.then(|| request::connect(&mut request)).flatten();
     let body = sending.take_body();
     let has_body = body.is_some();
-    let (mut response, stream) = match place.send(request, !has_body) {
+    let (mut response, stream) = match place.send(request, !has_body && proof.is_none()) {
         Ok(sent) => sent,
         Err(error) => {
             sending.restore(body);
             return Err(Failure::Unsent(error));
         }
     };
-    let mut upload = body.map(|body| Upload::new(stream, body, place.vitals()));
+    let (mut upload, tunnel) = match body {
+        Some(body) => (Some(Upload::new(stream, body, place.vitals())), None),
+        None => (None, proof.map(|proof| (proof, stream))),
+    };
     let mut interim = 0;
     let head = poll_fn(|cx| {
         send_on(&mut upload, cx).map_err(Failure::Body)?;
         poll_head(&mut response, sending, &mut interim, cx)
     });
-    let failure = match head.await {
-        Ok(response) => return accept(response, upload, place, to_head).await,
-        Err(failure) => failure,
+    let response = match head.await {
+        Ok(response) => response,
+        Err(failure) => {
+            place.judge(&failure);
+            match upload.and_then(Upload::into_untouched) {
+                Some(body) => sending.restore(Some(body)),
+                None if has_body => sending.touch(),
+                None => {}
+            }
+            return Err(failure);
+        }
     };
-    place.judge(&failure);
-    match upload.and_then(Upload::into_untouched) {
-        Some(body) => sending.restore(Some(body)),
-        None if has_body => sending.touch(),
-        None => {}
+    match tunnel {
+        Some((proof, stream)) if response.status().is_success() => Ok(agree(response, proof, stream, place)),
+        refused => {
+            // It is sent nothing more. Where it has gone, its answer counts.
+            refused.into_iter().for_each(|(_, mut stream)| _ = stream.send_data(Bytes::new(), true));
+            accept(response, upload, place, to_head).await
+        }
     }
-    Err(failure)
+}
+
+/// Makes of a good answer to an extended CONNECT what HTTP/1.1 says instead: from here on there is a tunnel.
+fn agree(
+    response: Response<RecvStream>,
+    proof: HeaderValue,
+    stream: SendStream<Bytes>,
+    place: Place,
+) -> (Response<()>, Conversation) {
+    let (mut head, body) = response.into_parts();
+    (head.version, head.status) = (Version::HTTP_11, StatusCode::SWITCHING_PROTOCOLS);
+    head.headers.remove(CONTENT_LENGTH);
+    head.headers.insert(SEC_WEBSOCKET_ACCEPT, proof);
+    let tunnel = Some(stream);
+    let conversation = Conversation { body, left: None, is_data_done: false, upload: None, tunnel, place };
+    (Response::from_parts(head, ()), conversation)
 }
 
 /// Takes a response whose head is here. One that has no body by definition is whole when its stream has ended.
@@ -77,7 +113,7 @@ async fn accept(
     let length = h1::one_length(&mut head.headers).inspect_err(|_| place.retire())?;
     let is_bodiless = to_head || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let left = if is_bodiless { Some(0) } else { length };
-    let mut conversation = Conversation { body, left, is_data_done: false, upload, place };
+    let mut conversation = Conversation { body, left, is_data_done: false, upload, tunnel: None, place };
     while is_bodiless && !conversation.is_done() {
         let frame = poll_fn(|cx| {
             send_on(&mut conversation.upload, cx).map_err(Failure::Body)?;
@@ -166,6 +202,11 @@ impl Conversation {
             }
         }
         Poll::Ready(Ok(ready!(self.body.poll_trailers(cx))?.map(Frame::trailers)))
+    }
+
+    /// The stream itself, if it has become a tunnel.
+    pub fn into_upgraded(self) -> Option<Upgraded> {
+        self.tunnel.map(|sender| Upgraded::new(StreamIo::new(self.body, sender), self.place))
     }
 
     /// Nothing more of the body is to come.

@@ -3,6 +3,7 @@
 pub mod conversation;
 mod driver;
 mod request;
+pub mod tunnel;
 mod upload;
 mod vitals;
 
@@ -179,6 +180,12 @@ impl Place {
                 Err(h2::Reason::REFUSED_STREAM.into())
             }
         }
+    }
+
+    /// Whether the upstream takes an extended CONNECT.
+    fn takes_connect(&self) -> bool {
+        let State::Open { sender, .. } = &*self.0.state.borrow() else { return false };
+        sender.is_extended_connect_protocol_enabled()
     }
 
     fn vitals(&self) -> Rc<Vitals> {

@@ -3,8 +3,10 @@
 
 use crate::proxy::h1::Malformed;
 use crate::proxy::headers::is_hop_by_hop;
+use crate::proxy::upgrade::{self, WEBSOCKET};
 use bytes::Bytes;
-use http::header::{HOST, HeaderName, TE, TRAILER};
+use h2::ext::Protocol;
+use http::header::{HOST, HeaderName, SEC_WEBSOCKET_KEY, TE, TRAILER};
 use http::uri::{PathAndQuery, Scheme, Uri};
 use http::{HeaderValue, Method, Request, Version};
 
@@ -30,6 +32,18 @@ pub fn read(head: &[u8], scheme: Scheme) -> Result<Request<()>, Malformed> {
     let host = host.ok_or(Malformed("a request without a host"))?;
     *request.uri_mut() = uri(scheme, &host, target).ok_or(Malformed("a host that is no authority"))?;
     Ok(request)
+}
+
+/// Makes an extended CONNECT of a WebSocket's request (RFC 8441, section 5.1), which has no key; gives what proves to the client
+/// that it was understood. None, and the request as it was, where it has not just one key.
+pub fn connect(request: &mut Request<()>) -> Option<HeaderValue> {
+    let mut keys = request.headers().get_all(SEC_WEBSOCKET_KEY).iter();
+    let (Some(key), None) = (keys.next(), keys.next()) else { return None };
+    let accept = upgrade::accept_of(key.as_bytes()).try_into().ok()?;
+    request.headers_mut().remove(SEC_WEBSOCKET_KEY);
+    *request.method_mut() = Method::CONNECT;
+    request.extensions_mut().insert(Protocol::from_static(WEBSOCKET));
+    Some(accept)
 }
 
 /// The lines of a head, the empty one at its end left out.
@@ -76,6 +90,21 @@ mod tests {
         let expected: [(&str, &[u8]); 5] =
             [("x-a", b"1: 2 \xff"), ("x-a", b"3"), ("x-empty", b""), ("te", b"trailers"), ("trailer", b"x-sum")];
         assert_eq!(fields, expected);
+    }
+
+    #[test]
+    fn an_extended_connect_has_no_key_and_proves_that_it_was_understood() {
+        let head = |keys: &str| format!("GET /chat HTTP/1.1\r\nhost: erp\r\nupgrade: websocket\r\n{keys}\r\n");
+        let key = "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        let mut request = read(head(key).as_bytes(), Scheme::HTTP).unwrap();
+        assert_eq!(connect(&mut request).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!((request.method(), request.uri().path()), (&Method::CONNECT, "/chat"));
+        assert!(request.headers().is_empty());
+        assert_eq!(request.extensions().get::<Protocol>().unwrap().as_str(), "websocket");
+        for keys in ["", &key.repeat(2)] {
+            let mut request = read(head(keys).as_bytes(), Scheme::HTTP).unwrap();
+            assert!(connect(&mut request).is_none() && request.method() == Method::GET);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::vitals::Vitals;
 use crate::proxy::body::{BodyError, RequestBody};
+use crate::proxy::stream_io::{Gone, poll_room};
 use bytes::Bytes;
 use h2::SendStream;
 use http::HeaderMap;
@@ -69,20 +70,11 @@ impl Upload {
 
     /// Sends as much of the piece as the upstream takes. No more is given to the library, which would keep it.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
-        self.stream.reserve_capacity(self.piece.len());
-        loop {
-            let room = self.stream.capacity();
-            if room > 0 {
-                let part = self.piece.split_to(room.min(self.piece.len()));
-                let is_end = self.piece.is_empty() && self.is_last;
-                self.vitals.send_part();
-                return Poll::Ready(self.stream.send_data(part, is_end).map_err(|_| Stopped::Gone));
-            }
-            match ready!(self.stream.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return Poll::Ready(Err(Stopped::Gone)),
-            }
-        }
+        let room = ready!(poll_room(&mut self.stream, self.piece.len(), cx)).map_err(|Gone| Stopped::Gone)?;
+        let part = self.piece.split_to(room.min(self.piece.len()));
+        let is_end = self.piece.is_empty() && self.is_last;
+        self.vitals.send_part();
+        Poll::Ready(self.stream.send_data(part, is_end).map_err(|_| Stopped::Gone))
     }
 
     fn send_trailers(&mut self, trailers: HeaderMap) -> Result<(), Stopped> {

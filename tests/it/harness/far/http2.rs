@@ -2,6 +2,7 @@
 
 use super::{End, Ended, Far, Hasher, Script, Seen, fields_of, pattern, promised};
 use bytes::Bytes;
+use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
@@ -30,6 +31,9 @@ impl Far {
     async fn drive(&self, stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, connection: usize) {
         let mut builder = h2::server::Builder::new();
         builder.max_concurrent_streams(self.streams_max.load(Ordering::SeqCst));
+        if self.takes_connect.load(Ordering::SeqCst) {
+            builder.enable_connect_protocol();
+        }
         let Ok(mut http2) = builder.handshake::<_, Bytes>(stream).await else { return };
         while let Some(Ok((request, respond))) = http2.accept().await {
             let far = self.clone();
@@ -39,12 +43,14 @@ impl Far {
 
     async fn serve_stream(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>, connection: usize) {
         let (head, mut body) = request.into_parts();
+        let mut fields = fields_of(&head.headers);
+        fields.extend(head.extensions.get::<Protocol>().map(|name| (":protocol".into(), name.as_str().into())));
         let seen = Seen {
             method: head.method.to_string(),
             target: head.uri.path_and_query().unwrap().to_string(),
             scheme: head.uri.scheme_str().map(str::to_owned),
             authority: head.uri.authority().unwrap().to_string(),
-            fields: fields_of(&head.headers),
+            fields,
             body: super::Body::default(),
             trailers: Vec::new(),
             end: None,
@@ -90,11 +96,17 @@ impl Far {
             let data = data?;
             body.flow_control().release_capacity(data.len())?;
             hasher.add(&data);
+            if let (End::Echo, Some(stream)) = (script.end, &mut stream) {
+                stream.send_data(data, false)?;
+            }
         }
         let trailers = body.trailers().await?.map(|trailers| fields_of(&trailers)).unwrap_or_default();
         self.note(at, |seen| (seen.body, seen.trailers) = (hasher.end(), trailers));
         if !script.is_early {
             stream = self.send_answer(seen, script, respond).await?;
+        }
+        if let (End::Echo, Some(stream)) = (script.end, &mut stream) {
+            stream.send_data(Bytes::new(), true)?;
         }
         Ok(stream)
     }
@@ -111,7 +123,7 @@ impl Far {
                 respond.send_reset(h2::Reason::INTERNAL_ERROR);
                 return Ok(None);
             }
-            End::Whole | End::BreakOff | End::Hang => {}
+            End::Whole | End::BreakOff | End::Hang | End::Echo => {}
         }
         let is_bodiless = seen.method == "HEAD" || matches!(script.status, 204 | 304);
         let mut builder = Response::builder().status(script.status);
@@ -149,7 +161,7 @@ impl Far {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 stream.send_reset(h2::Reason::INTERNAL_ERROR);
             }
-            End::Hang | End::Silence | End::Refuse => {}
+            End::Hang | End::Silence | End::Refuse | End::Echo => {}
         }
         Ok(Some(stream))
     }
