@@ -2,41 +2,57 @@
 //! otherwise an open loop, whose latencies count from the time a request was due.
 
 use super::Failure;
+use super::stall::{self, Stall};
 use mio::net::TcpStream;
+use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
-/// How exactly the poller can wait, with room to spare.
-const POLL_GRAIN: Duration = Duration::from_millis(2);
+const TIMER: Token = Token(usize::MAX);
 
 struct Connection {
     stream: TcpStream,
     received: Vec<u8>,
     /// When the outstanding request was due.
-    due: Option<Instant>,
+    due: Option<u64>,
 }
 
+/// When a request was due, and when it was answered.
+#[derive(Clone, Copy)]
+struct Latency {
+    due: u64,
+    at: u64,
+}
+
+/// All times are nanoseconds of the monotonic clock.
 struct Load {
     requests: Vec<Vec<u8>>,
     next_request: usize,
     connections: Vec<Connection>,
     idle: Vec<usize>,
-    /// In nanoseconds, by the status of the answer.
-    latencies: BTreeMap<u16, Vec<u64>>,
+    answered: BTreeMap<u16, Vec<Latency>>,
 }
 
-/// `ADDR PATH CONNECTIONS SECONDS RATE KEYS_FILE`; prints one JSON object.
+/// `ADDR PATH CONNECTIONS SECONDS RATE KEYS_FILE [STALLS_FILE]`; prints one JSON object. Without requests that met one of the stalls.
 pub fn run(args: &[&str]) -> Result<(), Failure> {
-    let [address, path, connections, seconds, rate, keys] = args else { return Err("load takes six arguments".into()) };
+    let [address, path, connections, seconds, rate, keys, stalls @ ..] = args else {
+        return Err("load takes six or seven arguments".into());
+    };
     let keys = std::fs::read_to_string(keys)?;
     let mut load = Load::new(address.parse()?, path, connections.parse()?, &keys)?;
     let (seconds, rate): (f64, f64) = (seconds.parse()?, rate.parse()?);
-    let started = Instant::now();
-    load.drive(started + Duration::from_secs_f64(seconds), rate)?;
-    load.print(started.elapsed());
+    let started = stall::now();
+    load.drive(started + nanos(seconds), rate)?;
+    let elapsed = stall::now() - started;
+    let stalls = stalls.first().map_or(Ok(Vec::new()), |file| stall::read(file))?;
+    load.print(elapsed, &stalls);
     Ok(())
 }
 
@@ -54,19 +70,22 @@ impl Load {
         }
         let connections = (0..count).map(|_| Connection::open(address)).collect::<Result<Vec<_>, _>>()?;
         let idle = (0..count).collect();
-        Ok(Self { requests, next_request: 0, connections, idle, latencies: BTreeMap::new() })
+        Ok(Self { requests, next_request: 0, connections, idle, answered: BTreeMap::new() })
     }
 
-    fn drive(&mut self, end: Instant, rate: f64) -> Result<(), Failure> {
+    fn drive(&mut self, end: u64, rate: f64) -> Result<(), Failure> {
         let mut poll = Poll::new()?;
         for (index, connection) in self.connections.iter_mut().enumerate() {
             poll.registry().register(&mut connection.stream, Token(index), Interest::READABLE)?;
         }
         let mut events = Events::with_capacity(256);
-        let step = (rate > 0.0).then(|| Duration::from_secs_f64(1.0 / rate));
-        let mut due = Instant::now();
+        let step = (rate > 0.0).then(|| nanos(1.0 / rate));
+        // The poller waits in whole milliseconds.
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK)?;
+        poll.registry().register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE)?;
+        let mut due = stall::now();
         loop {
-            let now = Instant::now();
+            let now = stall::now();
             if now >= end {
                 return Ok(());
             }
@@ -77,32 +96,29 @@ impl Load {
                         self.send(due)?;
                         due += step;
                     }
+                    // Where every connection waits for its answer, that wakes us.
+                    if !self.idle.is_empty() {
+                        wake(&timer, due.saturating_sub(stall::now()))?;
+                    }
                 }
             }
-            // The poller waits in whole milliseconds: an open loop that is due sooner gives way to the upstream instead.
-            let wait = match step {
-                None => end - now,
-                Some(_) if due.saturating_duration_since(now) < POLL_GRAIN => Duration::ZERO,
-                Some(_) => due - now - POLL_GRAIN,
-            };
-            poll.poll(&mut events, Some(wait.min(end - now)))?;
-            if events.is_empty() {
-                std::thread::yield_now();
-            }
-            for event in &events {
-                self.receive(event.token().0)?;
+            poll.poll(&mut events, Some(Duration::from_nanos(end - now)))?;
+            // Of all that have arrived: what we take to read those before it is no latency.
+            let arrived = stall::now();
+            for event in events.iter().filter(|event| event.token() != TIMER) {
+                self.receive(event.token().0, arrived)?;
             }
         }
     }
 
-    fn send_all(&mut self, now: Instant) -> Result<(), Failure> {
+    fn send_all(&mut self, now: u64) -> Result<(), Failure> {
         while !self.idle.is_empty() {
             self.send(now)?;
         }
         Ok(())
     }
 
-    fn send(&mut self, due: Instant) -> Result<(), Failure> {
+    fn send(&mut self, due: u64) -> Result<(), Failure> {
         let Some(index) = self.idle.pop() else { return Ok(()) };
         let request = &self.requests[self.next_request];
         self.next_request = (self.next_request + 1) % self.requests.len();
@@ -112,35 +128,52 @@ impl Load {
         Ok(())
     }
 
-    fn receive(&mut self, index: usize) -> Result<(), Failure> {
+    fn receive(&mut self, index: usize, arrived: u64) -> Result<(), Failure> {
         let connection = &mut self.connections[index];
         if !connection.read()? {
             return Ok(());
         }
         let status = connection.take_status().ok_or("an answer that is not HTTP")?;
         if let Some(due) = connection.due.take() {
-            self.latencies.entry(status).or_default().push(u64::try_from(due.elapsed().as_nanos())?);
+            self.answered.entry(status).or_default().push(Latency { due, at: arrived });
         }
         self.idle.insert(0, index);
         Ok(())
     }
 
-    fn print(&mut self, elapsed: Duration) {
-        let statuses: Vec<_> =
-            self.latencies.iter().map(|(status, all)| format!("\"{status}\":{}", all.len())).collect();
-        let by_status: Vec<_> = (self.latencies.iter_mut())
-            .map(|(status, latencies)| format!("\"{status}\":{{{}}}", percentiles(latencies)))
-            .collect();
-        let mut all: Vec<u64> = self.latencies.values().flatten().copied().collect();
+    /// Latencies are those of requests that met no stall.
+    fn print(&self, elapsed: u64, stalls: &[Stall]) {
+        let (mut all, mut by_status, mut statuses) = (Vec::new(), Vec::new(), Vec::new());
+        for (status, answers) in &self.answered {
+            let undisturbed = |one: &&Latency| !stalls.iter().any(|stall| stall.is_met(one.due, one.at));
+            let mut latencies: Vec<_> = answers.iter().filter(undisturbed).map(|one| one.at - one.due).collect();
+            all.extend_from_slice(&latencies);
+            by_status.push(format!("\"{status}\":{{{}}}", percentiles(&mut latencies)));
+            statuses.push(format!("\"{status}\":{}", answers.len()));
+        }
+        let answered: usize = self.answered.values().map(Vec::len).sum();
+        let met_stall = answered - all.len();
         println!(
-            "{{\"answered\":{},\"seconds\":{:.3},{},\"statuses\":{{{}}},\"by_status\":{{{}}}}}",
-            all.len(),
-            elapsed.as_secs_f64(),
+            "{{\"answered\":{answered},\"met_stall\":{met_stall},\"seconds\":{:.3},{},\"statuses\":{{{}}},\"by_status\":{{{}}}}}",
+            elapsed as f64 / 1e9,
             percentiles(&mut all),
             statuses.join(","),
             by_status.join(",")
         );
     }
+}
+
+fn nanos(seconds: f64) -> u64 {
+    (seconds * 1e9) as u64
+}
+
+/// Has the timer wake us after that long.
+fn wake(timer: &OwnedFd, after: u64) -> Result<(), Failure> {
+    let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // No time would mean never.
+    let spec = Itimerspec { it_interval: none, it_value: Duration::from_nanos(after.max(1)).try_into()? };
+    timerfd_settime(timer, TimerfdTimerFlags::empty(), &spec)?;
+    Ok(())
 }
 
 /// Members of a JSON object, in microseconds.

@@ -1,8 +1,10 @@
 //! The small servers and the load generator that the macro benchmark needs, each single-threaded on epoll (through mio):
-//! `upstream`, `relay` and `load`. They do as little as possible, so that what is measured is the proxy between them.
+//! `upstream`, `relay` and `load`. They do as little as possible, so that what is measured is the proxy between them. And `spin`, which
+//! as an idle task keeps a core awake: to wake one takes the sender of a packet more than the packet.
 
 mod load;
 mod relay;
+mod stall;
 mod upstream;
 
 use std::process::ExitCode;
@@ -14,7 +16,11 @@ fn main() -> ExitCode {
         ["upstream", address] => upstream::run(address),
         ["relay", address, to] => relay::run(address, to),
         ["load", rest @ ..] => load::run(rest),
-        _ => Err("usage: bench_tool upstream ADDR | relay ADDR TO | load ADDR PATH CONNECTIONS SECONDS RATE KEYS_FILE"
+        ["watch", file] => stall::watch(file),
+        ["spin"] => loop {
+            std::hint::spin_loop();
+        },
+        _ => Err("usage: bench_tool upstream ADDR | relay ADDR TO | load ADDR PATH CONNECTIONS SECONDS RATE KEYS_FILE [STALLS_FILE] | watch STALLS_FILE | spin"
             .into()),
     };
     match result {

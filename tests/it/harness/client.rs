@@ -181,6 +181,13 @@ impl Client {
         some
     }
 
+    /// The next so many bytes.
+    pub fn take(&mut self, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.reader.read_exact(&mut bytes).expect("the connection goes on");
+        bytes
+    }
+
     /// How the connection ends: with all bytes until then, or an error.
     pub fn end(&mut self) -> io::Result<Vec<u8>> {
         let mut rest = Vec::new();

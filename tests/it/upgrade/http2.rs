@@ -3,7 +3,7 @@
 use super::{Scene, end_of};
 use crate::harness::http2::{self, Exchange, Wire, kind, request};
 use crate::harness::switching::{AGREED, agreed, echo, value_of};
-use crate::harness::{Gateway, Http2, PATIENCE, Switching, Upstream, eventually};
+use crate::harness::{Authority, Gateway, Http2, PATIENCE, Switching, TlsClient, Upstream, eventually};
 use h2::Reason;
 use h2::ext::Protocol;
 use serde_json::Value;
@@ -331,4 +331,63 @@ fn a_stream_that_is_ended_at_once_is_half_a_tunnel() {
     let end = std::iter::from_fn(|| wire.next()).find(|frame| frame.kind == kind::DATA).unwrap();
     assert_eq!((end.flags & http2::END_STREAM, end.payload.len()), (http2::END_STREAM, 0));
     assert!(scene.record_of_connect()["reason"].is_null());
+}
+
+#[test]
+fn a_drain_waits_for_it_up_to_its_bound() {
+    let mut scene = scene_with(Switching::echo(), "[limits]\ndrain = \"1s\"");
+    let mut client = Http2::connect(scene.gateway.address);
+    let mut exchange = scene.tunnel(&mut client);
+    scene.gateway.signal("TERM");
+    std::thread::sleep(Duration::from_millis(300));
+    passes(&mut exchange, b"still here");
+    assert!(exchange.data().is_none_or(|last| last.is_err()));
+    assert_eq!(scene.gateway.wait(), Some(0));
+    assert_eq!(scene.record_of_connect()["reason"], "drain_expired");
+}
+
+#[test]
+fn i10_narrowing_cuts_it_and_what_is_still_allowed_goes_on() {
+    let scene = scene(Switching::echo());
+    let mut client = Http2::connect(scene.gateway.address);
+    let mut exchange = scene.tunnel(&mut client);
+    for (scope, is_kept) in [("orders:read", true), ("products:read", false)] {
+        assert!(scene.gateway.run(&["keys", "update", &scene.key.id, "--scope", scope]).status.success());
+        if is_kept {
+            passes(&mut exchange, b"still allowed");
+        }
+    }
+    assert_eq!(exchange.reset(), Reason::CANCEL);
+    assert_eq!(scene.record_of_connect()["reason"], "insufficient_scope");
+}
+
+#[test]
+fn i1_it_ends_when_nothing_was_heard_of_the_store_for_too_long() {
+    let scene = scene_with(Switching::echo(), "[cache]\nmax_stale = \"4s\"");
+    let mut client = Http2::connect(scene.gateway.address);
+    let mut exchange = scene.tunnel(&mut client);
+    let data = scene.gateway.dir.path().join("data");
+    std::fs::rename(data.join("keygate.db"), data.join("away.db")).unwrap();
+    assert_eq!(exchange.reset(), Reason::CANCEL);
+    // The store is where the records are asked for.
+    std::fs::rename(data.join("away.db"), data.join("keygate.db")).unwrap();
+    assert_eq!(scene.record_of_connect()["reason"], "cut_by_staleness");
+}
+
+#[test]
+fn tls_carries_it_as_it_carries_the_rest() {
+    let authority = Authority::new();
+    let pair = authority.issue("server", "DNS:erp.example");
+    let builder = Gateway::builder().tls(&pair);
+    let scene = Scene::of(Switching::echo(), builder);
+    let mut client = Http2::connect_tls(scene.gateway.tls_address(), "erp.example", &TlsClient::new(&authority));
+    let mut request = request("CONNECT", "https://erp.example/v1/sockets/1", &[&scene.key.bearer()]);
+    request.extensions_mut().insert(Protocol::from_static("websocket"));
+    let mut exchange = client.begin_with(request, false);
+    assert_eq!(exchange.head().unwrap().status, 200);
+    assert_eq!(value_of(&scene.upstream.only(), "x-forwarded-proto").as_deref(), Some("https"));
+    passes(&mut exchange, &[b'x'; 60_000]);
+    assert!(scene.gateway.run(&["keys", "revoke", &scene.key.id, "--yes"]).status.success());
+    assert_eq!(exchange.reset(), Reason::CANCEL);
+    assert_eq!(scene.record_of_connect()["reason"], "cut_by_revocation");
 }

@@ -1,14 +1,14 @@
 //! WebSockets on a stream of a connection that is shared with an upstream (RFC 8441), for clients of either protocol.
 
 use crate::harness::client::{Response, head};
-use crate::harness::far::{End, Ended, Seen};
+use crate::harness::far::{End, Ended, Seen, pattern};
 use crate::harness::http2::{Exchange, request};
-use crate::harness::{Far, Gateway, Http2, Key, PATIENCE, Script, Speaks, eventually};
+use crate::harness::{Client, Far, Gateway, Http2, Key, Script, Speaks, eventually};
 use h2::Reason;
 use h2::ext::Protocol;
 use serde_json::Value;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::io::ErrorKind;
+use std::net::Shutdown;
 
 const ROUTE: &str = r#"
 [[routes]]
@@ -63,15 +63,13 @@ impl Scene {
     }
 
     /// The answer to a handshake over HTTP/1.1, and the connection.
-    fn upgrade(&self, what: &str, lines: &[&str]) -> (u16, Response, TcpStream) {
+    fn upgrade(&self, what: &str, lines: &[&str]) -> (Response, Client) {
         let mut client = self.gateway.client();
         let bearer = self.key.bearer();
         let lines: Vec<&str> = std::iter::once(bearer.as_str()).chain(lines.iter().copied()).collect();
         client.send(head("GET", &format!("/v1/sockets/{what}"), &lines));
         let answer = client.read_one("GET").expect("an answer");
-        let stream = client.stream().try_clone().unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        (answer.status, answer, stream)
+        (answer, client)
     }
 
     /// The same over HTTP/2.
@@ -132,23 +130,20 @@ fn is_connect(seen: &Seen, scene: &Scene) {
 #[test]
 fn a_client_of_http1_gets_the_proof_that_the_upstream_cannot_give() {
     let scene = Scene::new();
-    let (status, answer, mut stream) = scene.upgrade("echo", &HANDSHAKE);
-    assert_eq!(status, 101);
+    let (answer, mut client) = scene.upgrade("echo", &HANDSHAKE);
+    assert_eq!(answer.status, 101);
     assert_eq!(answer.header("connection"), Some("upgrade"));
     assert_eq!(answer.header("upgrade"), Some("WebSocket"));
     assert_eq!(answer.header("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
     assert_eq!((answer.header("content-length"), answer.header("transfer-encoding")), (None, None));
     is_connect(&scene.only(), &scene);
-    stream.read_exact(&mut [0; WELCOME]).unwrap();
+    client.take(WELCOME);
     for size in [3, 60_000] {
         let sent = vec![b'x'; size];
-        stream.write_all(&sent).unwrap();
-        let mut back = vec![0; size];
-        stream.read_exact(&mut back).unwrap();
-        assert_eq!(back, sent);
+        assert_eq!(client.send(&sent).take(size), sent);
     }
-    stream.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    client.stream().shutdown(Shutdown::Write).unwrap();
+    assert_eq!(client.end().unwrap(), b"");
     assert_eq!(scene.end_of(0), Ended::Whole);
     let record = scene.record(101);
     assert_eq!(
@@ -182,8 +177,8 @@ fn a_client_of_http2_gets_its_tunnel_from_a_stream_to_a_stream() {
 #[test]
 fn a_refusal_passes_and_its_stream_ends() {
     let scene = Scene::new();
-    let (status, answer, _) = scene.upgrade("refuse", &HANDSHAKE);
-    assert_eq!((status, answer.body.len()), (403, 5));
+    let (answer, _) = scene.upgrade("refuse", &HANDSHAKE);
+    assert_eq!((answer.status, answer.body.len()), (403, 5));
     let mut client = Http2::connect(scene.gateway.address);
     let answer = scene.connect(&mut client, "refuse").answer().unwrap();
     assert_eq!((answer.status(), answer.body.len()), (403, 5));
@@ -193,8 +188,8 @@ fn a_refusal_passes_and_its_stream_ends() {
 #[test]
 fn an_upstream_that_takes_none_gets_an_ordinary_request() {
     let scene = Scene::before(Far::take_no_connect);
-    let (status, answer, _) = scene.upgrade("1", &HANDSHAKE);
-    assert_eq!((status, answer.body.len()), (200, 5));
+    let (answer, _) = scene.upgrade("1", &HANDSHAKE);
+    assert_eq!((answer.status, answer.body.len()), (200, 5));
     assert_eq!(scene.only().method, "GET");
     // A client of HTTP/2 would take a good answer for the tunnel.
     let mut client = Http2::connect(scene.gateway.address);
@@ -208,8 +203,8 @@ fn a_handshake_without_just_one_key_makes_no_tunnel() {
     let scene = Scene::new();
     let twice = [&HANDSHAKE[..], &HANDSHAKE[2..3]].concat();
     for lines in [&HANDSHAKE[..2], &twice] {
-        let (status, answer, _) = scene.upgrade("1", lines);
-        assert_eq!((status, answer.body.len()), (200, 5), "{lines:?}");
+        let (answer, _) = scene.upgrade("1", lines);
+        assert_eq!((answer.status, answer.body.len()), (200, 5), "{lines:?}");
     }
     assert!(scene.far.seen().iter().all(|seen| seen.method == "GET"));
 }
@@ -218,9 +213,9 @@ fn a_handshake_without_just_one_key_makes_no_tunnel() {
 fn i10_a_revoked_key_resets_the_streams_and_no_other_of_the_connection() {
     let scene = Scene::new();
     let sibling = scene.gateway.key(&["orders:read", "orders:write"]);
-    let (status, _, mut stream) = scene.upgrade("echo", &HANDSHAKE);
-    assert_eq!(status, 101);
-    stream.read_exact(&mut [0; WELCOME]).unwrap();
+    let (answer, mut cut) = scene.upgrade("echo", &HANDSHAKE);
+    assert_eq!(answer.status, 101);
+    cut.take(WELCOME);
     let mut client = Http2::connect(scene.gateway.address);
     let mut exchange = scene.connect(&mut client, "echo");
     assert_eq!(exchange.head().unwrap().status, 200);
@@ -230,7 +225,7 @@ fn i10_a_revoked_key_resets_the_streams_and_no_other_of_the_connection() {
     read(&mut kept, WELCOME);
     assert_eq!(scene.far.connections(), 1);
     assert!(scene.gateway.run(&["keys", "revoke", &scene.key.id, "--yes"]).status.success());
-    assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(cut.end().unwrap_err().kind(), ErrorKind::ConnectionReset);
     assert_eq!(exchange.reset(), Reason::CANCEL);
     assert_eq!([scene.end_of(0), scene.end_of(1)], [const { Ended::BrokenOff(Some(Reason::CANCEL)) }; 2]);
     kept.send(b"goes on", false);
@@ -245,10 +240,9 @@ fn i10_a_revoked_key_resets_the_streams_and_no_other_of_the_connection() {
 #[test]
 fn what_the_upstream_breaks_off_is_broken_off_for_the_client() {
     let scene = Scene::new();
-    let (status, _, mut stream) = scene.upgrade("break", &HANDSHAKE);
-    assert_eq!(status, 101);
-    let error = std::io::copy(&mut stream, &mut std::io::sink()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    let (answer, mut client) = scene.upgrade("break", &HANDSHAKE);
+    assert_eq!(answer.status, 101);
+    assert_eq!(client.end().unwrap_err().kind(), ErrorKind::ConnectionReset);
     assert_eq!(scene.record(101)["reason"], "upstream_aborted");
     let mut client = Http2::connect(scene.gateway.address);
     let mut exchange = scene.connect(&mut client, "break");
@@ -259,8 +253,8 @@ fn what_the_upstream_breaks_off_is_broken_off_for_the_client() {
 #[test]
 fn what_a_client_does_not_read_stays_with_the_upstream_and_holds_up_nobody() {
     let scene = Scene::new();
-    let (status, _, mut stream) = scene.upgrade("flood", &HANDSHAKE);
-    assert_eq!(status, 101);
+    let (answer, mut client) = scene.upgrade("flood", &HANDSHAKE);
+    assert_eq!(answer.status, 101);
     let mut before = u64::MAX;
     eventually("nothing more is taken", || {
         std::thread::sleep(std::time::Duration::from_millis(200));
@@ -269,12 +263,8 @@ fn what_a_client_does_not_read_stays_with_the_upstream_and_holds_up_nobody() {
     });
     // The sockets' own buffers, and a window.
     assert!(before < 16 << 20, "{before} bytes were taken");
-    let (status, _, mut other) = scene.upgrade("echo", &HANDSHAKE);
-    assert_eq!((status, scene.far.connections()), (101, 1));
-    other.read_exact(&mut [0; WELCOME]).unwrap();
-    let mut sum = 0;
-    let mut piece = vec![0; 1 << 16];
-    while sum < 32 << 20 {
-        sum += stream.read(&mut piece).unwrap();
-    }
+    let (answer, mut other) = scene.upgrade("echo", &HANDSHAKE);
+    assert_eq!((answer.status, scene.far.connections()), (101, 1));
+    other.take(WELCOME);
+    assert!(client.take(32 << 20) == pattern(0, 32 << 20), "not what was sent");
 }
