@@ -5,7 +5,7 @@ use super::process::{pss, watch_peak};
 use crate::harness::http2::{self, END_STREAM, Wire, kind};
 use crate::harness::{Authority, Gateway, Key, Reply, Upstream};
 use std::cell::Cell;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,9 +16,6 @@ const SLACK: Duration = Duration::from_secs(8);
 /// What a connection that stands still may hold, and what all of them may beside it.
 const BYTES_A_CONNECTION: u64 = 128 * 1024;
 const GROWTH_MAX: u64 = 16 * 1024 * 1024;
-const LARGE: usize = 12 << 20;
-/// What the upstream's kernel holds of a response that is not taken: what a thousand of them copy is not the gateway's.
-const UPSTREAM_BUFFER: usize = 64 * 1024;
 /// How many connections an attack opens in a second.
 const RATE: usize = 250;
 /// How much of it may be taken for a client that does not read, by the library and the kernel.
@@ -32,7 +29,7 @@ upstream_requests_max = 4096
 
 [[routes]]
 path = "/v1/open/**"
-upstream = "erp"
+upstream = "slow"
 public = true
 "#;
 
@@ -54,8 +51,8 @@ struct Attack {
     begin: Begin,
 }
 
-/// `slowhttptest`, attacking; it opens each connection once, and ends by itself when the last has ended. Dropped: ended.
-struct Tool(Child);
+/// A program that has a machine of its own elsewhere: here it gets what the others leave. Dropped: ended.
+struct Process(Child);
 
 enum Begin {
     /// `slowhttptest` with these options, at this path.
@@ -152,23 +149,12 @@ struct Behaved {
 }
 
 pub fn prove(size: &Size) {
-    let upstream = Upstream::start(|received| match received.target().ends_with("large") {
-        true => Reply::Custom(Box::new(|stream| {
-            socket2::SockRef::from(&*stream).set_send_buffer_size(UPSTREAM_BUFFER).unwrap();
-            _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n");
-            let mut pieces = std::iter::repeat_n([b'x'; 65_536], LARGE / 65_536);
-            _ = pieces.try_for_each(|piece| stream.write_all(&piece));
-        })),
-        false => {
-            go_first();
-            Reply::ok("live")
-        }
-    });
+    let (upstream, mut slow) = (answering(), Process::upstream());
     let listen = "protocols = [\"h1\", \"h2\"]";
     let authority = Authority::new();
     let pair = authority.issue("server", "IP:127.0.0.1");
-    let gateway =
-        Gateway::builder().live(&upstream).listen(listen).toml(&size.limits()).toml(ROUTES).tls(&pair).start();
+    let toml = size.limits() + ROUTES + &format!("[upstreams.slow]\nlive = [\"http://127.0.0.1:{}\"]\n", slow.port());
+    let gateway = Gateway::builder().live(&upstream).listen(listen).toml(&toml).tls(&pair).start();
     let key = gateway.key(&["orders:read"]);
     let rest = || while_behaving(&gateway, &key, || std::thread::sleep(size.calm));
     // Watched as the attacks are, since that takes time as well.
@@ -198,6 +184,14 @@ pub fn prove(size: &Size) {
     let taken: Vec<_> = stalled.filter_map(|one| one["bytes_out"].as_u64()).collect();
     println!("at most {} KiB were taken for a client that does not read", taken.iter().max().unwrap() / 1024);
     assert!(taken.iter().all(|bytes| *bytes < TAKEN_MAX), "{taken:?}");
+}
+
+/// The upstream of those who behave.
+fn answering() -> Upstream {
+    Upstream::start(|_| {
+        go_first();
+        Reply::ok("live")
+    })
 }
 
 /// The page and the journal tell of every connection once, and of no other.
@@ -240,7 +234,7 @@ impl Attack {
         let Size { connections, deadline, .. } = *size;
         let began = Instant::now();
         let wanted = counted + connections as f64;
-        let start = |options, path| Tool::start(gateway, options, path, connections);
+        let start = |options, path| Process::attack(gateway, options, path, connections);
         let at = |address, act: fn(&mut Wire)| (0..connections).map(|_| begun(address, act)).collect();
         let (tool, mut held): (_, Vec<Wire>) = match self.begin {
             Begin::Tool(options, path) | Begin::BlindTool(options, path) => (Some(start(options, path)), Vec::new()),
@@ -270,20 +264,35 @@ fn begun(address: SocketAddr, act: fn(&mut Wire)) -> Wire {
     wire
 }
 
-// === impl Tool ===
+// === impl Process ===
 
-impl Tool {
-    fn start(gateway: &Gateway, options: &[&str], path: &str, connections: usize) -> Self {
+impl Process {
+    fn start(program: &str, args: &[&str]) -> Self {
+        let mut command = Command::new("chrt");
+        command.args(["--idle", "0", program]).args(args).stdin(Stdio::null()).stdout(Stdio::piped());
+        Self(command.spawn().expect("chrt is missing: apt-get install util-linux"))
+    }
+
+    /// `slowhttptest`, attacking; it opens each connection once, and ends by itself when the last has ended.
+    fn attack(gateway: &Gateway, options: &[&str], path: &str, connections: usize) -> Self {
         let (count, rate) = (connections.to_string(), RATE.to_string());
         let url = format!("http://{}{path}", gateway.address);
-        // It has a machine of its own elsewhere: here it gets what the others leave.
-        let mut command = Command::new("chrt");
-        command
-            .args(["--idle", "0", "slowhttptest"])
-            .args(options)
-            .args(["-c", &count, "-r", &rate, "-l", "60", "-p", "5", "-v", "1", "-u", &url]);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-        Self(child.expect("chrt is missing: apt-get install util-linux"))
+        let rest = ["-c", &count, "-r", &rate, "-l", "60", "-p", "5", "-v", "1", "-u", &url];
+        Self::start("slowhttptest", &[options, &rest].concat())
+    }
+
+    /// The upstream of those who stand still.
+    fn upstream() -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/proofs/slow_upstream.py");
+        Self::start("python3", &[script])
+    }
+
+    /// The port that it says first.
+    fn port(&mut self) -> u16 {
+        let mut line = String::new();
+        let mut out = BufReader::new(self.0.stdout.as_mut().unwrap());
+        out.read_line(&mut line).unwrap();
+        line.trim().parse().expect("python3 is missing: apt-get install python3")
     }
 
     /// Waits for its end, and gives what it said.
@@ -295,7 +304,7 @@ impl Tool {
     }
 }
 
-impl Drop for Tool {
+impl Drop for Process {
     fn drop(&mut self) {
         _ = self.0.kill();
         _ = self.0.wait();
