@@ -26,13 +26,13 @@ pub enum Command {
     Status,
     /// Begin a new fleet in an empty store. The first gateway or the first key does so too, unless it knows of another fleet.
     Init,
-    /// Have the gateways that are held take the store as it is, in place of the keys that they know. What was revoked stays so.
+    /// Have the gateways that are held take the store as it is, in place of the keys that they know. What was revoked stays so. To be run where the one runs that knows most.
     Adopt {
         /// Do it, not only say what it would change.
         #[arg(long)]
         yes: bool,
     },
-    /// Fill an empty store with what the gateway of this configuration has on its disk. To be run where that gateway runs.
+    /// Fill an empty store with what the gateway of this configuration has on its disk. To be run where the one runs that knows most.
     Reseed {
         /// Do it, not only say what it would change.
         #[arg(long)]

@@ -29,8 +29,8 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_MAX].into());
 }
 
-/// An upgraded connection to an upstream, or a stream of one, and the exchange that it belongs to. Dropped before it has ended well: both are
-/// broken off.
+/// An upgraded connection to an upstream, or a stream of one, and the exchange that it belongs to. Dropped before it has ended
+/// well: both are broken off.
 pub struct Tunnel {
     upstream: Upgraded,
     /// Over HTTP/2: what the client sends on its stream.

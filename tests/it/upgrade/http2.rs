@@ -351,12 +351,12 @@ fn i10_narrowing_cuts_it_and_what_is_still_allowed_goes_on() {
     let scene = scene(Switching::echo());
     let mut client = Http2::connect(scene.gateway.address);
     let mut exchange = scene.tunnel(&mut client);
-    for (scope, is_kept) in [("orders:read", true), ("products:read", false)] {
+    let narrow = |scope| {
         assert!(scene.gateway.run(&["keys", "update", &scene.key.id, "--scope", scope]).status.success());
-        if is_kept {
-            passes(&mut exchange, b"still allowed");
-        }
-    }
+    };
+    narrow("orders:read");
+    passes(&mut exchange, b"still allowed");
+    narrow("products:read");
     assert_eq!(exchange.reset(), Reason::CANCEL);
     assert_eq!(scene.record_of_connect()["reason"], "insufficient_scope");
 }

@@ -1,25 +1,23 @@
 //! A WebSocket's tunnel on a stream of a shared connection (RFC 8441).
 
-use super::{Place, Vitals};
+use super::Place;
 use crate::proxy::stream_io::StreamIo;
 use std::io;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream that does not carry HTTP any more. It ends before its place on the connection.
 pub struct Upgraded {
     stream: StreamIo,
-    vitals: Rc<Vitals>,
-    _place: Place,
+    place: Place,
 }
 
 // === impl Upgraded ===
 
 impl Upgraded {
-    pub fn new(stream: StreamIo, place: Place) -> Self {
-        Self { stream, vitals: place.vitals(), _place: place }
+    pub const fn new(stream: StreamIo, place: Place) -> Self {
+        Self { stream, place }
     }
 
     pub fn reset(&mut self) {
@@ -38,7 +36,7 @@ impl AsyncWrite for Upgraded {
         let this = self.get_mut();
         let sent = Pin::new(&mut this.stream).poll_write(cx, bytes);
         if sent.is_ready() {
-            this.vitals.send_part();
+            this.place.0.vitals.send_part();
         }
         sent
     }
